@@ -15,7 +15,7 @@ from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import read_summary
 from darwinlm.runtime.artifact import read_json
-from darwinlm.runtime.errors import DataError, RecipeError
+from darwinlm.runtime.errors import DataError, ModelError, RecipeError
 from darwinlm.stages.execution.sizes import Sizes
 
 SIZE = 320
@@ -123,6 +123,16 @@ def test_impossible_sizes_are_refused(dense, tmp_path, make_run, wanted, error, 
     with pytest.raises(error, match=message):
         result(make_run(dense, tmp_path / "out", f"vocabulary={wanted}"), "vocabulary")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_token_around_texts_beyond_the_embedding_is_refused(tmp_path, make_run):
+    folder = wordy_checkpoint(tmp_path / "dense", "llama", "byte-level BPE")
+    tree = read_json(folder / "tokenizer.json")
+    around = {"sep": ["</s>", 5000], "cls": ["<s>", 1], "trim_offsets": True, "add_prefix_space": False}
+    tree["post_processor"] = {"type": "RobertaProcessing", **around}
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    with pytest.raises(ModelError, match="gives the token 5000, but the model's vocabulary ends at"):
+        result(make_run(folder, tmp_path / "out", "vocabulary=75%"), "vocabulary")
 
 
 def test_too_little_text_is_refused(dense, tmp_path, make_run):

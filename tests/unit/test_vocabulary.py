@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from tests.tiny.checkpoint import WORDS
+from tests.tiny.damage import edit_config
 from tests.tiny.vocabulary import BYTES, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
 from tokenizers import Tokenizer, models
 
@@ -102,6 +103,7 @@ def test_numbers_in_settings_follow(tmp_path):
     path = folder / "generation_config.json"
     plain = json.loads(path.read_text())
     path.write_text(json.dumps({**plain, "pad_token_id": 500, "eos_token_id": [2, TOKENS]}))
+    edit_config(folder, image_token_id={"a": 1}, odd_token_ids=[[1], 2])
     dense = Checkpoint.open(folder)
     assert special_numbers(dense) == {0, 1, 2, TOKENS, 500}
     cut_weights(dense, [0, 2, TOKENS, 1], tmp_path / "small")
@@ -109,6 +111,7 @@ def test_numbers_in_settings_follow(tmp_path):
     assert (made["pad_token_id"], made["eos_token_id"]) == (None, [1, 2])
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert (config["vocab_size"], config["bos_token_id"], config["eos_token_id"]) == (4, 3, 1)
+    assert (config["image_token_id"], config["odd_token_ids"]) == (None, [1])
 
 
 def test_rows_of_a_smaller_tokenizer():

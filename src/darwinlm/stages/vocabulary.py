@@ -102,7 +102,6 @@ def _choose(recipe: Recipe, dense: Checkpoint, texts: ByDomain, tokenizer: Any) 
     wanted = recipe.vocabulary
     assert wanted is not None
     tree = TokenizerTree(tokenizer, dense.source)
-    check_tokens(max(tokenizer.get_vocab().values()), int(dense.config.vocab_size), dense.source)
     if wanted > len(tree.tokens):
         raise RecipeError(
             f"vocabulary: {wanted:,.0f} tokens requested, but {dense.source} has {len(tree.tokens):,}: request fewer, "
@@ -110,6 +109,7 @@ def _choose(recipe: Recipe, dense: Checkpoint, texts: ByDomain, tokenizer: Any) 
         )
     size = kept_size(wanted, len(tree.tokens))
     always = tree.indispensable(tokenizer) | (special_numbers(dense) & tree.tokens.keys())
+    check_tokens(max(*tokenizer.get_vocab().values(), *always), int(dense.config.vocab_size), dense.source)
     if len(always) > size:
         raise RecipeError(
             f"vocabulary: {size:,} tokens requested, but bytes, special tokens and the chat template need "

@@ -94,9 +94,9 @@ def _renumbered(settings: dict[str, Any], new: Mapping[int, int]) -> dict[str, A
         if name in PARTS and isinstance(value, dict):
             _renumbered(value, new)
         if isinstance(value, list) and name.endswith(("_token_id", "_token_ids")):
-            settings[name] = value and [new[old] for old in value if old in new]
+            settings[name] = value and [new[old] for old in value if isinstance(old, int) and old in new]
         elif name.endswith(NUMBER):
-            settings[name] = new.get(value)
+            settings[name] = new.get(value) if isinstance(value, int) else None
     return settings
 
 
