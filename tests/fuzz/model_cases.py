@@ -19,7 +19,12 @@ REFUSED_FIELDS: dict[str, tuple[Any, ...]] = {
     ),
     "per_layer_config": (
         *({"0": {"num_attention_heads": "four"}}, {"five": {}}, {"1000000000": {}}, [], {"0": []}),
-        *({"0": {"skip": "attention"}}, {"0": {"query_groups": "abc"}}),
+        *(
+            {"0": {"skip": "attention"}},
+            {"0": {"query_groups": "abc"}},
+            {"0": {"vocab_size": 5}},
+            {"0": {"hidden_size": 8}},
+        ),
     ),
     "model_type": (5, ["llama"], "x" * 5000),
     "num_hidden_layers": (3, 5),

@@ -77,6 +77,8 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
                 f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
                 "remove the field"
             )
+        if where.startswith("per_layer_config.") and where.endswith(("vocab_size", "hidden_size")):
+            raise CheckpointError(f"{path}: {shorten(where)} can't differ between layers: fetch the model again")
         most = 2048 if LAYERS.search(where) else 1 << 24 if SIZES.search(where) else 1 << 53
         least = 1 if where.rpartition(".")[2] in POSITIVE else -most
         if (isinstance(value, int) and not least <= value <= most) or value != value:  # noqa: PLR0124 - NaN
