@@ -1,5 +1,6 @@
 """Memory of processes: it does not grow with the number of layers, and shared weights are whole in none."""
 
+import ctypes
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -111,12 +112,27 @@ def measured(model: Path, out: Path) -> tuple[int, int]:
     for block in range(checkpoint.n_blocks - 1):
         write_tensors(out / block_file(block), {"skipped": torch.zeros(1)})  # marks the block as done by an earlier run
     given = {"dtype": torch.float32, "device": CPU, "batch_tokens": 64, "memory": memory}
-    build_database(stage, BlockStream(checkpoint, tokens, **given), UnitsSettings(attention="kv_group"))
-    database = resident("VmHWM")
     with kept_memory(CPU):
+        build_database(stage, BlockStream(checkpoint, tokens, **given), UnitsSettings(attention="kv_group"))
+        database = resident("VmHWM")
         for block, moments in output_gradients(BlockStream(checkpoint, tokens, **given), tokens, memory):
             write_tensors(out / f"gradients_{block}.safetensors", {str(kind): S for kind, S in moments.items()})
     return database, resident("VmHWM")
+
+
+def test_memory_is_kept_until_the_end():
+    """More than 2 GB of it, in pieces: pages that nothing touches take no memory."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        pytest.skip("only glibc keeps memory")
+    end_of_heap = library.sbrk
+    end_of_heap.restype = ctypes.c_void_p
+    with kept_memory(CPU):
+        pieces = [torch.empty(1 << 30, dtype=torch.uint8) for _ in range(3)]
+        most = end_of_heap(0)
+        del pieces
+        assert end_of_heap(0) == most
+    assert end_of_heap(0) < most - (2 << 30)
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_layers(tmp_path):

@@ -32,7 +32,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.runtime.memory import kept_memory, memory_of
+from darwinlm.runtime.memory import memory_of
 from darwinlm.search.fitness import Fitness, Window, kl_of_pieces
 from darwinlm.streaming.chunks import chunked_gradient
 from darwinlm.streaming.decoder import Removed, input_of
@@ -91,7 +91,7 @@ class Gradients:
                 yield
 
         self.decoder.move(hidden, arguments, visiting, self.fitness.clock.check)
-        with self.decoder.with_head(), kept_memory(self.decoder.device):  # of logits
+        with self.decoder.with_head():
             dense = (self.fitness.dense[slice(*piece)] for piece in pieces)
             gradients = self._states(map(self._behind_last_block, hidden, dense))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.memory import CPU, kept_memory, memory_of
+from darwinlm.runtime.memory import CPU, memory_of
 from darwinlm.search.fitness import Fitness, kl_of_pieces
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.student import Student
@@ -75,7 +75,7 @@ class CandidateTrainer:
         self._rounds.append((begin, min(begin - -training_tokens // self.tokens.shape[1], len(self.tokens))))
         own = [each for each in candidates if self._owner[each] == parallel.rank()]
         losses: dict[Allocation, float] = {}
-        with parallel.agree(), kept_memory(self.decoder.device):
+        with parallel.agree():
             if own:
                 self._read_dense()
             for candidate in own:

@@ -22,7 +22,6 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.runtime.compute import exact_device
 from darwinlm.runtime.errors import DataError
-from darwinlm.runtime.memory import kept_memory
 from darwinlm.stages.execution.context import Context
 from darwinlm.stages.execution.stage import Stage, Task
 from darwinlm.streaming.gradients import output_gradients
@@ -51,11 +50,10 @@ def _gradients(task: Task, calibration: TokenSequences, dense: Checkpoint) -> No
     context, rows = task.context, _gradient_rows(calibration)
     tokens = calibration.tokens[:rows][parallel.place() :: parallel.size()]
     memory, total = HiddenMemory(task.folder), dense.n_blocks
-    with kept_memory(context.device):
-        stream = stream_of(context, dense, tokens, memory)
-        for block, moments in output_gradients(stream, tokens, memory):
-            parallel.in_main(write_tensors, task.folder / block_file(block), moments)
-            context.reporter.advance(total - block, total)
+    stream = stream_of(context, dense, tokens, memory)
+    for block, moments in output_gradients(stream, tokens, memory):
+        parallel.in_main(write_tensors, task.folder / block_file(block), moments)
+        context.reporter.advance(total - block, total)
 
 
 def _moments_of(folder: Path, device: torch.device, block: int) -> dict[Any, Tensor]:

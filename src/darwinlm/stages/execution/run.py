@@ -16,7 +16,7 @@ from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
-from darwinlm.runtime.memory import is_out_of_memory, memory_of
+from darwinlm.runtime.memory import is_out_of_memory, kept_memory, memory_of
 from darwinlm.stages.execution.context import Context, open_context
 from darwinlm.stages.execution.limit import limited
 from darwinlm.stages.execution.output import claim, guarded
@@ -169,7 +169,7 @@ class Run:
             reporter.say(f"{title}: {reason}, redone")
         begun = working_time()
         memory_of(self.context.device).stage = stage.name
-        with guarded(folder.folder), reporter.stage(title):
+        with guarded(folder.folder), reporter.stage(title), kept_memory(self.context.device):
             if resumed := parallel.decide(folder.begin):
                 reporter.resumes()
             if stage.together:

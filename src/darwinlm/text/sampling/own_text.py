@@ -15,7 +15,6 @@ from pydantic import TypeAdapter, ValidationError
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import damaged
 from darwinlm.runtime.errors import DataError, storage_error
-from darwinlm.runtime.memory import kept_memory
 from darwinlm.text.sampling.sampler import Sampled, Sampler
 from darwinlm.text.sampling.script import Script, chats, documents
 
@@ -52,25 +51,24 @@ def write_own_text(
     """
     length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
     reason = ""
-    with kept_memory(model.device):
-        for kind in (chats, documents):
-            script = kind(model, tokenizer, length)
-            if isinstance(script, str):
-                reason = script
-                continue
-            if kind is documents:
-                say(f"{reason}, so it writes documents instead of chats")
-            text = _OwnText(script, folder, tokens, first, progress)
-            longest = max(segment.until for segment in script.segments)
-            sampler = Sampler(model, script.prefix, script.segments, longest, seed, rows)
+    for kind in (chats, documents):
+        script = kind(model, tokenizer, length)
+        if isinstance(script, str):
+            reason = script
+            continue
+        if kind is documents:
+            say(f"{reason}, so it writes documents instead of chats")
+        text = _OwnText(script, folder, tokens, first, progress)
+        longest = max(segment.until for segment in script.segments)
+        sampler = Sampler(model, script.prefix, script.segments, longest, seed, rows)
+        with parallel.agree():
+            failed = text.trial(sampler) if parallel.is_main() else ""
+        failed = parallel.broadcast(failed)
+        if not failed:
             with parallel.agree():
-                failed = text.trial(sampler) if parallel.is_main() else ""
-            failed = parallel.broadcast(failed)
-            if not failed:
-                with parallel.agree():
-                    text.write(sampler, late)
-                return
-            reason = failed
+                text.write(sampler, late)
+            return
+        reason = failed
     raise DataError(f"the model writes no text of its own that can be used ({reason}): name a text with --text")
 
 
