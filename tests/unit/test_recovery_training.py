@@ -91,11 +91,12 @@ def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("great", [1e-4, 100.0])
-def test_a_model_that_lost_less_learns_with_a_lower_rate(tmp_path, monkeypatch, great):
+def test_the_rate_follows_the_weights_and_the_loss(tmp_path, monkeypatch, great):
     monkeypatch.setattr(training, "RATE_KL", great)
     before, first, *_ = trained(tmp_path, SETTINGS.model_copy(update={"learning_rate": None})).record["log"]
     assert 1e-4 < before["eval_kl"] < 100
-    highest = training.RATE * min(before["eval_kl"] / great, 1.0)
+    matrices = [weight.detach().flatten() for weight in tiny_model("llama", 1).parameters() if weight.ndim > 1]
+    highest = training.RATE * float(torch.cat(matrices).square().mean().sqrt()) * min(before["eval_kl"] / great, 1.0)
     assert first["learning_rate"] == pytest.approx(highest * rate_share(6, 0))
 
 

@@ -227,8 +227,9 @@ class RecoverySettings(Section):
     """Weight of distillation, KL(dense ‖ model) in nats per token, from 0 to 1. The next-token loss has the rest: 0.5
     weights both equally, and 0 needs no dense model."""
     learning_rate: float | None = Field(None, gt=0)
-    """Learning rate of AdamW after a short warm-up; it falls to a tenth along a cosine. None takes 4e-4, and less in
-    proportion if the KL to the dense model on validation text is below 0.9 before training."""
+    """Learning rate of AdamW after a short warm-up; it falls to a tenth along a cosine. None takes 0.0015 times the
+    root mean square of the weights, and less in proportion if the KL to the dense model on validation text is below 0.9
+    before training."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
     sharding: Literal["none", "fsdp", "hsdp"] = "none"

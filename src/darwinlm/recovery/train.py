@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -24,7 +24,6 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.runtime.memory import kept_memory
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -32,12 +31,22 @@ if TYPE_CHECKING:
 BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 """AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
 
-RATE, RATE_KL = 4e-4, 0.9
-"""Learning rate of a model that lost `RATE_KL` nats or more, and of one whose loss isn't known (notebook, "A learning
-rate by the loss before training")."""
+RATE, RATE_KL = 0.0015, 0.9
+"""Learning rate of a model that lost `RATE_KL` nats or more, and of one whose loss isn't known, as a share of the root
+mean square of its weights (notebook, "A learning rate by the weights")."""
 
 LOG_EVERY = 10
 """Steps between two lines of the log."""
+
+
+def _whole(norm: Any) -> float:
+    """A norm of weights or gradients, also of sharded ones."""
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def root_mean_square(weights: Sequence[Tensor]) -> float:
+    """Root mean square of all elements, also of sharded weights."""
+    return _whole(nn.utils.get_total_norm(weights)) / math.sqrt(sum(weight.numel() for weight in weights))
 
 
 @dataclass(eq=False)
@@ -99,13 +108,14 @@ class Training:
         self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
         self.optimizer = torch.optim.AdamW(self.trained.values(), betas=BETAS, weight_decay=0.0, fused=True)
+        # Before a checkpoint is loaded, so that a resumed training has the same rate.
+        self.size = root_mean_square([weight for weight in self.trained.values() if weight.ndim > 1])
         self.state = TrainingState()
         self.last = self.steps.count
         if newest is not None:
             self.say(f"recovery: resuming from {newest.name}")
             self.load(newest)
-        with kept_memory(self.device):
-            self.run()
+        self.run()
         return self.result(), self.record()
 
     # ------------------------------------------------------------------------------------------------- a step
@@ -168,7 +178,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.unlogged.append(mean)
         if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == self.last:
-            norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+            norm = _whole(norm)
             losses, self.state.unlogged = self.state.unlogged, []
             logged = sum(losses) / len(losses)
             where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
@@ -185,10 +195,10 @@ class Training:
 
     @cached_property
     def rate(self) -> float:
-        """The highest learning rate: the recipe's, or one that follows from the loss before training."""
+        """The highest learning rate: the recipe's, or one by the weights and the loss before training."""
         if self.settings.learning_rate is not None:
             return self.settings.learning_rate
-        return RATE * min(self.state.log[0].get("eval_kl", RATE_KL) / RATE_KL, 1.0)
+        return RATE * self.size * min(self.state.log[0].get("eval_kl", RATE_KL) / RATE_KL, 1.0)
 
     def _batch(self, step: int, number: int) -> Tensor:
         """Tokens of a micro-batch of this process. The text is one epoch, whose order differs between epochs."""

@@ -148,7 +148,7 @@ RECOVER = Stage(
     "recover",
     _recover,
     _read,
-    version=10,
+    version=11,
     title="recovery",
     writes="the trained model, and the record of the training",
     settings=("recovery", "time", "text.sequence_length", "text.looking_back", "text.seed"),
