@@ -152,3 +152,10 @@ def test_names_that_transformers_uses_are_no_fields(model_copy, name):
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: 1}))
     with pytest.raises(CheckpointError, match=rf"config\.json: {name} is a name that transformers uses itself"):
         Checkpoint.open(model_copy)
+
+
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
+def test_saving_shows_no_progress_bar(tiny_llama: Path, tmp_path: Path, capfd, monkeypatch):
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)
+    save_model(Checkpoint.open(tiny_llama).load(torch.float32), tmp_path / "saved")
+    assert not capfd.readouterr().err

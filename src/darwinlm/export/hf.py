@@ -60,7 +60,7 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any = None, source: Path 
     for name, parameter in model.named_parameters():
         if not all(bool(part.isfinite().all()) for part in torch.split(parameter.detach(), 4096)):
             raise NumericsError(f"{name} holds numbers that aren't finite (NaN or infinity): {folder} isn't written")
-    with unchecked(folder, "partial") as temporary:
+    with unchecked(folder, "partial") as temporary, without_bars():
         model.config.dtype = next(model.parameters()).dtype
         if source is not None and is_whole(source):
             put_inside(model, source).save_pretrained(temporary, save_original_format=False)

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import family_of
-from darwinlm.families.loading import load_model, load_tokenizer
+from darwinlm.families.loading import load_model, load_tokenizer, without_bars
 from darwinlm.families.origin import write_gguf_origin
 from darwinlm.gguf.header import GgufHeader, read_header, rounding_error
 from darwinlm.gguf.settings import check_keys, complete
@@ -109,7 +109,8 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
         plain.tie_weights()
         if tied and HEAD in header.tensors:
             say(_take_one(header, plain))
-        plain.save_pretrained(work)
+        with without_bars():
+            plain.save_pretrained(work)
         tokenizer.save_pretrained(work)
         config = read_json(work / "config.json")
         write_json(work / "config.json", config | {"dtype": GGUF_DTYPE})
