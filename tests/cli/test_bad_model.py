@@ -47,10 +47,8 @@ NO_TOKENIZER = ("holds no tokenizer that can be read (", "): put the files of th
 REFUSED = {
     "a family of transformers": (lambda f: edit_config(f, model_type="gpt2"), (UNKNOWN.format("gpt2"), "qwen3")),
     "a family of nobody": (lambda f: edit_config(f, model_type="foo"), (UNKNOWN.format("foo"), "llama", "YAML file")),
-    "a family that can't be cut, with code of its own": (
-        lambda f: with_code(f, "minicpm3"),
-        (UNKNOWN.format("minicpm3"),),
-    ),
+    "an uncut family with code of its own": (lambda f: with_code(f, "minicpm3"), (UNKNOWN.format("minicpm3"),)),
+    "a word for a number": (lambda f: edit_config(f, hidden_size="abc"), ("config.json", "expected int, got str")),
     "code of its own": (lambda f: with_code(f, "mine"), (UNKNOWN.format("mine"),)),
     "code of its own under our name": (lambda f: with_code(f, "darwinlm_mine"), (UNKNOWN.format("mine"),)),
     "attention from the hub": (lambda f: edit_config(f, attn_implementation="own/er"), ("attn_implementation", "sdpa")),

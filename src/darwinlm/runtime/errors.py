@@ -197,5 +197,6 @@ def storage_error(path: Path, error: Exception) -> StorageError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, for our messages."""
-    return str(error).strip().partition("\n")[0].rstrip(": .")
+    """The first line of another library's error, for our messages, and the next one if it ends with a colon."""
+    first, _, more = str(error).strip().partition("\n")
+    return (f"{first} {more.strip()}".partition("\n")[0] if first.endswith(":") else first).rstrip(": .")
