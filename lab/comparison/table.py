@@ -73,7 +73,8 @@ def _footing(compared: ComparisonRecord) -> list[str]:
         source = recovery["text"] or text["source"]
         share = recovery["distillation"]
         weights = f"{share:g} x KL to the dense model, {1 - share:g} x cross-entropy"
-        rate = "by each model's weights and loss" if recovery["learning_rate"] is None else f"{recovery['learning_rate']:g}"
+        given = recovery["learning_rate"]
+        rate = "by each model's weights and loss" if given is None else f"{given:g}"
         lines.append(
             f"recovery: {recovery['tokens']:,} tokens of {source}, in the same order in every row "
             f"({weights}, learning rate {rate})"
