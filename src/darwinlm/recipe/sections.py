@@ -158,7 +158,7 @@ class SearchSettings(Section):
     """`equal`: all layers have the same sizes, and whole blocks may be removed; the family's own class and every engine
     run such a model. `unequal` layers often lose less. `auto` is equal if the GGUF file that `units.quantisation` asks
     for needs it."""
-    generations: Repeats = Field(14, ge=1)
+    generations: Repeats = Field(12, ge=1)
     """Maximum number of generations; the paper has 200. More than ten of `gradient` end when ten gained nothing
     significant."""
     offspring: Repeats = Field(12, ge=1)
