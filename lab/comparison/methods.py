@@ -16,7 +16,6 @@ from darwinlm.export.hf import save_model
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import Recipe
-from darwinlm.runtime.memory import kept_memory
 from darwinlm.search.fitness import Fitness
 from darwinlm.search.modules import PlacedModules
 from darwinlm.search.problem import Problem
@@ -141,16 +140,15 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
     batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))
     model = inputs.dense.load(torch.float32, context.device)
-    with kept_memory(context.device):
-        scores, record = shear(
-            model,
-            inputs.dense.family,
-            module_shapes(inputs.dense),
-            space.levels(target),
-            batches,
-            seed=inputs.recipe.search.seed,
-            progress=context.reporter.advance,
-        )
+    scores, record = shear(
+        model,
+        inputs.dense.family,
+        module_shapes(inputs.dense),
+        space.levels(target),
+        batches,
+        seed=inputs.recipe.search.seed,
+        progress=context.reporter.advance,
+    )
     save_model(model.to("cpu"), folder / "trained")
     reader = RankedReader(Checkpoint.open(folder / "trained"), inputs.recipe.units, scores)
     return MethodResult(reader, target, record | {"tokens": tokens.numel()})

@@ -112,7 +112,7 @@ def measure_quality(
     if where is not None and len(share):
         masks = torch.split(where[parallel.place() :: parallel.size()].roll(-1, 1), size)
     whole, passes = sum(isinstance(reader, WholeModel) for reader in readers.values()), 0
-    with ExitStack() as heads:
+    with kept_memory(readers[id(dense)].device), ExitStack() as heads:
         ends = []
         for reader in readers.values() if batches else ():
             ends.append(iter(reader.through(batches, memory=memory)))
@@ -121,8 +121,6 @@ def measure_quality(
                 progress(passes, len(readers) * len(batches))
         for reader in readers.values() if batches else ():
             heads.enter_context(reader.with_head(readers[id(dense)]))
-        # Of logits; blocks that come and go would fragment it.
-        heads.enter_context(kept_memory(readers[id(dense)].device))
         for batch, mask in zip(batches, masks, strict=True):
             found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch, mask)
             sums += torch.stack([found[place] for place in places]) if places else sums

@@ -109,7 +109,7 @@ class Training:
         # The fused optimizer doesn't copy the tensors that it updates.
         self.optimizer = torch.optim.AdamW(self.trained.values(), betas=BETAS, weight_decay=0.0, fused=True)
         # Before a checkpoint is loaded, so that a resumed training has the same rate.
-        self.size = root_mean_square([weight for weight in self.trained.values() if weight.ndim > 1])
+        self.magnitude = root_mean_square([weight for weight in self.trained.values() if weight.ndim > 1])
         self.state = TrainingState()
         self.last = self.steps.count
         if newest is not None:
@@ -198,7 +198,7 @@ class Training:
         """The highest learning rate: the recipe's, or one by the weights and the loss before training."""
         if self.settings.learning_rate is not None:
             return self.settings.learning_rate
-        return RATE * self.size * min(self.state.log[0].get("eval_kl", RATE_KL) / RATE_KL, 1.0)
+        return RATE * self.magnitude * min(self.state.log[0].get("eval_kl", RATE_KL) / RATE_KL, 1.0)
 
     def _batch(self, step: int, number: int) -> Tensor:
         """Tokens of a micro-batch of this process. The text is one epoch, whose order differs between epochs."""
