@@ -19,6 +19,7 @@ from darwinlm.database.store import DatabaseReader
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import module_shapes
 from darwinlm.recipe import UnitsSettings, load_recipe, sections
+from darwinlm.recipe.settled import GPU_TOKENS
 from darwinlm.recovery.checkpoints import Checkpoints
 from darwinlm.recovery.schedule import plan_steps
 from darwinlm.recovery.sharding import load_teacher, sharding_mesh
@@ -265,7 +266,7 @@ def recovered(
             teacher,
             text,
             tokens[:8],
-            plan_steps(settings, length, recipe.compute.batch_tokens, parallel.size()),
+            plan_steps(settings, length, recipe.compute.batch_tokens or GPU_TOKENS, parallel.size()),
             settings,
             setup.work / out,
             {"benchmark": "recovery"},

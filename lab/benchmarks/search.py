@@ -121,7 +121,7 @@ def measure_rate(options: argparse.Namespace) -> None:
 
     model = dense.load(run.context.dtype, run.context.device)
     placed = PlacedModules(Decoder(model, dense.family), reader, plan.space)
-    fitness = Fitness(placed, tokens, batch_tokens=4096)
+    fitness = Fitness(placed, tokens, batch_tokens=run.context.batch_tokens)
     fitness.kl(parent, ROUNDS[-1][0])
     begun = time.perf_counter()
     ours = generation(candidates, parent, fitness.kls)

@@ -43,12 +43,13 @@ def test_processors_work_in_bfloat16_where_it_is_quick(processor, capabilities, 
 
 def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path):
     processor(amx_bf16=False)
-    said = load_recipe(Recipe(), ["compute.dtype=bfloat16"], {})
+    said = load_recipe(Recipe(), ["compute.dtype=bfloat16", "compute.batch_tokens=2048"], {})
     assert settled(said, CPU) == said, "it is left alone"
     run = open_run(load_recipe(Recipe(), [], {"model": "any"}), tmp_path / "out", Reporter(quiet=True))
     assert run.context.dtype == torch.float32
     assert run.context.arithmetic["dtype"] == "torch.float32"
-    assert run.recipe.compute.dtype == "float32"
+    assert (run.recipe.compute.dtype, run.recipe.compute.batch_tokens) == ("float32", 1024)
+    assert run.context.batch_tokens == 1024
 
 
 @pytest.fixture
@@ -137,6 +138,7 @@ def test_devices_that_are_refused(gpus, processes, count, process, name, error, 
 def test_a_gpu_without_bfloat16_works_in_float32(gpus):
     gpus(1, (7, 0))
     device = torch.device("cuda")
-    assert settled(Recipe(), device).compute.dtype == "float32"
+    compute = settled(Recipe(), device).compute
+    assert (compute.dtype, compute.batch_tokens) == ("float32", 4096)
     with pytest.raises(RecipeError, match=r"compute\.dtype=bfloat16: Tesla V100 doesn't support bfloat16: use flo"):
         settled(load_recipe(Recipe(), ["compute.dtype=bfloat16"], {}), device)

@@ -31,8 +31,9 @@ class ComputeSettings(Section):
     """Element type of forward and backward passes. `auto` is bfloat16 on GPUs and on processors that are fast with it
     (AMX, or AMD's AVX-512), else float32. Second moments, factors, KL and trained weights are always float32 or
     better."""
-    batch_tokens: Whole = Field(4096, gt=0)
-    """Tokens in one forward pass, and in one micro-batch of recovery. Fewer need less memory."""
+    batch_tokens: Whole | None = Field(None, gt=0)
+    """Tokens in one forward pass, and in one micro-batch of recovery. None takes 4096, on a CPU 1024. Fewer need less
+    memory."""
     memory: ByteCount | None = Field(None, gt=0)
     """Memory of the device that a run may take, main memory without a GPU: 6GB. None takes what the stages need, and
     for caches up to half of the free main memory, or nearly all of a GPU's."""

@@ -10,9 +10,15 @@ from darwinlm.recipe.sections import Recipe
 from darwinlm.runtime.compute import fast_dtype, gpu_has_bfloat16
 from darwinlm.runtime.errors import RecipeError
 
+GPU_TOKENS, CPU_TOKENS = 4096, 1024
+"""Tokens in one forward pass by default. On a CPU, the residual stream of few tokens stays in its caches."""
+
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with the element type of this device instead of `auto`. Raises RecipeError if it lacks the type."""
+    """The recipe with the element type and the tokens of a pass that suit this device, where it leaves them open.
+
+    Raises RecipeError if the device lacks the element type.
+    """
     compute = recipe.compute
     if compute.dtype == "bfloat16" and not gpu_has_bfloat16(device):
         raise RecipeError(
@@ -21,6 +27,9 @@ def settled(recipe: Recipe, device: torch.device) -> Recipe:
         )
     if compute.dtype == "auto":
         compute = compute.model_copy(update={"dtype": fast_dtype(device)})
+    if compute.batch_tokens is None:
+        tokens = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+        compute = compute.model_copy(update={"batch_tokens": tokens})
     return recipe.model_copy(update={"compute": compute})
 
 

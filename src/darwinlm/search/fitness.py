@@ -33,9 +33,6 @@ from darwinlm.streaming.decoder import Decoder
 from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
 from darwinlm.units.space import Allocation
 
-CPU_TOKENS = 1024
-"""Maximum number of tokens in a forward pass on a CPU, so that the residual stream stays in its caches."""
-
 Window = tuple[int, int]
 """Range of sequences on which candidates are compared, or a piece of it for one forward pass: first index, end."""
 
@@ -81,13 +78,11 @@ class Fitness:
         self.placed = placed
         self.memory = memory
         self.decoder = placed.decoder
-        on_cpu = self.decoder.device.type == "cpu"
         self.tokens = tokens
         self.n_sequences, self.sequence_length = tokens.shape
         self.evaluations = 0
         self.clock = Clock()
-        at_once = (min(batch_tokens, CPU_TOKENS) if on_cpu else batch_tokens) // parallel.size()
-        self._batch_sequences = max(1, at_once // self.sequence_length)
+        self._batch_sequences = max(1, batch_tokens // parallel.size() // self.sequence_length)
         self._known: dict[Allocation, dict[int, float]] = {}
         streams = self._through(list(self.pieces(0, self.n_sequences)))
         self.dense = torch.cat(list(streams))

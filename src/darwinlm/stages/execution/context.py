@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from darwinlm.recipe import Recipe
-from darwinlm.recipe.settled import settled
+from darwinlm.recipe.settled import GPU_TOKENS, settled
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import STAGES
 from darwinlm.runtime.compute import DTYPES, resolve_device
@@ -58,5 +58,5 @@ def open_context(recipe: Recipe, folder: Path, reporter: Reporter) -> tuple[Cont
         device = resolve_device(recipe.compute.device)
         recipe = settled(recipe, device)
         set_limit(device, recipe.compute.memory)
-    dtype, batch_tokens = DTYPES[recipe.compute.dtype], recipe.compute.batch_tokens
+    dtype, batch_tokens = DTYPES[recipe.compute.dtype], recipe.compute.batch_tokens or GPU_TOKENS
     return Context(device, dtype, batch_tokens, folder, reporter), recipe

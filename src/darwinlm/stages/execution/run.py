@@ -192,7 +192,7 @@ class Run:
                 raise
             raise DeviceMemoryError(
                 f"{stage.title}: the memory of {self.context.device} is full: lower compute.batch_tokens "
-                f"({self.recipe.compute.batch_tokens:,}), or what darwinlm plan names, then rerun the same command; "
+                f"({self.context.batch_tokens:,}), or what darwinlm plan names, then rerun the same command; "
                 "finished work is kept"
             ) from error
 

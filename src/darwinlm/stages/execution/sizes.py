@@ -8,6 +8,7 @@ from math import prod
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.shapes import ModuleShape, module_shapes
 from darwinlm.recipe import Recipe
+from darwinlm.recipe.settled import GPU_TOKENS
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.search.budgets import Counted, bounded
 from darwinlm.search.problem import space_of
@@ -51,7 +52,7 @@ class Sizes:
         self.channels = self.width + sum(widths.values())
         self.dtype = DTYPES["float32" if recipe.compute.dtype == "float32" else "bfloat16"]
         self.size, self.saved = self.dtype.itemsize, checkpoint.dtype.itemsize
-        self.pass_tokens = max(recipe.compute.batch_tokens, recipe.text.sequence_length)
+        self.pass_tokens = max(recipe.compute.batch_tokens or GPU_TOKENS, recipe.text.sequence_length)
 
     def params_of(self, block: int) -> int:
         """Number of parameters of a block."""
