@@ -11,14 +11,11 @@ from darwinlm.runtime.compute import fast_dtype, gpu_has_bfloat16
 from darwinlm.runtime.errors import RecipeError
 
 GPU_TOKENS, CPU_TOKENS = 4096, 1024
-"""Tokens in one forward pass by default. On a CPU, the residual stream of few tokens stays in its caches."""
+"""Tokens in one forward pass by default: on a CPU few, which need less memory."""
 
 
 def settled(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with the element type and the tokens of a pass that suit this device, where it leaves them open.
-
-    Raises RecipeError if the device lacks the element type.
-    """
+    """The recipe with this device's element type and pass, where left open. Raises RecipeError if it lacks the type."""
     compute = recipe.compute
     if compute.dtype == "bfloat16" and not gpu_has_bfloat16(device):
         raise RecipeError(
