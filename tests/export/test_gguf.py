@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.tiny.llama_cpp import assert_same_as_transformers, exported
-from tests.tiny.pruned import Row, any_checkpoint, plain_checkpoint, pruned_checkpoint
+from tests.tiny.pruned import BESIDE, DELTA, GEMMA4, MIXED, Row, any_checkpoint, plain_checkpoint, pruned_checkpoint
 
 from darwinlm.export.run import export_model
 from darwinlm.families.checkpoint import Checkpoint
@@ -83,18 +83,7 @@ def test_quantised_files(tmp_path, quantisation):
         assert any("multiples of 256" in note for note in report["notes"])
 
 
-MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
-DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
 OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "swiglu_limit": 7.0}
-
-GEMMA4_MOE = {
-    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-    "global_head_dim": 64,
-    "num_global_key_value_heads": 1,
-    "num_key_value_heads": 2,
-    "hidden_size_per_layer_input": 0,
-    "moe_intermediate_size": 64,
-}
 OTHERS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}
 
@@ -107,7 +96,7 @@ GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}
         ("llama", MIXED, {"hidden_act": "relu"}, "its MLPs use relu"),
         ("mixtral", {0: (4, 2, 64, 2)}, {}, r"mixtures of experts differ.* Prune with --for gguf"),
         ("mixtral", {1: (4, 2, 40)}, {}, "its mixtures of experts differ"),
-        ("gemma4_text_experts", {1: (4, 1, 0)}, GEMMA4_MOE, "its mixtures of experts differ"),
+        ("gemma4_text_experts", {1: (4, 1, 0)}, GEMMA4 | BESIDE, "its mixtures of experts differ"),
         ("deepseek_v3", {2: (4, 4, 0)}, GROUPED, "its mixtures of experts differ"),
         ("exaone4", {}, {"layer_types": ["sliding_attention"] * 3}, "some of its layers have a sliding window"),
         ("olmo3", {}, {"layer_types": ["full_attention"] * 3}, "every 4. layer has no window"),
@@ -115,12 +104,7 @@ GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}
         ("gpt_oss", {}, OSS | {"swiglu_limit": 2.0}, "the constants of its activation are 1.702 and 7.0"),
         ("deepseek_v2", {}, {"topk_method": "group_limited_greedy", "n_group": 1, "topk_group": 1}, "by the best two"),
         ("deepseek_v3", {}, {"rope_interleave": False, "head_dim": 8}, "pairs halves of a head"),
-        (
-            "qwen3_5_text",
-            {1: (4, 2, 40)},
-            DELTA,
-            "its layers differ, and in llama.cpp all blocks of this family have the",
-        ),
+        ("qwen3_5_text", {1: (4, 2, 40)}, DELTA, "its layers differ, and in llama.cpp all blocks of this family have"),
         ("vaultgemma", {}, {"layer_types": ["full_attention"] * 3}, "llama.cpp has no architecture for this family"),
         ("gemma3_text", {}, {"layer_types": ["full_attention"] * 3}, "every 6. layer has no window"),
         ("gemma2", {}, {"layer_types": ["sliding_attention"] * 3}, "every 2. layer has no window"),

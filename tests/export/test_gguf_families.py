@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
 from tests.tiny.models import FAMILIES
-from tests.tiny.pruned import any_checkpoint, plain_checkpoint, pruned_checkpoint
+from tests.tiny.pruned import BESIDE, DELTA, GEMMA4, MIXED, SQUARE, any_checkpoint, plain_checkpoint, pruned_checkpoint
 from tests.tiny.stages import run_stages
 
 from darwinlm.engines.process import EngineProcess
@@ -14,8 +14,6 @@ from darwinlm.gguf.header import read_header
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
-MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
-SQUARE = {"hidden_size": 128}
 STILL = {"sliding_window": None, "layer_types": ["full_attention"] * 3}
 LONGER = {"rope_parameters": FAMILIES["ministral3"]["rope_parameters"] | {"original_max_position_embeddings": 256}}
 WHOLE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
@@ -23,31 +21,17 @@ WHOLE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial
 ALL = {name: family.gguf for name, family in families().items()}
 STOCK = {name: each for name, each in ALL.items() if each is not None}
 
-DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
 MAMBA = {"num_hidden_layers": 4, "mamba_n_heads": 4, "mamba_d_head": 32}
 WIDTH = {"block_auto_adjust_ff_dim": False}
-GEMMA4 = {
-    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
-    "global_head_dim": 64,
-    "num_global_key_value_heads": 1,
-    "num_key_value_heads": 2,
-    "hidden_size_per_layer_input": 32,
-    "vocab_size_per_layer_input": 320,
-}
+E2B = {"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 320}
 PLAIN_GEMMA4 = {
     "attention_k_eq_v": True,
     "num_kv_shared_layers": 0,
     "hidden_size_per_layer_input": 0,
     "use_double_wide_mlp": False,
 }
-BESIDE = {"hidden_size_per_layer_input": 0, "moe_intermediate_size": 64}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 150000.0,
-    "factor": 32.0,
-    "original_max_position_embeddings": 64,
-    "truncate": False,
-}
+YARN = {"rope_type": "yarn", "rope_theta": 150000.0, "factor": 32.0, "truncate": False}
+YARN["original_max_position_embeddings"] = 64
 OSS = {"num_hidden_layers": 4, "sliding_window": 16, "swiglu_limit": 7.0, "intermediate_size": 64}
 LATENT = {"num_key_value_heads": 4, "moe_intermediate_size": 64, "kv_lora_rank": 32, "qk_nope_head_dim": 32}
 QUERIES = {"q_lora_rank": 32}
@@ -99,7 +83,7 @@ EQUAL = {
     "glm4": ("glm4", "glm4", {}),
     "glm4 that turns whole heads": ("glm4", "glm4", WHOLE),
     "arcee": ("arcee", "arcee", {**LLAMA3, "mlp_bias": False, "hidden_size": 128}),
-    "gemma4 as E2B": ("gemma4_text", "gemma4", GEMMA4),
+    "gemma4 as E2B": ("gemma4_text", "gemma4", GEMMA4 | E2B),
     "gemma4 as 31B": ("gemma4_text", "gemma4", GEMMA4 | PLAIN_GEMMA4),
     "gemma4 as 26B-A4B": ("gemma4_text_experts", "gemma4", GEMMA4 | BESIDE),
     "qwen3_5": ("qwen3_5_text", "qwen35", DELTA),
@@ -220,7 +204,7 @@ def test_pruned_mixtures_are_exported(tmp_path, make_run):
 def test_unequal_layers_of_gemma4(tmp_path, more):
     """llama.cpp reads head counts and widths of each layer. Empty blocks stay, since something follows their MLP."""
     rows = {0: (0, 0, 40), 1: (4, 2, 0), 2: (4, 2, 192)} if not more else {0: (2, 1, 40), 1: (0, 0, 0), 2: (4, 1, 64)}
-    folder = pruned_checkpoint(tmp_path / "model", "gemma4_text", rows, **GEMMA4 | more)
+    folder = pruned_checkpoint(tmp_path / "model", "gemma4_text", rows, **GEMMA4 | E2B | more)
     report = exported(folder, tmp_path / "m.gguf", quantisation="f32")
     assert report["comparisons"][0]["relative"] < 2e-3
     widths = read_header(tmp_path / "m.gguf").keys["gemma4.feed_forward_length"]

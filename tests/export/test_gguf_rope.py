@@ -3,16 +3,13 @@
 import pytest
 import torch
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
-from tests.tiny.pruned import any_checkpoint
+from tests.tiny.pruned import MIXED, SQUARE, any_checkpoint
 from transformers import AutoModelForCausalLM
 
 from darwinlm.engines.process import EngineProcess
 from darwinlm.runtime.errors import ExportError
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
-
-MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
-SQUARE = {"hidden_size": 128}
 
 
 def yarn(**more):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from darwinlm.engines.process import EngineProcess
 from darwinlm.export.run import export_model
 
+TWELVE = {"min_new_tokens": 12, "max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None}
 TEXT = "the river turns slowly under the silver bridge and 12 engines hold 340 letters."
 LLAMA3 = {
     "rope_parameters": {
@@ -46,14 +47,7 @@ def assert_same_as_transformers(folder: Path, file: Path, tolerance: float) -> N
     ids = AutoTokenizer.from_pretrained(folder)(TEXT)["input_ids"]
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0].numpy()
-        made = model.generate(
-            torch.tensor([ids]),
-            do_sample=False,
-            min_new_tokens=12,
-            max_new_tokens=12,
-            pad_token_id=0,
-            eos_token_id=None,
-        )[0, len(ids) :].tolist()
+        made = model.generate(torch.tensor([ids]), do_sample=False, **TWELVE)[0, len(ids) :].tolist()
     with EngineProcess("llama.cpp", file, exact=True, context=256) as engine:
         assert engine.tokenize(TEXT) == ids
         found = engine.logits(ids)

@@ -32,6 +32,15 @@ ENGINE_SIZES: dict[str, Any] = {
 Row = tuple[int, ...]
 """Query heads, KV heads and MLP channels of one layer, 0 where a sub-layer is gone; then the experts, if some are."""
 
+MIXED: dict[int, Row] = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 40)}
+SQUARE = {"hidden_size": 128}
+DELTA = {"num_hidden_layers": 4, "linear_key_head_dim": 32, "linear_value_head_dim": 32}
+GEMMA4: dict[str, Any] = {
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    **{"global_head_dim": 64, "num_global_key_value_heads": 1, "num_key_value_heads": 2},
+}
+BESIDE = {"hidden_size_per_layer_input": 0, "moe_intermediate_size": 64}
+
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of a few merges, as GPT-2's."""
