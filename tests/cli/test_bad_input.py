@@ -25,6 +25,13 @@ def test_text_that_cannot_be_used(prune, tmp_path, name, content, parts):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_first_of_several_texts_is_read_too(prune, command, finished_llama, tiny_text_file, tmp_path):
+    missing = "Text source 'none.txt': there is no such file or folder"
+    prune("--text", tiny_text_file, text="none.txt").refused(missing)
+    texts = ("--text", "none.txt", "--text", tiny_text_file)
+    command("recover", finished_llama, "--out", tmp_path / "more", *texts, "--tokens", 64).refused(missing)
+
+
 def test_text_from_the_hub_without_a_network(prune):
     pytest.importorskip("datasets")
     prune(text="hf:own/er").refused("hf:own/er", "local text")
@@ -76,6 +83,7 @@ def test_a_line_that_cannot_be_read(command, words):
         ("plan model --preset quick", "No such option: --preset; use --set preset=NAME"),
         ("chat model --text t", "--text is an option of darwinlm evaluate, darwinlm prune, darwinlm recover"),
         ("--text t prune", "--text is an option of darwinlm evaluate, darwinlm prune, darwinlm recover"),
+        ("prune model --keep 75% --keep=50%", "'--keep': it is given more than once: give it once"),
         ("prune model --keep half", "budget.keep: must be a share such as 50% or 0.5 (it is 'half')"),
         ("prune model --vocab 200%", "vocabulary: must be at most 100 % (it is '200%')"),
         ("chat model --prompt hi", "use a pipe: echo 'hi' | darwinlm chat MODEL"),

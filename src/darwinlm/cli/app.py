@@ -48,6 +48,13 @@ class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return _readable(super().get_params(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        order: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]  # the last of several would win
+        for option in order:
+            if order.count(option) > 1 and not (ctx.resilient_parsing or option.multiple or option.is_flag):
+                raise typer.BadParameter("it is given more than once: give it once", ctx=ctx, param=option)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         for name, value in ctx.params.items():
             if isinstance(value, Path) or (name in ("model", "text", "teacher") and isinstance(value, str)):

@@ -62,11 +62,11 @@ Set = Annotated[
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A setting of recipe.default.yaml; repeatable."),
 ]
 Text = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--text",
         metavar="SOURCE",
-        help="Text file, folder, or hf:owner/name; several with commas. Without it, self: the model writes the text.",
+        help="Text file, folder, or hf:owner/name; repeatable. Without it, self: the model writes the text.",
     ),
 ]
 Vocab = Annotated[

@@ -30,11 +30,11 @@ def recover(
     ] = None,
     out: arguments.Out = Path("runs/recovered"),
     text: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Training text: file, folder or hf:owner/name. Without it, that of the run, except documents that the "
-            "run used for other purposes.",
+            help="Training text: file, folder or hf:owner/name; repeatable. Without it, that of the run, except "
+            "documents that the run used for other purposes.",
         ),
     ] = None,
     recipe: arguments.RecipeFile = None,
@@ -48,7 +48,7 @@ def recover(
         out,
         teacher=teacher,
         tokens=tokens,
-        text=text,
+        text=",".join(text) if text else None,
         recipe=recipe,
         assignments=tuple(assignments or ()),
         reporter=terminal.reporter(),
