@@ -53,6 +53,17 @@ def test_two_runs_in_one_folder(prune, holder, tmp_path):
     assert prune("--until", "database").code == 0
 
 
+def test_a_users_own_file_in_the_model(prune, finished_copy):
+    """Only what a run wrote is replaced, what the system hides, and compiled Python."""
+    own, hidden = finished_copy / "model" / "mine.gguf", finished_copy / "model" / ".cache" / "upload.metadata"
+    hidden.parent.mkdir()
+    for path in (own, hidden, own.with_suffix(".pyc")):
+        path.touch()
+    prune("--keep", "50%", "--overwrite").refused(f"{own} was not written by a run, so", "is kept: move it away")
+    own.unlink()
+    assert prune("--keep", "50%", "--overwrite").code == 0
+
+
 def test_a_gguf_file_is_not_converted_behind_a_link(prune, gguf_bytes, tmp_path):
     (tmp_path / "m.gguf").write_bytes(gguf_bytes)
     (tmp_path / "home").mkdir()

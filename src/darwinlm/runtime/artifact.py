@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -177,12 +177,8 @@ def read_as(path: Path, kind: type[T]) -> T:
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read safetensors that a stage wrote. Raises ArtifactError if the file is missing or damaged."""
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise damaged(path, str(error)) from error
+    with open_tensors(path) as stream:
+        return {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - it is no mapping
 
 
 @contextlib.contextmanager
@@ -268,6 +264,15 @@ def check_no_link(*folders: Path) -> None:
         )
 
 
+def check_written(folder: Path, names: Collection[str]) -> None:
+    """Refuse to delete what no run wrote, except hidden files, which are the system's. Raises ArtifactError."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        passing = name in names or "/." in f"/{name}" or path.suffix == ".pyc"
+        if not passing and (path.is_symlink() or not path.is_dir()):
+            raise ArtifactError(f"{path} was not written by a run, so {folder} is kept: move it away")
+
+
 class StageFolder:
     """The folder of a stage, with the key that its content must match.
 
@@ -341,11 +346,7 @@ class StageFolder:
         check_no_link(self.folder, self.folder.parent)
         finished = (self.folder / MANIFEST).exists()
         if finished or not (self.folder / KEY).exists():
-            written = {MANIFEST, KEY, *(read_manifest(self.folder).files if finished else ())}
-            found = (path for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir())
-            for path in found:
-                if not path.name.startswith(".") and path.relative_to(self.folder).as_posix() not in written:
-                    raise ArtifactError(f"{path} was not written by a run, so {self.folder} is kept: move it away")
+            check_written(self.folder, {MANIFEST, KEY, *(read_manifest(self.folder).files if finished else ())})
         try:
             shutil.rmtree(self.folder)
         except OSError as error:

@@ -11,8 +11,9 @@ import torch
 from darwinlm.export.hf import RECORD, check_saved, recorded_digests, save_model, saved_digests
 from darwinlm.families.checkpoint import Checkpoint
 from darwinlm.families.family import is_custom
+from darwinlm.families.files import CARD
 from darwinlm.report.wording import without_folders
-from darwinlm.runtime.artifact import what_changed, write_json
+from darwinlm.runtime.artifact import check_written, what_changed, write_json
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.version import VERSION
 from darwinlm.stages.execution.stage import Stage, Task
@@ -48,6 +49,8 @@ def _save(
     for each in (dense, teacher):
         each.check_unchanged()
     folder = task.context.folder / MODEL
+    if (folder / RECORD).is_file():
+        check_written(folder, {RECORD, CARD, *recorded_digests(folder / RECORD)})
     model = as_dtype(final.model(dense.dtype, keep=partial(in_file, folder=task.folder)), dense.dtype)
     model = in_family_class(model, final.checkpoint)
     save_model(model, folder, tokenizer=dense.tokenizer(), source=teacher.folder)
