@@ -137,6 +137,11 @@ def test_real_clocks_run_too(tiny_folder, make_run, tmp_path, monkeypatch, model
     assert len(table["checks"]) == 3
 
 
+def linked(folder):
+    """Pages of models to which the page of a sweep leads."""
+    return [link for link in Page((folder / "index.html").read_text()).links if "report" in link]
+
+
 def test_a_family_shares_its_database(tiny_llama, make_run, tmp_path):
     run = make_run(tiny_llama, tmp_path / "unused")
     recipes = [load_recipe(run.recipe, (), {"budget.keep": keep}) for keep in ("40%", "80%", "60%")]
@@ -151,12 +156,16 @@ def test_a_family_shares_its_database(tiny_llama, make_run, tmp_path):
         assert json.loads((folder / "summary.json").read_text())["search"]["kl"] >= 0
     sizes = [summary.saved.params for summary in sweep.values()]
     assert sizes == sorted(sizes, reverse=True)
-    index = Page((tmp_path / "out" / "index.html").read_text())
-    assert [link for link in index.links if "report" in link] == [f"{name}/report.html" for name in sweep]
-    assert all((tmp_path / "out" / link).is_file() for link in index.links if "report" in link)
+    assert linked(tmp_path / "out") == [f"{name}/report.html" for name in sweep]
+    assert all((tmp_path / "out" / link).is_file() for link in linked(tmp_path / "out"))
     again = prune_sweep(recipes, tmp_path / "out", reporter=run.context.reporter)
     assert {name: each.models for name, each in again.items()} == {name: each.models for name, each in sweep.items()}
     assert all(stage.reused for each in again.values() for stage in each.stages)
+    (tmp_path / "out" / "keep-60" / "summary.json").write_text("{")
+    prune_sweep(recipes[:1], tmp_path / "out", reporter=run.context.reporter)
+    assert linked(tmp_path / "out") == ["keep-80/report.html", "keep-40/report.html"], "with the earlier ones"
+    prune_sweep([load_recipe(recipes[1], ["search.seed=5"])], tmp_path / "out", overwrite=True)
+    assert linked(tmp_path / "out") == ["keep-80/report.html"], "with those of the same recipe"
 
 
 @pytest.mark.parametrize(

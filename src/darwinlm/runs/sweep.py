@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from darwinlm.pipeline import REPORT, build, make, open_run, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
-from darwinlm.report.summary import Summary
+from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.report.sweep import sweep_page
 from darwinlm.runs.prune import open_size
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_text
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.stages.execution.run import Ended
 
 PAGE = "index.html"
@@ -74,8 +74,19 @@ def prune_sweep(
             with suppress(Ended):
                 summaries[run.folder.name] = make(run, inputs, problem, database)
     if summaries and parallel.is_main():
-        write_text(folder / PAGE, sweep_page(summaries))
+        write_text(folder / PAGE, sweep_page(_with_earlier(folder, summaries)))
     return summaries
+
+
+def _with_earlier(folder: Path, made: Mapping[str, Summary]) -> dict[str, Summary]:
+    """The largest first: `made`, and earlier sizes of a folder whose recipes differ in the budget alone."""
+    found = dict(made)
+    for path in folder.glob(f"*/{FILE}"):
+        with suppress(ArtifactError):  # of another version, or damaged: it has no row
+            found.setdefault(path.parent.name, read_summary(path))
+    shared = {**next(iter(made.values())).recipe, "budget": None}
+    rows = ((name, each) for name, each in found.items() if {**each.recipe, "budget": None} == shared)
+    return dict(sorted(rows, key=lambda row: row[1].saved.params, reverse=True))
 
 
 def member_name(budget: BudgetSettings) -> str:
