@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -42,11 +42,6 @@ LOG_EVERY = 10
 def _whole(norm: Any) -> float:
     """A norm of weights or gradients, also of sharded ones."""
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-
-def root_mean_square(weights: Sequence[Tensor]) -> float:
-    """Root mean square of all elements, also of sharded weights."""
-    return _whole(nn.utils.get_total_norm(weights)) / math.sqrt(sum(weight.numel() for weight in weights))
 
 
 @dataclass(eq=False)
@@ -109,7 +104,9 @@ class Training:
         # The fused optimizer doesn't copy the tensors that it updates.
         self.optimizer = torch.optim.AdamW(self.trained.values(), betas=BETAS, weight_decay=0.0, fused=True)
         # Before a checkpoint is loaded, so that a resumed training has the same rate.
-        self.magnitude = root_mean_square([weight for weight in self.trained.values() if weight.ndim > 1])
+        matrices = [weight for weight in self.trained.values() if weight.ndim > 1]
+        elements = sum(weight.numel() for weight in matrices)
+        self.magnitude = _whole(nn.utils.get_total_norm(matrices)) / math.sqrt(elements)  # their root mean square
         self.state = TrainingState()
         self.last = self.steps.count
         if newest is not None:

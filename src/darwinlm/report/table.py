@@ -10,14 +10,8 @@ from darwinlm.report.summary import Summary
 from darwinlm.runtime import tables
 
 COLUMNS = (
-    "model",
-    "params",
-    "block params",
-    "weights",
-    "perplexity",
-    "KL, nats per token",
-    "prompt tokens/s",
-    "decode tokens/s",
+    *("model", "params", "block params", "weights", "perplexity", "KL, nats per token"),
+    *("prompt tokens/s", "decode tokens/s"),
 )
 """Headings of the cells of a row."""
 

@@ -76,15 +76,10 @@ def factor(value: float | None, reference: float | None) -> str:
 
 def model_name(key: ModelKey, summary: Summary) -> str:
     """What a model is called; it names the steps that made it, and no others."""
-    if key == "dense":
-        return "dense"
-    if key == "uniform":
-        return "uniform"
-    if key == "before":
-        return "before recovery"
     made = "searched" if summary.search is not None else "pruned"
-    if key == "stitched":
-        return made
+    plain = {"dense": "dense", "uniform": "uniform", "before": "before recovery", "stitched": made}
+    if key in plain:
+        return plain[key]
     steps = [made]
     if summary.refit is not None:
         steps.append("refit" if summary.refit.kept == "refit" else "refit (no gain)")
@@ -142,11 +137,8 @@ def hub_id(source: str | None) -> str | None:
 def kept_whole(summary: Summary) -> str:
     """Sentences, each with a space before it, about what is never cut or left out; empty if there is no such part."""
     clauses = "".join(f" {each[0].upper()}{each[1:]}." for each in (summary.kept, summary.left_out) if each)
-    return clauses + (
-        " Its parts around the language model are unchanged; the figures are of the language model alone."
-        if summary.export.whole
-        else ""
-    )
+    around = " Its parts around the language model are unchanged; the figures are of the language model alone."
+    return clauses + around * summary.export.whole
 
 
 def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
@@ -268,9 +260,7 @@ def vocabulary_words(vocabulary: VocabularyFigures) -> str:
 def title(summary: Summary) -> str:
     """The smaller model's name for people: the dense model's, and what is left of it."""
     vocabulary = summary.vocabulary
-    tokens = (
-        "" if vocabulary is None else f" and {_share(vocabulary.tokens, vocabulary.dense_tokens)} of its vocabulary"
-    )
+    tokens = f" and {_share(vocabulary.tokens, vocabulary.dense_tokens)} of its vocabulary" if vocabulary else ""
     share = _share(summary.saved.block_params, summary.dense.block_params)
     return f"{plain_name(summary.model)} with {share} of its block parameters{tokens}"
 

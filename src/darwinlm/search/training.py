@@ -119,7 +119,7 @@ class CandidateTrainer:
         return torch.split(self.tokens[begin:end], rows) if end > begin else ()
 
     def _pieces(self, batch: Tensor) -> Sequence[Tensor]:
-        """Number of sequences in a micro-batch."""
+        """The micro-batches of a batch."""
         return torch.split(batch, max(1, LOGIT_TOKENS // batch.shape[1]))
 
     def _read_dense(self) -> None:
