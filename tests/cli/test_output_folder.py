@@ -55,12 +55,13 @@ def test_two_runs_in_one_folder(prune, holder, tmp_path):
 
 def test_a_users_own_file_in_the_model(prune, finished_copy):
     """Only what a run wrote is replaced, what the system hides, and compiled Python."""
-    own, hidden = finished_copy / "model" / "mine.gguf", finished_copy / "model" / ".cache" / "upload.metadata"
-    hidden.parent.mkdir()
-    for path in (own, hidden, own.with_suffix(".pyc")):
-        path.touch()
-    prune("--keep", "50%", "--overwrite").refused(f"{own} was not written by a run, so", "is kept: move it away")
-    own.unlink()
+    for name in (".cache/upload.metadata", "m.pyc", "mine.gguf", ".git/HEAD"):
+        own = finished_copy / "model" / name
+        own.parent.mkdir(exist_ok=True)
+        own.touch()
+        if name in ("mine.gguf", ".git/HEAD"):
+            prune("--keep", "50%", "--overwrite").refused(f"{own} was not written by a run", "is kept: move it away")
+            own.unlink()
     assert prune("--keep", "50%", "--overwrite").code == 0
 
 

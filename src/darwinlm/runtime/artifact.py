@@ -265,11 +265,11 @@ def check_no_link(*folders: Path) -> None:
 
 
 def check_written(folder: Path, names: Collection[str]) -> None:
-    """Refuse to delete what no run wrote, except hidden files, which are the system's. Raises ArtifactError."""
+    """Refuse to delete what no run wrote, except the system's: hidden files but Git's. Raises ArtifactError."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        passing = name in names or "/." in f"/{name}" or path.suffix == ".pyc"
-        if not passing and (path.is_symlink() or not path.is_dir()):
+        hidden = "/." in f"/{name}" and not name.startswith(".git/")
+        if not (hidden or name in names or path.suffix == ".pyc") and (path.is_symlink() or not path.is_dir()):
             raise ArtifactError(f"{path} was not written by a run, so {folder} is kept: move it away")
 
 
