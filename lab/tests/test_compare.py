@@ -32,7 +32,7 @@ def compare(command: Command, tiny_llama: Path, tiny_text_file: Path, folder: Pa
     if not other.exists():
         tiny_text(other, seed=7)
     common = ("compare", tiny_llama, "--text", tiny_text_file, "--domain", f"other={other}", "--keep", "60%")
-    return lambda *more: command(*common, "--out", folder / "out", *SETS, *more)
+    return lambda *more, out=folder / "out": command(*common, "--out", out, *SETS, *more)
 
 
 def found(folder: Path) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def test_a_method_beyond_the_budget_is_no_row(compare, tmp_path, monkeypatch):
 
     magnitude = BASELINES["magnitude"]
     monkeypatch.setitem(BASELINES, "magnitude", dataclasses.replace(magnitude, make=whole))
-    ended = compare("--methods", "magnitude", "--out", tmp_path / "out")
+    ended = compare("--methods", "magnitude", out=tmp_path / "out")
     ended.refused("magnitude needs", "parameters, more than the budget: please report this")
 
 
