@@ -65,14 +65,14 @@ def test_the_dense_model_writes_the_answers(ending, tokenizer):
 
 def test_answers_are_the_models_own(ending, tokenizer):
     prompts = ["the sea", "a very long prompt about the sea"]
-    together = greedy_answers(ending, tokenizer, prompts, 8)
+    whole, how = [], {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    with ending.get_output_embeddings().register_forward_hook(lambda _, x, __: whole.append(x[0].is_contiguous())):
+        together = greedy_answers(ending, tokenizer, prompts, 8)
+    assert all(whole), "torch copies a head's weights for every strided row"
     for prompt, answer in zip(prompts, together, strict=True):
-        ids = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )["input_ids"]
-        out = ending.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
-        )
+        ids = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], **how)["input_ids"]
+        given = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False}
+        out = ending.generate(ids, pad_token_id=0, **given)
         assert answer == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
     with pytest.raises(ModelError, match="no chat template: coding tasks are for chat models"):
         greedy_answers(ending, tiny_tokenizer(), prompts, 8)

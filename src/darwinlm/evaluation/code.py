@@ -59,7 +59,9 @@ def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], new_token
         ids = [[0] * left + list(asked[index]) for left, index in zip(room, batch, strict=True)]
         mask = [[0] * left + [1] * (longest - left) for left in room]
         given, seen = (torch.tensor(each, device=model.device) for each in (ids, mask))
-        out = model.generate(given, attention_mask=seen, **how)[:, longest:].tolist()
+        # Of the prompts, the head reads the last tokens; torch would copy its weights for every such strided row.
+        with model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),)):
+            out = model.generate(given, attention_mask=seen, **how)[:, longest:].tolist()
         for index, new in zip(batch, out, strict=True):
             end = next((place for place, token in enumerate(new) if token in ends), len(new))
             found[index] = str(tokenizer.decode(new[:end], skip_special_tokens=True)).strip()
@@ -82,10 +84,8 @@ def compare_code(codes: Sequence[str | None], dense: Sequence[str | None]) -> Co
     pairs = [(parsed(code), parsed(other)) for code, other in zip(codes, dense, strict=True) if other is not None]
     if not pairs:
         return None
-    parse, same = (
-        [code is not None for code, _ in pairs],
-        [code is not None and code == other for code, other in pairs],
-    )
+    parse = [code is not None for code, _ in pairs]
+    same = [code is not None and code == other for code, other in pairs]
     return CodeFigures(tasks=len(pairs), parsed=sum(parse) / len(pairs), same=sum(same) / len(pairs))
 
 
