@@ -49,9 +49,7 @@ def compare(
     from lab.comparison.entries import parse_methods, parse_named
     from lab.comparison.table import comparison_cells
 
-    chosen = load_recipe(
-        recipe, assignments or (), options(model=model, **budget, text=",".join(text) if text else None)
-    )
+    chosen = load_recipe(recipe, assignments or (), options(model=model, **budget, text=text))
     domains, variants = parse_named("--domain", domain or ()), parse_named("--variant", variant or ())
     methods_with_steps = parse_methods(methods, chosen, [name for name, _ in variants])
     wanted = ComparisonRequest(methods_with_steps, domains, variants, suite, data_dir, limit, every=methods == "all")

@@ -42,8 +42,7 @@ def tradeoff(
 
     if held_out is None:
         raise RecipeError("name the text for the loss with --held-out, from another source than that of --text")
-    others = {"model": model, **budget, "ready_for": ready_for, "layers": layers}
-    others["text"] = ",".join(text) if text else None
+    others = {"model": model, **budget, "text": text, "ready_for": ready_for, "layers": layers}
     recipes = load_recipes(recipe, assignments or (), options(**others))
     found = measure_tradeoff(
         recipes,

@@ -45,8 +45,7 @@ def prune(
     """
     from darwinlm.recipe import load_recipes, options
 
-    others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for}
-    others["text"] = ",".join(text) if text else None
+    others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
     recipes = load_recipes(recipe, assignments or (), options(model=model, layers=layers, **budget, **others))
     from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds
     from darwinlm.runs.prune import prune as run

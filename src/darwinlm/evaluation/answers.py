@@ -110,9 +110,8 @@ def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterato
         remarks = [f"{tokens:,} tokens of new answers that the dense model wrote itself"]
         yield ("answers of the dense model", "KL", "same first token"), cells, remarks
     if found.code:
-        shares = [
-            (name(key), f"{percent(each.parsed)} %", f"{percent(each.same)} %") for key, each in found.code.items()
-        ]
+        both = ((name(key), each.parsed, each.same) for key, each in found.code.items())
+        shares = [(key, f"{percent(parsed)} %", f"{percent(same)} %") for key, parsed, same in both]
         tasks = next(iter(found.code.values())).tasks
         remarks = [f"code: {tasks} Python functions that the dense model writes; same: the same syntax tree"]
         yield ("coding answers", "parse as Python", "same as the dense model's"), shares, remarks

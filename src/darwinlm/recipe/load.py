@@ -36,9 +36,11 @@ MISTAKES = 5
 
 
 def options(**given: Any) -> dict[str, Any]:
-    """Overrides by dotted name for `load_recipe` from the short names in `OPTIONS`. Raises TypeError for another."""
+    """Overrides by dotted name of the short names in `OPTIONS`; `text` may be a list. Raises TypeError for others."""
     if unknown := given.keys() - OPTIONS.keys():
         raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(OPTIONS)}")
+    if isinstance(texts := given.get("text"), list):
+        given["text"] = ",".join(texts) if texts else None
     return {OPTIONS[name]: value for name, value in given.items()}
 
 
