@@ -24,12 +24,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from darwinlm.evaluation import speed
 from darwinlm.pipeline import open_run
-from darwinlm.recipe import load_recipe, sections
+from darwinlm.recipe import load_recipe
+from darwinlm.recipe import recipe as sections
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
-from darwinlm.stages.execution.run import Run
+from darwinlm.runtime.run import Run
+from darwinlm.steps.evaluate import speed
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, command_runner
 from tests.tiny.pruned import plain_checkpoint
@@ -127,8 +128,8 @@ def sharded(tiny_llama: Path, tmp_path: Path) -> Path:
 def gguf_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A GGUF file of a tiny Llama of three blocks, with weights in float32."""
     pytest.importorskip("gguf", reason="the extra gguf")
-    from darwinlm.export.gguf import export_gguf
-    from darwinlm.families.checkpoint import Checkpoint
+    from darwinlm.formats.gguf.checked_file import export_gguf
+    from darwinlm.model.families.checkpoint import Checkpoint
 
     folder = tmp_path_factory.mktemp("gguf")
     export_gguf(Checkpoint.open(plain_checkpoint(folder / "model", "llama")), folder / "m.gguf", quantisation="f32")

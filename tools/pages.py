@@ -21,9 +21,9 @@ import yaml
 from pydantic import BaseModel
 
 from darwinlm import pipeline
-from darwinlm.engines.vllm_plugin import TESTED
-from darwinlm.families.family import Family, families
-from darwinlm.gguf.layout import UNKNOWN
+from darwinlm.formats.gguf.stock_layout import UNKNOWN
+from darwinlm.formats.vllm.vllm_plugin import TESTED
+from darwinlm.model.families.family import Family, families
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import errors
 

@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.database.factors import NestedFactors, full_target, kept_weights, unpack_lower, whole_factor_
-from darwinlm.database.order import damp_, ordered_moment, removal_order
+from darwinlm.steps.database.factors import NestedFactors, full_target, kept_weights, unpack_lower, whole_factor_
+from darwinlm.steps.database.order import damp_, ordered_moment, removal_order
 
 SIZES = ("576x1536", "1024x4096", "2048x8192")
 

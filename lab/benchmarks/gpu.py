@@ -38,11 +38,11 @@ def plans(setup: Setup) -> None:
     """Planned hours of the shipped recipes, from pieces of their work on this device."""
     from transformers import AutoConfig
 
-    from darwinlm.families.checkpoint import Checkpoint
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.planning.run_plan import plan_here
     from darwinlm.recipe import load_recipe
     from darwinlm.recipe.settled import settled
-    from darwinlm.stages.execution.plan import plan_here
-    from darwinlm.stages.execution.sizes import Sizes
+    from darwinlm.steps.run_sizes import Sizes
 
     if setup.tiny:
         return

@@ -13,25 +13,26 @@ from unittest import mock
 
 import torch
 
-from darwinlm.database.blocks import Curve, block_file, module_tensors
-from darwinlm.database.factors import pack_lower
-from darwinlm.database.store import DatabaseReader
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import module_shapes
-from darwinlm.recipe import UnitsSettings, load_recipe, sections
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.units.levels import variants
+from darwinlm.model.units.space import SearchSpace
+from darwinlm.model.walk.decoder import Decoder
+from darwinlm.model.walk.hidden import HiddenMemory
+from darwinlm.model.walk.stream import BlockStream
+from darwinlm.recipe import UnitsSettings, load_recipe
+from darwinlm.recipe import recipe as sections
 from darwinlm.recipe.settled import GPU_TOKENS
-from darwinlm.recovery.checkpoints import Checkpoints
-from darwinlm.recovery.schedule import plan_steps
-from darwinlm.recovery.sharding import load_teacher, sharding_mesh
-from darwinlm.recovery.train import Training
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_tensors
-from darwinlm.search.modules import PlacedModules
-from darwinlm.streaming.decoder import Decoder
-from darwinlm.streaming.hidden import HiddenMemory
-from darwinlm.streaming.stream import BlockStream
-from darwinlm.units.levels import variants
-from darwinlm.units.space import SearchSpace
+from darwinlm.steps.database.block_files import Curve, block_file, module_tensors
+from darwinlm.steps.database.factors import pack_lower
+from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.recover.checkpoints import Checkpoints
+from darwinlm.steps.recover.schedule import plan_steps
+from darwinlm.steps.recover.sharding import load_teacher, sharding_mesh
+from darwinlm.steps.recover.train import Training
+from darwinlm.steps.search.module_cache import PlacedModules
 from lab.benchmarks.gpu_units import Setup
 from lab.benchmarks.random_llama import write_llama
 
@@ -140,8 +141,8 @@ def placed_model(setup: Setup) -> tuple[PlacedModules, tuple[int, ...]]:
 
 def candidates(setup: Setup) -> None:
     """Measure the rate of evaluating children of one parent on a 7B model, and repeated reads of factors."""
-    from darwinlm.search.fitness import Fitness
-    from darwinlm.search.gradients import Gradients
+    from darwinlm.steps.search.fitness import Fitness
+    from darwinlm.steps.search.slopes import Gradients
 
     placed, parent = placed_model(setup)
     reader, space = placed.database, placed.space
@@ -183,8 +184,8 @@ def candidates(setup: Setup) -> None:
 
 def training(setup: Setup) -> None:
     """Train one generation of four candidates, on 4k tokens each."""
-    from darwinlm.search.fitness import Fitness
-    from darwinlm.search.training import CandidateTrainer
+    from darwinlm.steps.search.candidate_training import CandidateTrainer
+    from darwinlm.steps.search.fitness import Fitness
 
     placed, parent = placed_model(setup)
     checkpoint = placed.database.checkpoint
@@ -217,8 +218,8 @@ def training(setup: Setup) -> None:
 
 def smaller_model(setup: Setup, layers: int) -> Checkpoint:
     """Stitched model that keeps the budget's share of every module."""
-    from darwinlm.export.hf import save_model
-    from darwinlm.surgery.stitch import stitch
+    from darwinlm.formats.transformers.saved import save_model
+    from darwinlm.steps.stitch.stitch import stitch
 
     checkpoint = model_of(setup, layers)
     folder = setup.work / f"{checkpoint.folder.name}-smaller"
@@ -346,8 +347,8 @@ class _KilledError(Exception):
 
 def decoding(setup: Setup) -> None:
     """Measure tokens per second of both models in eager decoding, and as a graph with a cache of fixed size."""
-    from darwinlm.evaluation.speed import measure_speed
-    from darwinlm.search.latency.graphs import GraphedDecoding
+    from darwinlm.steps.evaluate.speed import measure_speed
+    from darwinlm.steps.latency.graphs import GraphedDecoding
 
     layers = 4 if setup.tiny else 32
     prompt, new = ([5] * 16, 4) if setup.tiny else ([5] * 512, 64)

@@ -100,9 +100,9 @@ class Setup:
 
     def plan(self, part: str, checkpoint: Any, stage: str, *settings: str) -> float:
         """Bytes on a device that the plan says for a stage at the benchmark's budget."""
+        from darwinlm.planning.run_plan import plan_card
         from darwinlm.recipe import load_recipe
-        from darwinlm.stages.execution.plan import plan_card
-        from darwinlm.stages.execution.sizes import Sizes
+        from darwinlm.steps.run_sizes import Sizes
 
         more = ("compute.dtype=bfloat16", "text.looking_back=0", "budget.tolerance=0.1", *settings)
         recipe = load_recipe(None, more, {"model": str(checkpoint.folder), "budget.keep": "38%"})
@@ -131,9 +131,9 @@ class Setup:
 
 def planned_bytes(run: Any) -> dict[str, float]:
     """Planned bytes of the device by stage of a run."""
-    from darwinlm.stages.execution.plan import plan_here
-    from darwinlm.stages.execution.sizes import Sizes
-    from darwinlm.stages.model import open_model
+    from darwinlm.planning.run_plan import plan_here
+    from darwinlm.steps.run_sizes import Sizes
+    from darwinlm.steps.source.step import open_model
 
     sizes = Sizes(open_model(run.context, run.recipe.model), run.recipe)
     plan = plan_here(sizes, run.context.device, math.inf)
@@ -142,8 +142,8 @@ def planned_bytes(run: Any) -> dict[str, float]:
 
 def machine(setup: Setup) -> None:
     """Measure rates of matrix products, copies and the disk, against half of the vendors' figures."""
-    from darwinlm.database.order import exact_products
-    from darwinlm.stages.execution.plan import DEVICES
+    from darwinlm.planning.run_plan import DEVICES
+    from darwinlm.steps.database.order import exact_products
 
     on_gpu = setup.kind.type == "cuda"
     name = torch.cuda.get_device_name() if on_gpu else "cpu"
@@ -265,7 +265,7 @@ def equality(setup: Setup) -> None:
 
 def moments(setup: Setup) -> None:
     """Measure moments of bfloat16 inputs: their speed, and one batch against float64, with float32 outputs too."""
-    from darwinlm.streaming.moments import SecondMoment
+    from darwinlm.model.walk.moments import SecondMoment
 
     tokens, width = (256, 96) if setup.tiny else (8192, 11008)
     x = torch.randn(tokens, width, device=setup.kind, dtype=torch.bfloat16)
@@ -294,9 +294,9 @@ def moments(setup: Setup) -> None:
 
 def order(setup: Setup) -> None:
     """Measure removal order and factor of one MLP: seconds of each step, and the order against the CPU's."""
-    from darwinlm.database.elimination import eliminate, why_not_recorded
-    from darwinlm.database.factors import unpack_lower, whole_factor_
-    from darwinlm.database.order import DELAY, damp_, ordered_moment, removal_order
+    from darwinlm.steps.database.elimination import eliminate, why_not_recorded
+    from darwinlm.steps.database.factors import unpack_lower, whole_factor_
+    from darwinlm.steps.database.order import DELAY, damp_, ordered_moment, removal_order
     from lab.benchmarks.database import synthetic
 
     small = 96 if setup.tiny else 1536
@@ -358,7 +358,7 @@ def traps(setup: Setup) -> None:
         except DarwinLMError as error:
             said = str(error)
         setup.put(Line("traps", f"compute.device={name}", said or "was taken", ok=bool(said)))
-    with mock.patch("darwinlm.search.fitness.Fitness.kls", side_effect=torch.OutOfMemoryError("full")):
+    with mock.patch("darwinlm.steps.search.fitness.Fitness.kls", side_effect=torch.OutOfMemoryError("full")):
         try:
             _run(setup, "llama", setup.device)
             said = ""

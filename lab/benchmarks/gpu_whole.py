@@ -8,15 +8,15 @@ from unittest import mock
 
 import torch
 
-from darwinlm.database.store import DatabaseReader
 from darwinlm.pipeline import open_run, prune
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import MANIFEST, StageFolder
 from darwinlm.runtime.compute import exact_device
 from darwinlm.runtime.console import Reporter
-from darwinlm.stages.database import PruningDatabase
-from darwinlm.stages.execution.run import Run
-from darwinlm.stages.made import Inputs
+from darwinlm.runtime.run import Run
+from darwinlm.steps.database.step import PruningDatabase
+from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.results import Inputs
 from lab.benchmarks.gpu_stages import UNITS, model_of, random_database, smaller_model
 from lab.benchmarks.gpu_units import Setup, planned_bytes
 

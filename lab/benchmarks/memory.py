@@ -28,13 +28,13 @@ import torch
 from rich.console import Console
 
 from darwinlm.pipeline import STEPS, open_run, prune
+from darwinlm.planning.run_plan import plan_here
 from darwinlm.recipe import Recipe, load_recipe
-from darwinlm.runs.demo import demo_model, demo_recipe
+from darwinlm.runs.demo_recipe import demo_model, demo_recipe
 from darwinlm.runtime.console import Reporter
-from darwinlm.stages.execution.plan import plan_here
-from darwinlm.stages.execution.run import Run
-from darwinlm.stages.execution.sizes import Sizes
-from darwinlm.stages.model import open_model
+from darwinlm.runtime.run import Run
+from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.source.step import open_model
 from lab.benchmarks.random_llama import write_llama
 
 LITTLE = (

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darwinlm.evaluation.suites import parse_suite
-from darwinlm.runs.demo import demo_model
+from darwinlm.runs.demo_recipe import demo_model
 from darwinlm.runtime.tables import markdown
 from lab.comparison.entries import everywhere
 from lab.comparison.record import ComparisonRecord, read_comparison

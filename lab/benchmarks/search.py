@@ -26,18 +26,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from darwinlm.database.store import DatabaseReader
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.units.space import Allocation
+from darwinlm.model.walk.decoder import Decoder
 from darwinlm.pipeline import build, open_run, read_inputs
 from darwinlm.pipeline import plan as plan_of
-from darwinlm.runs.demo import demo_recipe
+from darwinlm.runs.demo_recipe import demo_recipe
 from darwinlm.runtime.console import Reporter
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.modules import PlacedModules
-from darwinlm.search.propose import knapsack_start, level_switch
-from darwinlm.stages.execution.run import Run
-from darwinlm.streaming.decoder import Decoder
-from darwinlm.units.space import Allocation
+from darwinlm.runtime.run import Run
+from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.search.fitness import Fitness
+from darwinlm.steps.search.module_cache import PlacedModules
+from darwinlm.steps.search.propose import knapsack_start, level_switch
 
 ROUNDS = ((1024, 8), (2048, 4), (4096, 1))
 """Tokens and survivors of the timed generation."""

@@ -6,12 +6,12 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from darwinlm.database.store import DatabaseReader
-from darwinlm.families.parts import KINDS
+from darwinlm.model.families.parts import KINDS
+from darwinlm.model.units.space import Allocation
 from darwinlm.runtime.errors import BudgetError, FamilyError
-from darwinlm.search.problem import Problem
-from darwinlm.search.propose import filled, knapsack_start, uniform_allocations
-from darwinlm.units.space import Allocation
+from darwinlm.steps.budget.problem import Problem
+from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.search.propose import filled, knapsack_start, uniform_allocations
 
 Loss = Callable[[Allocation], float]
 

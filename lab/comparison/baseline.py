@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from darwinlm.export.hf import save_model
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.formats.transformers.saved import save_model
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.units.space import Allocation
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.mapped import in_file
-from darwinlm.search.problem import Problem
-from darwinlm.stages.database import PruningDatabase
-from darwinlm.stages.execution.stage import Stage, Task
-from darwinlm.stages.stitch import Stitched
-from darwinlm.surgery.stitch import stitch
-from darwinlm.text import TokenSequences
-from darwinlm.units.space import Allocation
+from darwinlm.runtime.step import Stage, Task
+from darwinlm.steps.budget.problem import Problem
+from darwinlm.steps.database.step import PruningDatabase
+from darwinlm.steps.stitch.step import Stitched
+from darwinlm.steps.stitch.stitch import stitch
+from darwinlm.steps.text.sequences import TokenSequences
 from lab.comparison.methods import BASELINES, MethodInputs
 
 RESULT = "result.json"

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from darwinlm.database.metrics import find_metric
 from darwinlm.evaluation import harness
-from darwinlm.evaluation.quality import measure_quality
 from darwinlm.evaluation.suites import parse_suite
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.units.space import kept_whole
+from darwinlm.model.walk.hidden import HiddenMemory
+from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.pipeline import build, check, correct, cut, open_run, plan, read_inputs
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
@@ -21,21 +22,22 @@ from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.places import check_output
+from darwinlm.runtime.run import Run
+from darwinlm.runtime.step import Stage, Task
 from darwinlm.runtime.version import VERSION
-from darwinlm.stages.database import DATABASE, GRADIENTS, PruningDatabase
-from darwinlm.stages.execution.run import Run
-from darwinlm.stages.execution.stage import Stage, Task
-from darwinlm.stages.made import Inputs
-from darwinlm.stages.recover import RECOVER
-from darwinlm.stages.refit import REFIT
-from darwinlm.stages.search import SEARCH
-from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import Texts
-from darwinlm.streaming.hidden import HiddenMemory
-from darwinlm.streaming.streamed import StreamedDecoder
-from darwinlm.surgery.stitch import block_parameters
-from darwinlm.text import TokenSequences, read_documents, split_documents
-from darwinlm.units.space import kept_whole
+from darwinlm.steps.database.removal_metrics import find_metric
+from darwinlm.steps.database.step import DATABASE, GRADIENTS, PruningDatabase
+from darwinlm.steps.evaluate.quality import measure_quality
+from darwinlm.steps.recover.step import RECOVER
+from darwinlm.steps.refit.step import REFIT
+from darwinlm.steps.results import Inputs
+from darwinlm.steps.search.step import SEARCH
+from darwinlm.steps.stitch.step import Stitched
+from darwinlm.steps.stitch.stitch import block_parameters
+from darwinlm.steps.text.sequences import TokenSequences
+from darwinlm.steps.text.sources import read_documents
+from darwinlm.steps.text.splits import split_documents
+from darwinlm.steps.text.step import Texts
 from lab.comparison.baseline import baseline_stage
 from lab.comparison.entries import DENSE as DENSE_ROW
 from lab.comparison.entries import HELD_OUT, OURS, MethodRow, variant_recipe

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.parts import RowUnit
-from darwinlm.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.parts import RowUnit
+from darwinlm.model.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
+from darwinlm.model.units.modules import Place
+from darwinlm.model.walk.expert_inputs import Routing, expert_module, output_sizes, watch_experts
+from darwinlm.model.walk.outputs import output_projection
+from darwinlm.model.walk.stream import BlockStream
 from darwinlm.runtime.compute import exact
-from darwinlm.streaming.experts import Routing, expert_module, output_sizes, watch_experts
-from darwinlm.streaming.outputs import output_projection
-from darwinlm.streaming.stream import BlockStream
-from darwinlm.units.modules import Place
 from lab.comparison.ranked import UnitScores
 
 Progress = Callable[[int, int], None]

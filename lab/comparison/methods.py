@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.database.store import DatabaseReader
-from darwinlm.export.hf import save_model
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import module_shapes
+from darwinlm.formats.transformers.saved import save_model
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.units.modules import ModuleReader
+from darwinlm.model.units.space import Allocation
+from darwinlm.model.walk.stream import BlockStream
+from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.recipe import Recipe
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.modules import PlacedModules
-from darwinlm.search.problem import Problem
-from darwinlm.stages.database import PruningDatabase, stream_of
-from darwinlm.stages.execution.context import Context
-from darwinlm.streaming.stream import BlockStream
-from darwinlm.streaming.streamed import StreamedDecoder
-from darwinlm.units.modules import ModuleReader
-from darwinlm.units.space import Allocation
+from darwinlm.runtime.context import Context
+from darwinlm.steps.budget.problem import Problem
+from darwinlm.steps.database.step import PruningDatabase, stream_of
+from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.search.fitness import Fitness
+from darwinlm.steps.search.module_cache import PlacedModules
 from lab.comparison.allocations import (
     best_random,
     best_uniform,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.parts import ModuleKind
-from darwinlm.families.shapes import ModuleShape
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.families.shapes import ModuleShape
+from darwinlm.model.units.levels import Level
+from darwinlm.model.units.modules import ModuleReader, Place
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import FamilyError
-from darwinlm.units.levels import Level
-from darwinlm.units.modules import ModuleReader, Place
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from darwinlm.evaluation.quality import Quality
 from darwinlm.runtime.figures import Figures, read_figures
+from darwinlm.steps.evaluate.quality import Quality
 
 
 class MeasuredText(Figures):

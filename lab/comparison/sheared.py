@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from darwinlm.families.family import Family
-from darwinlm.families.shapes import ModuleShape
+from darwinlm.model.families.family import Family
+from darwinlm.model.families.shapes import ModuleShape
+from darwinlm.model.units.levels import Level
+from darwinlm.model.units.modules import Place
+from darwinlm.model.walk.outputs import output_projection
 from darwinlm.runtime.errors import FamilyError, NumericsError
-from darwinlm.streaming.outputs import output_projection
-from darwinlm.units.levels import Level
-from darwinlm.units.modules import Place
 from lab.comparison.hard_concrete import HardConcrete
 from lab.comparison.ranked import UnitScores
 

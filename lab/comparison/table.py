@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from darwinlm.evaluation import harness, summary
+from darwinlm.evaluation import harness
+from darwinlm.evaluation import score_tables as summary
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.runtime.tables import Table
 from lab.comparison.record import ComparedMethod, ComparisonRecord

@@ -13,18 +13,18 @@ from tests.tiny.masked import masked
 from tests.tiny.stages import result
 from torch import Tensor
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import module_shapes
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.units.cost import parameter_costs
+from darwinlm.model.units.levels import Level
+from darwinlm.model.units.modules import ModuleReader
+from darwinlm.model.units.space import SearchSpace
+from darwinlm.model.walk.stream import BlockStream
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import BudgetError, FamilyError, NumericsError
-from darwinlm.search.problem import Budget, Problem
-from darwinlm.stages.database import stream_of
-from darwinlm.streaming.stream import BlockStream
-from darwinlm.surgery.stitch import stitch
-from darwinlm.units.cost import parameter_costs
-from darwinlm.units.levels import Level
-from darwinlm.units.modules import ModuleReader
-from darwinlm.units.space import SearchSpace
+from darwinlm.steps.budget.problem import Budget, Problem
+from darwinlm.steps.database.step import stream_of
+from darwinlm.steps.stitch.stitch import stitch
 from lab.comparison.allocations import best_random, best_uniform, equal_experts, even_uniform, without_blocks
 from lab.comparison.importance import activation_scores, block_influence, expert_scores, magnitude_scores
 from lab.comparison.ranked import ExpertReader, RankedReader, UnitScores, best_columns

@@ -6,7 +6,7 @@ import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.pruned import plain_checkpoint
 
-from darwinlm.engines import process
+from darwinlm.formats.gguf import process
 from lab.tradeoff.table import front
 
 FAST = ("--tokens", 96, "--prompt-tokens", 24, "--new-tokens", 4, "--runs", 2)

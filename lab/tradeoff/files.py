@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.engines.in_llama_cpp import open_in_llama_cpp
-from darwinlm.engines.process import ENGINES, quantise_file
-from darwinlm.evaluation.quality import measure_quality
-from darwinlm.export.gguf import export_gguf
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.recipe.quantisation import QUANTISATIONS
+from darwinlm.formats.gguf.checked_file import export_gguf
+from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
+from darwinlm.formats.gguf.process import ENGINES, quantise_file
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.quantisation import QUANTISATIONS
 from darwinlm.runtime.artifact import StageFolder, digest_of, file_digest, read_as, write_json
 from darwinlm.runtime.console import Reporter
-from darwinlm.stages.evaluate import EVALUATE
-from darwinlm.stages.export import EXPORT
+from darwinlm.steps.evaluate.quality import measure_quality
+from darwinlm.steps.evaluate.step import EVALUATE
+from darwinlm.steps.export.step import EXPORT
 from lab.tradeoff.table import FileLoss
 
 ENGINE = "llama.cpp"

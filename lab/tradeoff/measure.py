@@ -13,20 +13,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from darwinlm.engines.process import EngineProcess, Generated, require_engine
-from darwinlm.engines.resolve import resolve_model
-from darwinlm.evaluation.text import pack
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.evaluation.evaluation_text import pack
+from darwinlm.formats.gguf.process import EngineProcess, Generated, require_engine
+from darwinlm.formats.resolve import resolve_model
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.quantisation import WRITTEN
 from darwinlm.recipe import Recipe
-from darwinlm.recipe.quantisation import WRITTEN
 from darwinlm.runs.sweep import member_name, prune_sweep
 from darwinlm.runtime import tables
 from darwinlm.runtime.artifact import write_json, write_text
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ExportError
+from darwinlm.runtime.output import claim, mark
 from darwinlm.runtime.places import check_output
-from darwinlm.stages.execution.output import claim, mark
-from darwinlm.stages.export import EXPORT
+from darwinlm.steps.export.step import EXPORT
 from lab.tradeoff.files import ENGINE, FileMaker
 from lab.tradeoff.table import HEADINGS, FileLoss, FileRow, Rate, Tradeoff, cells, draw_by_size, draw_by_speed, remarks
 

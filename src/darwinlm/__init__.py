@@ -20,14 +20,14 @@ os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # before PyTorch: wha
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others soon leave the processor to them
 
 if TYPE_CHECKING:
+    from darwinlm.planning.predict import plan as plan
     from darwinlm.recipe import Recipe as Recipe
     from darwinlm.recipe import load_recipe as load_recipe
     from darwinlm.recipe import load_recipes as load_recipes
-    from darwinlm.runs.model import Model as Model
-    from darwinlm.runs.model import load as load
-    from darwinlm.runs.plan import plan as plan
-    from darwinlm.runs.prune import Result as Result
-    from darwinlm.runs.prune import prune as prune
+    from darwinlm.runs.loaded import Model as Model
+    from darwinlm.runs.loaded import load as load
+    from darwinlm.runs.pruning import Result as Result
+    from darwinlm.runs.pruning import prune as prune
     from darwinlm.runs.recovery import recover as recover
     from darwinlm.runs.sweep import prune_sweep as prune_sweep
     from darwinlm.runtime.console import Reporter as Reporter
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "DarwinLMError": "darwinlm.runtime.errors",
-    "Model": "darwinlm.runs.model",
+    "Model": "darwinlm.runs.loaded",
     "Recipe": "darwinlm.recipe",
     "Reporter": "darwinlm.runtime.console",
-    "Result": "darwinlm.runs.prune",
-    "load": "darwinlm.runs.model",
+    "Result": "darwinlm.runs.pruning",
+    "load": "darwinlm.runs.loaded",
     "load_recipe": "darwinlm.recipe",
     "load_recipes": "darwinlm.recipe",
-    "plan": "darwinlm.runs.plan",
-    "prune": "darwinlm.runs.prune",
+    "plan": "darwinlm.planning.predict",
+    "prune": "darwinlm.runs.pruning",
     "prune_sweep": "darwinlm.runs.sweep",
     "recover": "darwinlm.runs.recovery",
 }

@@ -9,40 +9,40 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from darwinlm.database.metrics import find_metric
+from darwinlm.planning.run_plan import plan_here
+from darwinlm.report.write import write_summary
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
-from darwinlm.stages.chats import CHATS
-from darwinlm.stages.database import DATABASE, GRADIENTS
-from darwinlm.stages.evaluate import EVALUATE, models_of_run
-from darwinlm.stages.execution.plan import plan_here
-from darwinlm.stages.execution.run import Ended, Run
-from darwinlm.stages.execution.sizes import Sizes
-from darwinlm.stages.export import EXPORT
-from darwinlm.stages.file import FILE, check_file
-from darwinlm.stages.latency import LATENCY
-from darwinlm.stages.made import Corrected, Inputs
-from darwinlm.stages.model import open_model
-from darwinlm.stages.own_text import OWN_TEXT, OWN_TEXT_RECOVERY
-from darwinlm.stages.plan import check_budget, problem_of
-from darwinlm.stages.recover import RECOVER, check_recovery
-from darwinlm.stages.refit import REFIT
-from darwinlm.stages.report import write_summary
-from darwinlm.stages.search import SEARCH
-from darwinlm.stages.stitch import STITCH
-from darwinlm.stages.text import TEXT, check_text, documents_of
-from darwinlm.stages.vocabulary import VOCABULARY
-from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
+from darwinlm.runtime.run import Ended, Run
+from darwinlm.steps.budget.step import check_budget, problem_of
+from darwinlm.steps.chats.step import CHATS
+from darwinlm.steps.database.removal_metrics import find_metric
+from darwinlm.steps.database.step import DATABASE, GRADIENTS
+from darwinlm.steps.evaluate.step import EVALUATE, models_of_run
+from darwinlm.steps.export.step import EXPORT
+from darwinlm.steps.file.step import FILE, check_file
+from darwinlm.steps.latency.step import LATENCY
+from darwinlm.steps.own_text.step import OWN_TEXT, OWN_TEXT_RECOVERY
+from darwinlm.steps.recover.step import RECOVER, check_recovery
+from darwinlm.steps.refit.step import REFIT
+from darwinlm.steps.results import Corrected, Inputs
+from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.search.step import SEARCH
+from darwinlm.steps.source.step import open_model
+from darwinlm.steps.stitch.step import STITCH
+from darwinlm.steps.text.shares import amount_for_pruning, amount_for_recovery
+from darwinlm.steps.text.step import TEXT, check_text, documents_of
+from darwinlm.steps.vocabulary.step import VOCABULARY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from darwinlm.families.checkpoint import Checkpoint
+    from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.report.summary import Summary
-    from darwinlm.search.problem import Problem
-    from darwinlm.stages.database import PruningDatabase
-    from darwinlm.stages.search import SearchResult
-    from darwinlm.stages.stitch import Stitched
+    from darwinlm.steps.budget.problem import Problem
+    from darwinlm.steps.database.step import PruningDatabase
+    from darwinlm.steps.search.step import SearchResult
+    from darwinlm.steps.stitch.step import Stitched
 
 STAGES = (
     *(OWN_TEXT, VOCABULARY, TEXT, LATENCY, GRADIENTS, DATABASE, SEARCH, STITCH, REFIT),

@@ -10,8 +10,8 @@ import torch
 from tests.tiny.command import Ended
 from tests.tiny.tokenizer import TEMPLATE
 
-from darwinlm.engines.opened import Opened, open_model
-from darwinlm.evaluation.chat import AnswerSettings, Conversation
+from darwinlm.evaluation.conversation import AnswerSettings, Conversation
+from darwinlm.formats.opened import Opened, open_model
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.limits import visible
 

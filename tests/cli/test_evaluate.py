@@ -16,7 +16,7 @@ from tests.tiny.damage import edit_weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.evaluation import harness
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import install
 
 pytestmark = QUIET

@@ -7,9 +7,9 @@ import shutil
 import pytest
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
-from darwinlm.engines import process
-from darwinlm.export.run import export_model
-from darwinlm.gguf.tokenizer import copy_tokenizer
+from darwinlm.formats.gguf import process
+from darwinlm.formats.gguf.tokenizer_keys import copy_tokenizer
+from darwinlm.runs.exporting import export_model
 
 
 @pytest.fixture

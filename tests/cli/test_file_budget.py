@@ -8,10 +8,10 @@ from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.pruned import plain_checkpoint
 
-from darwinlm.engines import process
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.sizes import predicted_sizes
-from darwinlm.recipe.quantisation import SMALLEST
+from darwinlm.formats.gguf import process
+from darwinlm.formats.gguf.file_sizes import predicted_sizes
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.quantisation import SMALLEST
 from darwinlm.report.summary import read_summary
 from darwinlm.report.wording import bounded_file
 

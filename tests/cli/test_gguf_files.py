@@ -9,12 +9,12 @@ import pytest
 import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
-from darwinlm.engines.opened import open_model
-from darwinlm.engines.process import ENGINES
-from darwinlm.export.run import export_model
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.sizes import predicted_sizes
+from darwinlm.formats.gguf.file_sizes import predicted_sizes
+from darwinlm.formats.gguf.process import ENGINES
+from darwinlm.formats.opened import open_model
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.report.summary import FileFigures
+from darwinlm.runs.exporting import export_model
 
 pytest.importorskip("cyllama", reason="comes with the extra gguf")
 
@@ -86,7 +86,7 @@ UNLIKE = {0: (0, 0, 96), 1: (2, 1, 0), 2: (4, 2, 64), 3: (0, 0, 0), 4: (4, 2, 96
 )
 def test_predicted_sizes_are_those_of_the_files(tmp_path, monkeypatch, family, sizes, unlike):
     """Rows of whole and of broken blocks of 256, absent sub-layers and blocks, joined projections, own heads."""
-    monkeypatch.setattr("darwinlm.export.gguf._check", lambda job, path: None)  # sizes alone matter here
+    monkeypatch.setattr("darwinlm.formats.gguf.checked_file._check", lambda job, path: None)  # sizes alone matter here
     sizes = dict(zip(("hidden_size", "intermediate_size", "num_hidden_layers"), sizes, strict=True))
     sizes |= {"tie_word_embeddings": True} if family != "llama" else {}
     make = plain_checkpoint if unlike is None else partial(pruned_checkpoint, rows=unlike)

@@ -14,10 +14,10 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 from tests.tiny.damage import assert_nothing_half_written
 
-from darwinlm.recovery.train import Training
+from darwinlm.planning import run_plan as planning
 from darwinlm.runtime import memory
-from darwinlm.stages.execution import plan as planning
-from darwinlm.stages.execution.run import Run
+from darwinlm.runtime.run import Run
+from darwinlm.steps.recover.train import Training
 
 
 def test_prune_prints_its_plan_three_lines_and_where_things_are_and_then_that_it_reuses(prune, command, tmp_path):

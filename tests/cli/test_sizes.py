@@ -19,8 +19,8 @@ from darwinlm.runtime.console import Reporter
     ],
 )
 def test_one_message_for_what_is_wrong(prune, tmp_path, monkeypatch, options, said):
-    monkeypatch.setattr("darwinlm.stages.latency.POINTS", 2)
-    monkeypatch.setattr("darwinlm.stages.latency.RUNS", 1)
+    monkeypatch.setattr("darwinlm.steps.latency.step.POINTS", 2)
+    monkeypatch.setattr("darwinlm.steps.latency.step.RUNS", 1)
     prune(*options.split()).refused(said)
     assert not (tmp_path / "out" / "model").exists()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.tiny.damage import edit_config, edit_weights
 
-from darwinlm.evaluation.chat import Conversation
+from darwinlm.evaluation.conversation import Conversation
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b31m\x7f\u202e"
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")

@@ -4,12 +4,12 @@ import tempfile
 
 import pytest
 
-from darwinlm.engines import process, worker
+from darwinlm.formats.gguf import process, worker
 from darwinlm.runtime.errors import EngineError
 
 
 def _enter(self):
-    from darwinlm.engines import llama_cpp
+    from darwinlm.formats.gguf import llama_cpp
 
     assert self.engine == "llama.cpp"
     begin = llama_cpp.Engine if self._begin == "load" else llama_cpp.quantise

@@ -4,13 +4,13 @@ import pytest
 import torch
 from tests.tiny.pruned import pruned_checkpoint
 
-from darwinlm.engines.process import ENGINES
-from darwinlm.export import gguf as gguf_export
-from darwinlm.export.check import compare_logits
-from darwinlm.export.run import export_model
-from darwinlm.gguf import tensors
+from darwinlm.formats.gguf import checked_file as gguf_export
+from darwinlm.formats.gguf import tensors
+from darwinlm.formats.gguf.process import ENGINES
+from darwinlm.formats.logits_check import compare_logits
+from darwinlm.model.surgery.reshape import Reshaper
+from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import ExportError, MissingExtraError
-from darwinlm.surgery.reshape import Reshaper
 
 pytest.importorskip("cyllama", reason="comes with the extra gguf")
 

@@ -5,12 +5,12 @@ import torch
 from tests.tiny.llama_cpp import assert_same_as_transformers, exported
 from tests.tiny.pruned import BESIDE, DELTA, GEMMA4, MIXED, Row, any_checkpoint, plain_checkpoint, pruned_checkpoint
 
-from darwinlm.export.run import export_model
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.sizes import predicted_sizes
+from darwinlm.formats.gguf.file_sizes import predicted_sizes
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.recipe import load_recipe
+from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import BudgetError, ExportError
-from darwinlm.stages.plan import problem_of
+from darwinlm.steps.budget.step import problem_of
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 

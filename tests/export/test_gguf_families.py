@@ -7,10 +7,10 @@ from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import BESIDE, DELTA, GEMMA4, MIXED, SQUARE, any_checkpoint, plain_checkpoint, pruned_checkpoint
 from tests.tiny.stages import run_stages
 
-from darwinlm.engines.process import EngineProcess
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import families
-from darwinlm.gguf.header import read_header
+from darwinlm.formats.gguf.header import read_header
+from darwinlm.formats.gguf.process import EngineProcess
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.family import families
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 

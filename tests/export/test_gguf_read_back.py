@@ -9,16 +9,16 @@ from tests.export.test_gguf_families import CASES as FAMILIES
 from tests.export.test_gguf_rope import CASES as ROPES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint
 
-from darwinlm.engines.in_llama_cpp import open_in_llama_cpp
-from darwinlm.engines.process import EngineProcess
-from darwinlm.engines.resolve import describe_model, resolve_model
-from darwinlm.export.run import export_model
-from darwinlm.gguf import write
-from darwinlm.gguf.read import CONVERTED
+from darwinlm.formats.gguf import write
+from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
+from darwinlm.formats.gguf.process import EngineProcess
+from darwinlm.formats.gguf.read import CONVERTED
+from darwinlm.formats.resolve import describe_model, resolve_model
+from darwinlm.planning.run_plan import plan_card, plan_here
 from darwinlm.recipe import load_recipe
+from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.stages.execution.plan import plan_card, plan_here
-from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.steps.run_sizes import Sizes
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
@@ -36,7 +36,7 @@ IDS = torch.randint(3, 300, (1, 96), generator=torch.Generator().manual_seed(0))
 @pytest.fixture
 def written(tmp_path, monkeypatch):
     """Export a model without a check of the file, whose keys may be changed: written(folder, {"llama.a": 1.0})."""
-    monkeypatch.setattr("darwinlm.export.gguf._check", lambda job, path: None)
+    monkeypatch.setattr("darwinlm.formats.gguf.checked_file._check", lambda job, path: None)
 
     def write_keys(writer, *given):
         real(writer, *given)

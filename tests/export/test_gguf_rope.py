@@ -6,7 +6,7 @@ from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_s
 from tests.tiny.pruned import MIXED, SQUARE, any_checkpoint
 from transformers import AutoModelForCausalLM
 
-from darwinlm.engines.process import EngineProcess
+from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.runtime.errors import ExportError
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")

@@ -9,8 +9,8 @@ from tests.tiny.models import FAMILIES, tiny_config
 from tests.tiny.pruned import any_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darwinlm.export.hf import IN_MLX, MODEL_FILE, older_rope, save_model
-from darwinlm.families.family import families
+from darwinlm.formats.transformers.saved import IN_MLX, MODEL_FILE, older_rope, save_model
+from darwinlm.model.families.family import families
 
 DEFAULT = {"rope_type": "default", "rope_theta": 500.0}
 SCALED = LLAMA3["rope_parameters"]

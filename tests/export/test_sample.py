@@ -16,8 +16,8 @@ from tests.tiny.pruned import plain_checkpoint
 from tests.tiny.stages import run_stages
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.engines.process import EngineProcess
-from darwinlm.export.run import export_model
+from darwinlm.formats.gguf.process import EngineProcess
+from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import BudgetError, ExportError, RecipeError
 
 SEED = int(os.environ.get("SAMPLE_SEED", "0"))

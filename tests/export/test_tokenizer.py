@@ -12,9 +12,17 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
-from darwinlm.engines.process import EngineProcess
-from darwinlm.export.run import export_model
-from darwinlm.gguf.tokenizer import ALIASES, DIGITS, MERGED, PATTERNS, PLAIN, read_tokenizer, split_as_named
+from darwinlm.formats.gguf.process import EngineProcess
+from darwinlm.formats.gguf.tokenizer_keys import (
+    ALIASES,
+    DIGITS,
+    MERGED,
+    PATTERNS,
+    PLAIN,
+    read_tokenizer,
+    split_as_named,
+)
+from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import CheckpointError, ExportError
 
 TEXTS = (

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from darwinlm.engines.resolve import resolve_model
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.header import read_header
+from darwinlm.formats.gguf.header import read_header
+from darwinlm.formats.resolve import resolve_model
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.planning.run_plan import plan_card
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.errors import DarwinLMError
 from darwinlm.runtime.limits import MESSAGE, shorten
-from darwinlm.stages.execution.plan import plan_card
-from darwinlm.stages.execution.sizes import Sizes
-from darwinlm.text.sampling.script import is_chat
-from darwinlm.text.sources import read_documents
+from darwinlm.steps.own_text.script import is_chat
+from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.text.sources import read_documents
 from tests.fuzz.case import REFUSED, Case
 from tests.fuzz.cases import corpus
 

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from darwinlm import pipeline
 from darwinlm.report.summary import Summary
-from darwinlm.runs.demo import demo_recipe
-from darwinlm.runs.prune import open_size
+from darwinlm.runs.demo_recipe import demo_recipe
+from darwinlm.runs.pruning import open_size
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from tests.gpu.device import pretend_gpu

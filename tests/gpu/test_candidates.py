@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from darwinlm.model.units.space import Allocation, SearchSpace
+from darwinlm.model.walk.decoder import Decoder
+from darwinlm.planning.run_plan import plan_card
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.memory import CACHES, CPU, memory_of
-from darwinlm.search import student, training
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.modules import PlacedModules
-from darwinlm.search.training import CandidateTrainer
-from darwinlm.stages.execution.plan import plan_card
-from darwinlm.stages.execution.run import Run
-from darwinlm.stages.execution.sizes import Sizes
-from darwinlm.streaming.decoder import Decoder
-from darwinlm.units.space import Allocation, SearchSpace
+from darwinlm.runtime.run import Run
+from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.search import candidate_training as training
+from darwinlm.steps.search import student
+from darwinlm.steps.search.candidate_training import CandidateTrainer
+from darwinlm.steps.search.fitness import Fitness
+from darwinlm.steps.search.module_cache import PlacedModules
 from tests.gpu.device import Gpu, pretend_gpu
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint

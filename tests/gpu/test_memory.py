@@ -6,11 +6,11 @@ from unittest import mock
 import pytest
 import torch
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime import memory, parallel
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.memory import CACHES, FRAGMENTS, HALVINGS, OTHERS, WORK, Bounded, DeviceMemory, memory_of
-from darwinlm.streaming.streamed import StreamedDecoder
 from tests.gpu.device import pretend_gpu
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint

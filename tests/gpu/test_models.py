@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.schedule import plan_steps
-from darwinlm.recovery.train import Training
 from darwinlm.runtime import cuda_graph, memory
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.search.latency.graphs import WARM_UP, GraphedDecoding, cache_name
-from darwinlm.search.latency.timing import ModelTimer
-from darwinlm.search.student import Student
-from darwinlm.stages import latency
-from darwinlm.text.sampling import sampler
+from darwinlm.steps.latency import step as latency
+from darwinlm.steps.latency.graphs import WARM_UP, GraphedDecoding, cache_name
+from darwinlm.steps.latency.timing import ModelTimer
+from darwinlm.steps.own_text import sampler
+from darwinlm.steps.recover.schedule import plan_steps
+from darwinlm.steps.recover.train import Training
+from darwinlm.steps.search.student import Student
 from tests.gpu.device import Gpu, pretend_gpu
 from tests.gpu.rules import NAME
 from tests.tiny.models import tiny_model

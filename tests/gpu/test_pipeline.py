@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from darwinlm.database import store
 from darwinlm.pipeline import REPORT, open_run
 from darwinlm.recipe import load_recipe
-from darwinlm.runs.demo import SETTINGS as DEMO
+from darwinlm.runs.demo_recipe import SETTINGS as DEMO
 from darwinlm.runtime import memory
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.memory import CACHES
-from darwinlm.stages import refit as stages_refit
+from darwinlm.steps.database import store
+from darwinlm.steps.refit import step as stages_refit
 from tests.gpu.device import Tally, pretend_gpu
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint

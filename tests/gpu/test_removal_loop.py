@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from darwinlm.database import elimination
-from darwinlm.database.elimination import eliminate, why_not_recorded
+from darwinlm.steps.database import elimination
+from darwinlm.steps.database.elimination import eliminate, why_not_recorded
 from tests.gpu import device
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint

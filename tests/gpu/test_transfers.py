@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.walk import streamed
+from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
+from darwinlm.model.walk.streamed import StreamedDecoder
+from darwinlm.model.walk.transfers import pinned_like
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.errors import DeviceMemoryError
-from darwinlm.streaming import streamed
-from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
-from darwinlm.streaming.streamed import StreamedDecoder
-from darwinlm.streaming.transfers import pinned_like
 from tests.gpu.device import UnfinishedError
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import run_through, stream_over

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.latency.timing import ModelTimer
+from darwinlm.steps.latency.timing import ModelTimer
 
 TOLERANCE = 0.05
 
@@ -89,7 +89,7 @@ def steady_machine(monkeypatch):
         return seconds_of(choice) / seconds_of(dense), seconds_of(dense)
 
     monkeypatch.setattr(ModelTimer, "compare", compare)
-    monkeypatch.setattr("darwinlm.stages.latency.POINTS", 20)
+    monkeypatch.setattr("darwinlm.steps.latency.step.POINTS", 20)
     return timed
 
 
@@ -125,8 +125,8 @@ def test_a_speedup_is_met(tiny_folder, make_run, tmp_path, steady_machine, model
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_5_text", "glm4_moe"])
 def test_real_clocks_run_too(tiny_folder, make_run, tmp_path, monkeypatch, model_type):
     """Times of so small a model are noise, so only the table's form is checked."""
-    monkeypatch.setattr("darwinlm.stages.latency.POINTS", 2)
-    monkeypatch.setattr("darwinlm.stages.latency.RUNS", 1)
+    monkeypatch.setattr("darwinlm.steps.latency.step.POINTS", 2)
+    monkeypatch.setattr("darwinlm.steps.latency.step.RUNS", 1)
     settings = ("budget.latency=1000s", "budget.prefill_tokens=8")
     run = make_run(tiny_folder(model_type), tmp_path / "out", *settings, "budget.decode_tokens=4", keep=None)
     with pytest.raises(BudgetError, match=r"budget\.latency: 1000 s requested, more than the whole model"):

@@ -11,12 +11,12 @@ from tests.tiny.cutting import GONE, Kept, cut, logits, near, tokens
 from tests.tiny.models import FAMILIES, tiny_model
 from tests.tiny.stages import run_stages
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import families
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.family import families
+from darwinlm.model.surgery.depth import KEPT, can_lose_blocks, in_family_class
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, RecipeError
-from darwinlm.surgery.depth import KEPT, can_lose_blocks, in_family_class
 
 PLAIN = """
 from transformers import AutoModelForCausalLM

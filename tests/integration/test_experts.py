@@ -14,12 +14,12 @@ from tests.tiny.models import FAMILIES
 from tests.tiny.stages import result
 from torch import Tensor
 
-from darwinlm.database.block_moments import BlockMoments, stream_moments
-from darwinlm.database.order import damp_
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import family_of
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.family import family_of
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.stages.database import PruningDatabase, stream_of
+from darwinlm.steps.database.block_moments import BlockMoments, stream_moments
+from darwinlm.steps.database.order import damp_
+from darwinlm.steps.database.step import PruningDatabase, stream_of
 
 MIXTURES = ("mixtral", "deepseek_v2", "gpt_oss", "gemma4_text_experts")
 TOGETHER = ("gpt_oss", "gemma4_text")

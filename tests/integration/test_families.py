@@ -18,12 +18,12 @@ from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 from transformers import AutoModelForCausalLM
 
-from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.export.hf import save_model
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import class_prefix, families
-from darwinlm.search.fitness import Fitness
-from darwinlm.surgery.stitch import block_parameters, stitch
+from darwinlm.formats.transformers.saved import save_model
+from darwinlm.model.divergence import DenseDistribution
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.family import class_prefix, families
+from darwinlm.steps.search.fitness import Fitness
+from darwinlm.steps.stitch.stitch import block_parameters, stitch
 
 AGAIN = ("phi3", "gemma3_text", "qwen3_5_moe_text", "lfm2", "granitemoehybrid", "deepseek_v3", "gpt_oss", "gemma4_text")
 """Fused and normed projections, mixtures, hybrids, and compressed, gated and shared attention."""

@@ -14,19 +14,19 @@ from tests.tiny.models import tiny_model
 from tests.tiny.process import SERVER
 from tests.unit.test_parallel import in_processes
 
-from darwinlm.database.blocks import block_file
-from darwinlm.database.build import build_database
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.walk.hidden import HiddenMemory
+from darwinlm.model.walk.stream import BlockStream
 from darwinlm.recipe import UnitsSettings
-from darwinlm.recipe.sections import RecoverySettings
-from darwinlm.recovery.model import Losses, logits_of, prepared, run_dense
-from darwinlm.recovery.sharding import load_teacher, sharder, sharding_mesh, spread
+from darwinlm.recipe.recipe import RecoverySettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, write_tensors
 from darwinlm.runtime.memory import kept_memory, memory_of
-from darwinlm.streaming.gradients import output_gradients
-from darwinlm.streaming.hidden import HiddenMemory
-from darwinlm.streaming.stream import BlockStream
+from darwinlm.steps.database.block_files import block_file
+from darwinlm.steps.database.build import build_database
+from darwinlm.steps.gradients.output_gradients import output_gradients
+from darwinlm.steps.recover.sharding import load_teacher, sharder, sharding_mesh, spread
+from darwinlm.steps.recover.trained_model import Losses, logits_of, prepared, run_dense
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -9,10 +9,10 @@ from tests.tiny.cutting import cut_and_masked, logits, near, tokens
 from tests.tiny.models import tiny_config
 from transformers import AutoModel, AutoModelForCausalLM
 
-from darwinlm.families.family import family_of
-from darwinlm.families.modeling_darwinlm import auto_map, modeling_source
-from darwinlm.families.pruned import pruned_classes, pruned_config
-from darwinlm.families.shapes import head_dim
+from darwinlm.model.families.family import family_of
+from darwinlm.model.families.modeling_darwinlm import auto_map, modeling_source
+from darwinlm.model.families.pruned import pruned_classes, pruned_config
+from darwinlm.model.families.shapes import head_dim
 
 
 def test_equals_the_masked_dense_model(case):

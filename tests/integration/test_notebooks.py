@@ -9,10 +9,10 @@ import yaml
 from tests.tiny.checkpoint import SETTINGS
 from tests.unit.test_docs import blocks
 
-from darwinlm.database.metrics import METRICS
 from darwinlm.recipe import load_recipe
-from darwinlm.recovery.losses import LOSSES
 from darwinlm.runtime.artifact import read_json
+from darwinlm.steps.database.removal_metrics import METRICS
+from darwinlm.steps.recover.losses import LOSSES
 from lab.comparison.methods import BASELINES
 
 ROOT = Path(__file__).parents[2]

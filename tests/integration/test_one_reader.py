@@ -10,12 +10,12 @@ from tests.tiny.damage import edit_config, edit_weights, write_index
 from tests.tiny.models import FAMILIES
 from transformers import AutoModelForCausalLM
 
-from darwinlm.database.store import DatabaseReader
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.stored import SINGLE
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.stored import SINGLE
 from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.surgery.stitch import stitch
+from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.stitch.stitch import stitch
 
 TOKENS = torch.arange(3, 43).view(2, 20)
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -9,13 +9,13 @@ from tests.tiny.masked import logits
 from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole
 
-from darwinlm.database.block_moments import stream_moments
-from darwinlm.database.order import damp_
-from darwinlm.search.fitness import Fitness
-from darwinlm.stages.database import stream_of
-from darwinlm.stages.execution.run import Run
-from darwinlm.streaming.moments import SecondMoment
-from darwinlm.streaming.outputs import output_projection
+from darwinlm.model.walk.moments import SecondMoment
+from darwinlm.model.walk.outputs import output_projection
+from darwinlm.runtime.run import Run
+from darwinlm.steps.database.block_moments import stream_moments
+from darwinlm.steps.database.order import damp_
+from darwinlm.steps.database.step import stream_of
+from darwinlm.steps.search.fitness import Fitness
 
 CASES = [("llama", "kv_group"), ("qwen2", "query_head")]
 

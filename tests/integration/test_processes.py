@@ -58,7 +58,7 @@ def test_an_error_in_two_processes_is_told_once(tiny_llama, tmp_path):
 DIFFERENT = """
 import os
 from darwinlm.cli.main import main
-from darwinlm.search import knapsack
+from darwinlm.steps.search import knapsack
 
 solve = knapsack.milp
 knapsack.milp = lambda c, **more: solve(c=-c if os.environ["RANK"] == "1" else c, **more)

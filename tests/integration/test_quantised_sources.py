@@ -15,9 +15,9 @@ from tests.tiny.stages import run_stages
 from torch import Tensor
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.surgery.vocabulary.cut import cut_weights
+from darwinlm.steps.vocabulary.cut import cut_weights
 
 E4M3 = torch.float8_e4m3fn
 FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32]}

@@ -15,13 +15,13 @@ from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from darwinlm.recovery.sharding import sharding_mesh
-from darwinlm.recovery.train import Training
 from darwinlm.report.summary import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.runtime import artifact, parallel
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import ArtifactError, DataError, ModelError, ParallelError, RecipeError, StorageError
+from darwinlm.steps.recover.sharding import sharding_mesh
+from darwinlm.steps.recover.train import Training
 
 WORK, PROGRAM = Path("stages/recover-work"), "tests.tiny.recovering"
 MICRO = ("--set", "compute.batch_tokens=64")

@@ -5,9 +5,9 @@ import torch
 from tests.tiny.stages import result, run_stages
 from tests.tiny.whole import Whole
 
-from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.artifact import read_tensors
-from darwinlm.stages import refit as stages_refit
+from darwinlm.steps.evaluate.quality import measure_quality
+from darwinlm.steps.refit import step as stages_refit
 
 
 @pytest.fixture(scope="module")

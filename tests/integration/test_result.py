@@ -7,7 +7,7 @@ import torch
 from tests.tiny.pruned import plain_checkpoint, word_tokenizer
 
 import darwinlm
-from darwinlm.runs.prune import Result
+from darwinlm.runs.pruning import Result
 from darwinlm.runtime.errors import ArtifactError, ModelError, RecipeError
 
 

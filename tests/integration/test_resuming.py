@@ -16,7 +16,7 @@ from darwinlm.pipeline import build, make, plan, read_inputs
 from darwinlm.report.summary import Summary, read_summary
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.stages.text import TEXT
+from darwinlm.steps.text.step import TEXT
 
 TIMES = {"seconds", "stages", "machine", "evaluations"}
 

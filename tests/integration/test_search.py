@@ -15,8 +15,8 @@ from tests.tiny.whole import searched, state_of, timeless, within_budget
 from darwinlm.runtime.artifact import read_json, read_tensors
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.state import SearchState
+from darwinlm.steps.search.fitness import Fitness
+from darwinlm.steps.search.state import SearchState
 
 
 @pytest.fixture

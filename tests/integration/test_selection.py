@@ -10,10 +10,10 @@ from tests.tiny.stages import run_stages
 from tests.tiny.whole import Whole, searched, within_budget
 from torch.nn import functional
 
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.student import Student
-from darwinlm.search.training import CandidateTrainer
-from darwinlm.surgery.stitch import stitch
+from darwinlm.steps.search.candidate_training import CandidateTrainer
+from darwinlm.steps.search.fitness import Fitness
+from darwinlm.steps.search.student import Student
+from darwinlm.steps.stitch.stitch import stitch
 
 FAST = 3e-3
 TEXT = "search.rounds=[{tokens: 256, survivors: 1, training_tokens: 1024}]"
@@ -22,7 +22,7 @@ TEXT = "search.rounds=[{tokens: 256, survivors: 1, training_tokens: 1024}]"
 @pytest.fixture(autouse=True)
 def short_steps(monkeypatch):
     """Two sequences in a step."""
-    monkeypatch.setattr("darwinlm.search.training.STEP_TOKENS", 64)
+    monkeypatch.setattr("darwinlm.steps.search.candidate_training.STEP_TOKENS", 64)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_candidate_whose_gradients_overflow_is_dropped(bench, monkeypatch):
 @pytest.mark.parametrize("method", ["gradient", "paper"])
 def test_training_inside_each_generation(folder, tmp_path, tiny_llama, make_run, method, monkeypatch):
     """As in the preset `paper`, losses after training decide, and the parent is trained too."""
-    monkeypatch.setattr("darwinlm.search.training.SMALL_RATE", 5e-4)
+    monkeypatch.setattr("darwinlm.steps.search.candidate_training.SMALL_RATE", 5e-4)
     rounds = [{"tokens": 64 * n, "survivors": 3 - n, "training_tokens": 64 * n} for n in (1, 2)]
     out = Path(shutil.copytree(folder, tmp_path / "out"))
     settings = (f"search.rounds={rounds}", "search.generations=2", f"search.method={method}")

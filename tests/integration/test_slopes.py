@@ -10,13 +10,13 @@ from tests.tiny.stages import run_stages
 from tests.tiny.whole import placed_in
 from torch import nn
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.walk.hidden import HiddenMemory
+from darwinlm.model.walk.outputs import output_projection
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.gradients import Gradients
-from darwinlm.streaming.gradients import output_gradients
-from darwinlm.streaming.hidden import HiddenMemory
-from darwinlm.streaming.outputs import output_projection
+from darwinlm.steps.gradients.output_gradients import output_gradients
+from darwinlm.steps.search.fitness import Fitness
+from darwinlm.steps.search.slopes import Gradients
 
 STEP, IN_MIXTURES = 3e-3, 3e-4
 """A step; larger ones change which experts tokens take."""

@@ -7,15 +7,15 @@ from tests.tiny.stages import result
 from tests.tiny.whole import placed_in
 from transformers import AutoModelForCausalLM
 
-from darwinlm.evaluation.looking_back import Copying, measure_copying
-from darwinlm.evaluation.quality import measure_quality
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.search.fitness import Fitness
-from darwinlm.search.gradients import Gradients
-from darwinlm.search.modules import PlacedModules
-from darwinlm.streaming import decoder as decoding
-from darwinlm.streaming.hidden import HiddenMemory
-from darwinlm.streaming.streamed import HEAD, StreamedDecoder
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.walk import decoder as decoding
+from darwinlm.model.walk.hidden import HiddenMemory
+from darwinlm.model.walk.streamed import HEAD, StreamedDecoder
+from darwinlm.steps.evaluate.looking_back import Copying, measure_copying
+from darwinlm.steps.evaluate.quality import measure_quality
+from darwinlm.steps.search.fitness import Fitness
+from darwinlm.steps.search.module_cache import PlacedModules
+from darwinlm.steps.search.slopes import Gradients
 
 
 class Narrow(StreamedDecoder):

@@ -11,11 +11,11 @@ from tests.tiny.stages import result, run_stages
 from tests.tiny.tokenizer import BOS_ID, tiny_tokenizer
 from transformers import AutoTokenizer
 
-from darwinlm.evaluation.text import pack
+from darwinlm.evaluation.evaluation_text import pack
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
-from darwinlm.text.looking_back import ordinary_tokens, with_repeats
+from darwinlm.steps.text.repeats import ordinary_tokens, with_repeats
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["adds bos", "adds none"])

@@ -11,12 +11,12 @@ from tests.tiny.stages import result, run_stages
 from tests.tiny.vocabulary import TOKENS, wordy_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import read_summary
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import DataError, ModelError, RecipeError
-from darwinlm.stages.execution.sizes import Sizes
+from darwinlm.steps.run_sizes import Sizes
 
 SIZE = 320
 

@@ -13,15 +13,15 @@ from tests.tiny.reader import FirstUnits
 from tests.tiny.stages import result, run_stages
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
-from darwinlm.export.run import export_model
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import module_shapes
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.units.space import SearchSpace
 from darwinlm.recipe import UnitsSettings
+from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.errors import ExportError, RecipeError
-from darwinlm.search.budgets import latent_columns
-from darwinlm.surgery.stitch import block_parameters, stitch
-from darwinlm.units.space import SearchSpace
+from darwinlm.steps.budget.bounds import latent_columns
+from darwinlm.steps.stitch.stitch import block_parameters, stitch
 
 WHOLE = "units.experts=whole"
 

@@ -17,10 +17,10 @@ from tests.tiny.tokenizer import tiny_tokenizer
 from tests.tiny.vocabulary import byte_level, fast
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.whole import text_name
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.whole import text_name
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.surgery.stitch import block_parameters
+from darwinlm.steps.stitch.stitch import block_parameters
 
 VISION: dict[str, Any] = {
     "hidden_size": 16,

@@ -11,8 +11,8 @@ from tests.tiny.cutting import cut, logits, tokens
 from tests.tiny.models import FAMILIES
 from transformers import AutoTokenizer
 
-from darwinlm.families.family import family_of
-from darwinlm.families.modeling_darwinlm import auto_map
+from darwinlm.model.families.family import family_of
+from darwinlm.model.families.modeling_darwinlm import auto_map
 
 WITHOUT = """
 import copy, json, sys

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darwinlm.model.units.cost import parameter_costs
+from darwinlm.model.units.levels import Level, ModuleLevels
+from darwinlm.model.units.space import SearchSpace
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.problem import Budget, Problem
-from darwinlm.search.propose import level_switch, paper_switch, uniform_allocations, uniform_start
-from darwinlm.units.cost import parameter_costs
-from darwinlm.units.levels import Level, ModuleLevels
-from darwinlm.units.space import SearchSpace
+from darwinlm.steps.budget.problem import Budget, Problem
+from darwinlm.steps.search.propose import level_switch, paper_switch, uniform_allocations, uniform_start
 
 
 def total(costs, allocation):

@@ -10,15 +10,15 @@ from tests.tiny.stages import run_stages
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.engines.process import EngineProcess
-from darwinlm.engines.resolve import resolve_model
-from darwinlm.export.run import export_model
+from darwinlm.formats.gguf.process import EngineProcess
+from darwinlm.formats.resolve import resolve_model
 from darwinlm.pipeline import open_run
-from darwinlm.recipe import sections
-from darwinlm.runs.demo import CHATS, demo_model, demo_recipe
+from darwinlm.recipe import recipe as sections
+from darwinlm.runs.demo_recipe import CHATS, demo_model, demo_recipe
+from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError, MissingExtraError, ModelError
-from darwinlm.surgery.stitch import block_parameters
+from darwinlm.steps.stitch.stitch import block_parameters
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 

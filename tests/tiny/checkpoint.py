@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.streaming.stream import BlockStream
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.walk.stream import BlockStream
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import tiny_tokenizer
 

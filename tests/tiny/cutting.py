@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.units.levels import ModuleLevels
 from darwinlm.recipe import UnitsSettings
-from darwinlm.surgery.stitch import stitch
-from darwinlm.units.levels import ModuleLevels
+from darwinlm.steps.stitch.stitch import stitch
 from tests.tiny.masked import masked
 from tests.tiny.models import tiny_model
 from tests.tiny.reader import FirstUnits

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from darwinlm.engines.process import EngineProcess
-from darwinlm.export.run import export_model
+from darwinlm.formats.gguf.process import EngineProcess
+from darwinlm.runs.exporting import export_model
 
 TWELVE = {"min_new_tokens": 12, "max_new_tokens": 12, "pad_token_id": 0, "eos_token_id": None}
 TEXT = "the river turns slowly under the silver bridge and 12 engines hold 340 letters."

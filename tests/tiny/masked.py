@@ -12,8 +12,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from darwinlm.database.store import DatabaseReader
-from darwinlm.units.space import Allocation
+from darwinlm.model.units.space import Allocation
+from darwinlm.steps.database.store import DatabaseReader
 
 
 @torch.no_grad()

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.units.levels import ModuleLevels
 from darwinlm.recipe import UnitsSettings
-from darwinlm.surgery.stitch import stitch
-from darwinlm.units.levels import ModuleLevels
+from darwinlm.steps.stitch.stitch import stitch
 from tests.tiny.checkpoint import WORDS
 from tests.tiny.models import randomised, tiny_config
 from tests.tiny.reader import FirstUnits

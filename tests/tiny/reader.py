@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from darwinlm.families.parts import ModuleKind
-from darwinlm.units.levels import Level
-from darwinlm.units.modules import ModuleReader
+from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.units.levels import Level
+from darwinlm.model.units.modules import ModuleReader
 
 
 class FirstUnits(ModuleReader):

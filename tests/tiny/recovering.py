@@ -36,7 +36,7 @@ class Stopped(BaseException):
 
 def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
     """Raise an error in a step, before its update."""
-    monkeypatch.setattr("darwinlm.recovery.train.Training.update", _stopping(step, lambda: error))
+    monkeypatch.setattr("darwinlm.steps.recover.train.Training.update", _stopping(step, lambda: error))
 
 
 def losses(summary: Summary) -> list[float]:
@@ -45,7 +45,7 @@ def losses(summary: Summary) -> list[float]:
 
 def watch_text(monkeypatch: Any) -> tuple[list[Any], list[Any]]:
     """Blocks of tokens that recoveries from now on train on, and those that they hold out."""
-    from darwinlm.recovery.train import Training
+    from darwinlm.steps.recover.train import Training
 
     trained, held_out, whole = [], [], Training.train
 
@@ -60,7 +60,7 @@ def watch_text(monkeypatch: Any) -> tuple[list[Any], list[Any]]:
 
 def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., None]:
     """An update that ends the training at a step, counted from 0."""
-    from darwinlm.recovery.train import Training
+    from darwinlm.steps.recover.train import Training
 
     whole = Training.update
 
@@ -75,10 +75,10 @@ def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., Non
 def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> Summary:
     """Recover a tiny model in this process, and log every step."""
 
-    from darwinlm.recipe import sections
-    from darwinlm.recovery import train
+    from darwinlm.recipe import recipe as sections
     from darwinlm.runs.recovery import recover
     from darwinlm.runtime.console import Reporter
+    from darwinlm.steps.recover import train
 
     settings = (*RECOVERY, *assignments)
     quiet = Reporter(quiet=True)
@@ -99,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if options.kill_at is not None:
-        from darwinlm.recovery.train import Training
+        from darwinlm.steps.recover.train import Training
 
         def kill() -> BaseException:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from darwinlm.pipeline import build, make, plan, read_inputs
-from darwinlm.stages.execution.run import Ended, Run
+from darwinlm.runtime.run import Ended, Run
 
 
 def run_stages(run: Run, until: str) -> SimpleNamespace:

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from darwinlm.database.store import DatabaseReader
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.units.space import Allocation
+from darwinlm.model.walk.decoder import Decoder
 from darwinlm.runtime.artifact import read_json
-from darwinlm.search.modules import PlacedModules
-from darwinlm.search.problem import Problem
-from darwinlm.stages.execution.run import Run
-from darwinlm.stages.text import Texts
-from darwinlm.streaming.decoder import Decoder
-from darwinlm.units.space import Allocation
+from darwinlm.runtime.run import Run
+from darwinlm.steps.budget.problem import Problem
+from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.search.module_cache import PlacedModules
+from darwinlm.steps.text.step import Texts
 from tests.tiny.stages import result, run_stages
 
 

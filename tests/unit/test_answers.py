@@ -6,9 +6,9 @@ from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import TEMPLATE, tiny_tokenizer
 from torch.nn import functional
 
-from darwinlm.evaluation.answers import Answers, measure_answers, write_answers
-from darwinlm.evaluation.code import TASKS, compare_code, greedy_answers, write_code
 from darwinlm.runtime.errors import ModelError
+from darwinlm.steps.chats.answers import Answers, measure_answers, write_answers
+from darwinlm.steps.chats.code import TASKS, compare_code, greedy_answers, write_code
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_answers_are_the_models_own(ending, tokenizer):
 
 def test_only_blocks_of_code_count(monkeypatch, ending, tokenizer):
     answers = ["Sure:\n```python\nx = 1\n```\nDone.", "```\nx = 2\n```", "x = 3", "```py\nx = 4"]
-    monkeypatch.setattr("darwinlm.evaluation.code.greedy_answers", lambda *asked: answers)
+    monkeypatch.setattr("darwinlm.steps.chats.code.greedy_answers", lambda *asked: answers)
     assert write_code(ending, tokenizer) == ["x = 1\n", "x = 2\n", None, None]
 
 

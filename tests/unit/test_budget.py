@@ -6,14 +6,14 @@ import pytest
 
 import darwinlm
 from darwinlm.cli import arguments
+from darwinlm.model.units.cost import CostModel, parameter_costs
+from darwinlm.model.units.levels import Level, ModuleLevels
+from darwinlm.model.units.space import SearchSpace
 from darwinlm.recipe import BUDGETS, BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
+from darwinlm.report.write import _budget
 from darwinlm.runtime.errors import BudgetError, RecipeError
-from darwinlm.search.budgets import RULES, resolve_budget
-from darwinlm.search.problem import Budget, Problem
-from darwinlm.stages.report import _budget
-from darwinlm.units.cost import CostModel, parameter_costs
-from darwinlm.units.levels import Level, ModuleLevels
-from darwinlm.units.space import SearchSpace
+from darwinlm.steps.budget.bounds import RULES, resolve_budget
+from darwinlm.steps.budget.problem import Budget, Problem
 
 BOUNDS = {
     "params": {"2.7B": 2_700_000_000, "350m": 350_000_000, "10k": 10_000, "1_234_567": 1_234_567, 12345: 12345},

@@ -8,10 +8,10 @@ import pytest
 from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import BOS_ID, EOS_ID, tiny_tokenizer
 
-from darwinlm.evaluation.speed import BEGINNINGS, continue_greedily, prompts_for
 from darwinlm.runtime.errors import DataError
-from darwinlm.text import read_documents
-from darwinlm.text.packing import added_bos, tokenise
+from darwinlm.steps.evaluate.speed import BEGINNINGS, continue_greedily, prompts_for
+from darwinlm.steps.text.packing import added_bos, tokenise
+from darwinlm.steps.text.sources import read_documents
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

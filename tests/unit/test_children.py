@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tests.tiny.pruned import pruned_checkpoint
 
-from darwinlm.engines.process import EngineProcess
-from darwinlm.export.run import export_model
-from darwinlm.gguf import layout
+from darwinlm.formats.gguf import stock_layout as layout
+from darwinlm.formats.gguf.process import EngineProcess
+from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import EngineError, ExportError
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-from darwinlm.evaluation.divergence import ROWS, DenseDistribution, token_losses
+from darwinlm.model.divergence import ROWS, DenseDistribution, token_losses
 
 
 def logits(n, v, seed, scale=3.0):

@@ -14,7 +14,7 @@ from tests.tiny.process import forked
 
 from darwinlm.cli import app
 from darwinlm.recipe import Recipe, load_recipe
-from darwinlm.runs.demo import MODEL_PACKAGE
+from darwinlm.runs.demo_recipe import MODEL_PACKAGE
 from lab.__main__ import app as lab_app
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +101,7 @@ def test_python_of_the_first_pages_runs(tmp_path, monkeypatch, capsys, tiny_llam
     """Its own lines, with a tiny model, text and settings in place of the real ones."""
     from tests.tiny.checkpoint import SETTINGS
 
-    from darwinlm.runs import prune as pruning
+    from darwinlm.runs import pruning
 
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished_llama, tmp_path / "runs" / "demo")

@@ -11,15 +11,14 @@ import torch
 from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 
 from darwinlm.cli.main import _message
-from darwinlm.evaluation.quality import measure_quality
-from darwinlm.export.check import ExportReport
-from darwinlm.export.gguf import _note_fallbacks
-from darwinlm.export.hf import check_saved
-from darwinlm.export.published import open_published
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.gguf.header import read_header
-from darwinlm.gguf.write import _numbers
-from darwinlm.runs import demo
+from darwinlm.formats.gguf.checked_file import _note_fallbacks
+from darwinlm.formats.gguf.header import read_header
+from darwinlm.formats.gguf.write import _numbers
+from darwinlm.formats.logits_check import ExportReport
+from darwinlm.formats.transformers.published import open_published
+from darwinlm.formats.transformers.saved import check_saved
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.runs import demo_recipe as demo
 from darwinlm.runtime import errors
 from darwinlm.runtime.errors import (
     CheckpointError,
@@ -30,6 +29,7 @@ from darwinlm.runtime.errors import (
     install,
     missing_extra,
 )
+from darwinlm.steps.evaluate.quality import measure_quality
 
 
 @torch.no_grad()

@@ -9,13 +9,13 @@ import pytest
 import torch
 from tests.tiny.stages import run_stages
 
-from darwinlm.evaluation import speed
-from darwinlm.evaluation.speed import measure_speed
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime import memory
 from darwinlm.runtime.artifact import read_json
-from darwinlm.stages import evaluate
-from darwinlm.stages.model import load_whole
+from darwinlm.steps.evaluate import speed
+from darwinlm.steps.evaluate import step as evaluate
+from darwinlm.steps.evaluate.speed import measure_speed
+from darwinlm.steps.source.step import load_whole
 
 
 def test_weights_of_whole_models_lie_in_files_where_the_type_is_another(finished_llama, tiny_llama, make_run):

@@ -7,16 +7,16 @@ from typing import Any, cast
 
 import pytest
 
+from darwinlm.model.units.cost import CostModel
+from darwinlm.model.units.space import Allocation, SearchSpace
 from darwinlm.recipe import SearchSettings
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.search import evolution
-from darwinlm.search.evolution import Guide, evolve
-from darwinlm.search.fitness import Clock, Fitness, Window
-from darwinlm.search.prediction import Curvature, first_order
-from darwinlm.search.problem import Budget, Problem
-from darwinlm.search.state import Generation, SearchState
-from darwinlm.units.cost import CostModel
-from darwinlm.units.space import Allocation, SearchSpace
+from darwinlm.steps.budget.problem import Budget, Problem
+from darwinlm.steps.search import evolution
+from darwinlm.steps.search.evolution import Guide, evolve
+from darwinlm.steps.search.fitness import Clock, Fitness, Window
+from darwinlm.steps.search.prediction import Curvature, first_order
+from darwinlm.steps.search.state import Generation, SearchState
 
 WINDOWS, WHOLE = [(0, 2), (2, 4)], (0, 4)
 START = (4,) * 6
@@ -93,7 +93,7 @@ def test_a_resumed_search_goes_on_with_its_time_and_the_losses_of_its_parent(tmp
 
 def test_no_generation_is_begun_that_takes_longer_than_the_time_left(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("darwinlm.search.fitness.working_time", lambda: now[0])
+    monkeypatch.setattr("darwinlm.steps.search.fitness.working_time", lambda: now[0])
 
     def slow(parent, window):
         now[0] += 10

@@ -16,17 +16,17 @@ from tests.tiny.damage import edit_weights
 from tests.tiny.stages import run_stages
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from darwinlm.export.hf import save_model
-from darwinlm.families.checkpoint import FURTHER, Checkpoint
-from darwinlm.families.family import Family, families, family_of
-from darwinlm.families.pruned import pruned_classes, pruned_config
-from darwinlm.families.shapes import module_shapes
+from darwinlm.formats.transformers.saved import save_model
+from darwinlm.model.families.checkpoint import FURTHER, Checkpoint
+from darwinlm.model.families.family import Family, families, family_of
+from darwinlm.model.families.pruned import pruned_classes, pruned_config
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.units.space import kept_whole
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import CheckpointError, FamilyError
-from darwinlm.search.problem import space_of
-from darwinlm.units.space import kept_whole
+from darwinlm.steps.budget.problem import space_of
 
 DESCRIPTION = """
 title: Otters

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tests.tiny.pruned import plain_checkpoint
 
-from darwinlm.engines.resolve import resolve_model
-from darwinlm.export.gguf import export_gguf
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.formats.gguf.checked_file import export_gguf
+from darwinlm.formats.resolve import resolve_model
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import CheckpointError, MissingExtraError, install
 
 gguf = pytest.importorskip("gguf")

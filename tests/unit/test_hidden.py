@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from darwinlm.database import build
+from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.runtime import memory
-from darwinlm.streaming.hidden import HiddenMemory, HiddenStates
+from darwinlm.steps.database import build
 
 SHAPES = [(3, 5, 4), (3, 5, 4), (1, 5, 4)]
 ELEMENTS = 140

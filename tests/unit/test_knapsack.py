@@ -8,16 +8,16 @@ from itertools import product
 import numpy as np
 import pytest
 
+from darwinlm.model.units.cost import CostModel, parameter_costs
+from darwinlm.model.units.levels import Level, ModuleLevels
+from darwinlm.model.units.space import Allocation, SearchSpace
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search import knapsack
-from darwinlm.search.equal import EqualLayers, equal_layers
-from darwinlm.search.evolution import SLOPE_PARTS, STRENGTHS, solved_children
-from darwinlm.search.knapsack import solve_knapsack
-from darwinlm.search.prediction import Curvature, Surrogate, first_order
-from darwinlm.search.problem import Budget, Problem
-from darwinlm.units.cost import CostModel, parameter_costs
-from darwinlm.units.levels import Level, ModuleLevels
-from darwinlm.units.space import Allocation, SearchSpace
+from darwinlm.steps.budget.equal import EqualLayers, equal_layers
+from darwinlm.steps.budget.problem import Budget, Problem
+from darwinlm.steps.search import knapsack
+from darwinlm.steps.search.evolution import SLOPE_PARTS, STRENGTHS, solved_children
+from darwinlm.steps.search.knapsack import solve_knapsack
+from darwinlm.steps.search.prediction import Curvature, Surrogate, first_order
 
 
 def total(table, choice):

@@ -6,16 +6,16 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import module_shapes
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.units.levels import module_levels
 from darwinlm.recipe import BudgetSettings, UnitsSettings
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.search.latency import graphs
-from darwinlm.search.latency.graphs import WARM_UP, GraphedDecoding, cache_name
-from darwinlm.search.latency.measure import check_fastest
-from darwinlm.search.latency.table import ABSENT, LatencyTable, lines_of
-from darwinlm.search.latency.timing import ModelTimer
-from darwinlm.units.levels import module_levels
+from darwinlm.steps.latency import graphs
+from darwinlm.steps.latency.graphs import WARM_UP, GraphedDecoding, cache_name
+from darwinlm.steps.latency.latency_table import ABSENT, LatencyTable, lines_of
+from darwinlm.steps.latency.measure import check_fastest
+from darwinlm.steps.latency.timing import ModelTimer
 
 
 @pytest.mark.parametrize(

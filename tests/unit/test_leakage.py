@@ -3,7 +3,7 @@
 import pytest
 
 from darwinlm.runtime.errors import DataError
-from darwinlm.text import check_not_evaluation_text
+from darwinlm.steps.text.leakage import check_not_evaluation_text
 
 
 @pytest.mark.parametrize(

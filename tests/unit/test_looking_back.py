@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from darwinlm.evaluation.looking_back import all_copying, measure_copying, passages, word_lists, word_tokens
-from darwinlm.evaluation.quality import measure_quality
 from darwinlm.runtime.errors import DataError
-from darwinlm.text.looking_back import with_repeats
+from darwinlm.steps.evaluate.looking_back import all_copying, measure_copying, passages, word_lists, word_tokens
+from darwinlm.steps.evaluate.quality import measure_quality
+from darwinlm.steps.text.repeats import with_repeats
 
 VOCABULARY = 1000
 ORDINARY = np.arange(1_000_000, 1_020_000)

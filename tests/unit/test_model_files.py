@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import TEXT_BYTES, TOKENIZER_BYTES
 
@@ -99,7 +99,7 @@ def test_weights_that_may_not_be_read_are_not_called_damaged(model_copy, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise FileNotFoundError("No such file or directory")  # as safetensors says it
 
-    monkeypatch.setattr("darwinlm.families.stored.safe_open", refuse)
+    monkeypatch.setattr("darwinlm.model.families.stored.safe_open", refuse)
     with pytest.raises(CheckpointError, match="bring back its disk"):
         Checkpoint.open(model_copy)
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.R_OK)

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from darwinlm.engines.opened import open_model
-from darwinlm.evaluation.chat import AnswerSettings, Conversation
-from darwinlm.evaluation.speed import continue_greedily
-from darwinlm.export.hf import save_model
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.generation import generation_of
-from darwinlm.families.origin import Origin, carry, origin_of, write_gguf_origin
+from darwinlm.evaluation.conversation import AnswerSettings, Conversation
+from darwinlm.formats.opened import open_model
+from darwinlm.formats.transformers.saved import save_model
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.generation import generation_of
+from darwinlm.model.families.origin import Origin, carry, origin_of, write_gguf_origin
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import visible
+from darwinlm.steps.evaluate.speed import continue_greedily
 
 CARD = "---\nlicense: other\nlicense_name: ours\nlicense_link: https://x.org/l\nlanguage:\n- en\n- de\n---\n# A model\n"
 

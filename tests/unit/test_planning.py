@@ -11,17 +11,17 @@ from tests.tiny.published import PARAMETERS, published_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
+from darwinlm.planning import run_plan as planning
+from darwinlm.planning.predict import notes_of
+from darwinlm.planning.predict import plan as plan_of
+from darwinlm.planning.run_plan import OF_PEAK, Plan, check_memory, measure_rate, plan_card, plan_here
+from darwinlm.planning.step_costs import Row
 from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import count, large_embedding
-from darwinlm.runs.plan import notes_of
-from darwinlm.runs.plan import plan as plan_of
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
-from darwinlm.stages.execution import plan as planning
-from darwinlm.stages.execution.plan import OF_PEAK, Plan, check_memory, measure_rate, plan_card, plan_here
-from darwinlm.stages.execution.sizes import Sizes
-from darwinlm.stages.execution.table import Row
+from darwinlm.steps.run_sizes import Sizes
 
 CPU = torch.device("cpu")
 TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128")

@@ -12,16 +12,16 @@ from tests.tiny.published import NAMES, PARAMETERS, PHASES, published_config
 from tests.tiny.reader import FirstUnits
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.family import family_of
-from darwinlm.families.shapes import module_shapes
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.family import family_of
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.units.levels import module_levels
+from darwinlm.model.units.space import SearchSpace
 from darwinlm.recipe import Recipe, SelectionRound, load_recipe, parse_recipe, shipped_recipes
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.search.budgets import Counted, resolve_budget
-from darwinlm.search.propose import filled
-from darwinlm.surgery.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
-from darwinlm.units.levels import module_levels
-from darwinlm.units.space import SearchSpace
+from darwinlm.steps.budget.bounds import Counted, resolve_budget
+from darwinlm.steps.search.propose import filled
+from darwinlm.steps.stitch.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
 
 
 def message(tree: dict[str, Any]) -> str:

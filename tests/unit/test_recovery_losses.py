@@ -6,9 +6,9 @@ from tests.tiny.models import tiny_model
 from torch.nn import functional
 
 from darwinlm.recipe import RecoverySettings
-from darwinlm.recovery.losses import weighted
-from darwinlm.recovery.model import batch_loss, logit_tokens, prepared, run_dense
-from darwinlm.recovery.schedule import plan_steps, rate_share, warm_up_steps
+from darwinlm.steps.recover.losses import weighted
+from darwinlm.steps.recover.schedule import plan_steps, rate_share, warm_up_steps
+from darwinlm.steps.recover.trained_model import batch_loss, logit_tokens, prepared, run_dense
 
 GENERATOR = torch.Generator().manual_seed(1)
 TOKENS = torch.randint(3, 250, (3, 20), generator=GENERATOR)
@@ -21,7 +21,7 @@ OBJECTIVES = {"kl": (1.0, 7, False), "both": (0.7, 16, False), "text": (0.0, 100
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_batch_in_chunks_is_the_batch(model_type, name, monkeypatch):
     distillation, chunk, twice = OBJECTIVES[name]
-    monkeypatch.setattr("darwinlm.recovery.model.LOGIT_TOKENS", chunk)
+    monkeypatch.setattr("darwinlm.steps.recover.trained_model.LOGIT_TOKENS", chunk)
     teacher, ours, again = (tiny_model(model_type, seed).requires_grad_(seed > 0) for seed in (0, 1, 1))
     dense = run_dense(teacher, TOKENS) if distillation else None
     terms = weighted(RecoverySettings(distillation=distillation))

@@ -12,11 +12,12 @@ from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
 from torch.nn import functional
 
-from darwinlm.recipe import RecoverySettings, sections
-from darwinlm.recovery import train as training
-from darwinlm.recovery.schedule import plan_steps, rate_share
-from darwinlm.recovery.train import Training
+from darwinlm.recipe import RecoverySettings
+from darwinlm.recipe import recipe as sections
 from darwinlm.runtime.errors import ArtifactError, NumericsError
+from darwinlm.steps.recover import train as training
+from darwinlm.steps.recover.schedule import plan_steps, rate_share
+from darwinlm.steps.recover.train import Training
 
 LENGTH = 16
 SETTINGS = RecoverySettings(
@@ -76,7 +77,7 @@ def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):
         optimizer.step()
         optimizer.zero_grad()
         expected.append((loss.item(), norm.item()))
-    monkeypatch.setattr("darwinlm.recovery.train.LOG_EVERY", 2)
+    monkeypatch.setattr("darwinlm.steps.recover.train.LOG_EVERY", 2)
     found = trained(tmp_path)
     assert found.record["kept"] == "trained"
     logged = [entry for entry in found.record["log"] if "loss" in entry]

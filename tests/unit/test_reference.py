@@ -5,10 +5,10 @@ import torch
 from tests.tiny.models import FAMILIES, tiny_model
 from torch import nn
 
-from darwinlm.evaluation.divergence import DenseDistribution
-from darwinlm.families.family import families
-from darwinlm.search.dense_side import ExpectedRows, LinearHead
-from darwinlm.streaming.decoder import Decoder
+from darwinlm.model.divergence import DenseDistribution
+from darwinlm.model.families.family import families
+from darwinlm.model.walk.decoder import Decoder
+from darwinlm.steps.search.dense_side import ExpectedRows, LinearHead
 
 N = 37
 

@@ -15,16 +15,16 @@ from tests.tiny.recovering import Stopped
 from tests.unit.test_parallel import in_processes
 from torch import nn
 
-from darwinlm.families.family import families
+from darwinlm.model.families.family import families
+from darwinlm.model.walk.expert_inputs import Routing
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_tensors
-from darwinlm.stages.refit import stream_divergence
-from darwinlm.streaming.experts import Routing
-from darwinlm.surgery import experts as fitted
-from darwinlm.surgery import projection_fit
-from darwinlm.surgery.experts import Mixture, fit_experts
-from darwinlm.surgery.projection_fit import Moments, fit_output
-from darwinlm.surgery.refit import Streams, refit
+from darwinlm.steps.refit import expert_fit as fitted
+from darwinlm.steps.refit import projection_fit
+from darwinlm.steps.refit.expert_fit import Mixture, fit_experts
+from darwinlm.steps.refit.projection_fit import Moments, fit_output
+from darwinlm.steps.refit.refit import Streams, refit
+from darwinlm.steps.refit.step import stream_divergence
 
 GENERATOR = torch.Generator().manual_seed(5)
 FIT = torch.randint(3, 250, (60, 32), generator=GENERATOR)

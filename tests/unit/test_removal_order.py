@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from darwinlm.database import order as order_module
-from darwinlm.database.factors import (
+from darwinlm.runtime.errors import NumericsError
+from darwinlm.steps.database import order as order_module
+from darwinlm.steps.database.factors import (
     NestedFactors,
     check_energy,
     full_target,
@@ -20,8 +21,7 @@ from darwinlm.database.factors import (
     unpack_lower,
     whole_factor_,
 )
-from darwinlm.database.order import damp_, ordered_moment, removal_order
-from darwinlm.runtime.errors import NumericsError
+from darwinlm.steps.database.order import damp_, ordered_moment, removal_order
 
 DAMPING = 0.01
 

@@ -22,9 +22,9 @@ from tests.tiny.summaries import (
 )
 
 from darwinlm.report.card import model_card
+from darwinlm.report.comparison import COLUMNS, comparison_rows, comparison_table, looking_back_rows
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import read_summary
-from darwinlm.report.table import COLUMNS, comparison_rows, comparison_table, looking_back_rows
 from darwinlm.runtime.errors import ArtifactError
 
 

@@ -17,7 +17,7 @@ from tests.tiny.summaries import (
 from tests.unit.test_docs import parse
 
 from darwinlm.report.page import render_page
-from darwinlm.report.sweep import sweep_page
+from darwinlm.report.sweep_page import sweep_page
 from darwinlm.report.usage import next_steps
 
 

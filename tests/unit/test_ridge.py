@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from darwinlm.model.walk import moments
+from darwinlm.model.walk.moments import SecondMoment
 from darwinlm.runtime.errors import NumericsError
-from darwinlm.streaming import moments
-from darwinlm.streaming.moments import SecondMoment
-from darwinlm.surgery.projection_fit import Moments
-from darwinlm.surgery.ridge import ridge_solution
+from darwinlm.steps.refit.projection_fit import Moments
+from darwinlm.steps.refit.ridge import ridge_solution
 
 
 def sample(n=200, d=12, r=5):

@@ -10,9 +10,9 @@ from tests.tiny.models import tiny_model
 from tests.tiny.tokenizer import EOS_ID, TEMPLATE, tiny_tokenizer
 
 from darwinlm.runtime.errors import ArtifactError, DataError
-from darwinlm.text.sampling import own_text
-from darwinlm.text.sampling.own_text import write_own_text
-from darwinlm.text.sampling.sampler import Sampler, Segment, choose
+from darwinlm.steps.own_text import written as own_text
+from darwinlm.steps.own_text.sampler import Sampler, Segment, choose
+from darwinlm.steps.own_text.written import write_own_text
 
 PREFIX = (1, 50, 60, 70)
 

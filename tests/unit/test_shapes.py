@@ -6,14 +6,14 @@ import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.stages import run_stages
 
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.shapes import module_shapes
-from darwinlm.gguf.header import ELEMENTS
+from darwinlm.formats.gguf.header import ELEMENTS
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
+from darwinlm.model.units.levels import module_levels
 from darwinlm.recipe import UnitsSettings, load_recipe, options
-from darwinlm.recipe.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.runtime.errors import CheckpointError, RecipeError
-from darwinlm.surgery.stitch import stitch
-from darwinlm.units.levels import module_levels
+from darwinlm.steps.stitch.stitch import stitch
 
 
 def test_query_heads_that_do_not_divide_by_the_groups(tiny_llama):

@@ -17,7 +17,8 @@ from datasets import IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 
 from darwinlm.runtime.errors import DataError
-from darwinlm.text import files, read_documents
+from darwinlm.steps.text import local_files as files
+from darwinlm.steps.text.sources import read_documents
 
 ROWS = [{"id": index, "text": f"document {index}"} for index in range(5)]
 TEXTS = [row["text"] for row in ROWS]
@@ -121,7 +122,7 @@ def test_nothing_is_written_and_no_network_is_asked(tmp_path):
         "import socket, sys\n"
         "def refuse(*_): raise AssertionError('network')\n"
         "socket.getaddrinfo = socket.socket.connect = refuse\n"
-        "from darwinlm.text import read_documents\n"
+        "from darwinlm.steps.text.sources import read_documents\n"
         "print(len(list(read_documents(sys.argv[1], seed=1))))"
     )
     usual = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}

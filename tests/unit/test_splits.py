@@ -15,9 +15,11 @@ from tests.unit.test_parallel import in_processes
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ArtifactError, DataError, StorageError
-from darwinlm.text import PURPOSES, TokenSequences, document_hash, packed, purpose_of, split_documents
-from darwinlm.text.packed import PackedText, pack_documents
-from darwinlm.text.splits import shares_within
+from darwinlm.steps.text import packed
+from darwinlm.steps.text.packed import PackedText, pack_documents
+from darwinlm.steps.text.packing import document_hash
+from darwinlm.steps.text.sequences import TokenSequences
+from darwinlm.steps.text.splits import PURPOSES, purpose_of, shares_within, split_documents
 
 SHARES = {"calibration": 640, "fitness": 128, "validation": 64, "evaluation": 256}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.tiny.benchmarks import tiny_benchmarks
 
-from darwinlm.evaluation import summary
+from darwinlm.evaluation import score_tables as summary
 from darwinlm.evaluation.harness import TaskScore, read_local
 from darwinlm.evaluation.suites import KNOWN, SUITES, Wanted, check_names, parse_suite
 from darwinlm.runtime import tables

@@ -9,7 +9,10 @@ import torch
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.planning import time_limit as limits
+from darwinlm.planning.step_costs import rows_of
+from darwinlm.planning.time_limit import ENDING, FIXED, TimeLimit, limited
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.report import wording
@@ -17,10 +20,7 @@ from darwinlm.runtime.artifact import STAGES
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.figures import StageTime, TimeFigures
-from darwinlm.stages.execution import limit as limits
-from darwinlm.stages.execution.limit import ENDING, FIXED, TimeLimit, limited
-from darwinlm.stages.execution.sizes import Sizes
-from darwinlm.stages.execution.table import rows_of
+from darwinlm.steps.run_sizes import Sizes
 
 CPU = torch.device("cpu")
 PLANNED = {"text": 0.0, "gradients": 10.0, "database": 30.0, "search": 60.0, "stitch": 2.0, "refit": 18.0}

@@ -10,13 +10,13 @@ from tests.tiny.damage import edit_config
 from tests.tiny.vocabulary import BYTES, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
 from tokenizers import Tokenizer, models
 
-from darwinlm.evaluation.spelling import measure_spelling
-from darwinlm.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import CheckpointError, ModelError
-from darwinlm.surgery.vocabulary.choose import choose_tokens, kept_size
-from darwinlm.surgery.vocabulary.cut import cut_weights, rows_in, special_numbers
-from darwinlm.surgery.vocabulary.tokenizer import TokenizerTree
-from darwinlm.text.packing import token_ids
+from darwinlm.steps.text.packing import token_ids
+from darwinlm.steps.vocabulary.choose import choose_tokens, kept_size
+from darwinlm.steps.vocabulary.cut import cut_weights, rows_in, special_numbers
+from darwinlm.steps.vocabulary.spelling import measure_spelling
+from darwinlm.steps.vocabulary.tokenizer_tree import TokenizerTree
 
 TEXTS = (*WORDS, *OTHERS, "the river turns", "é 漢字 🙂", "12 zebras\n\trun", " two  spaces", "</s> ends <s>")
 

@@ -12,7 +12,7 @@ import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
-from darwinlm.engines.vllm_plugin import TESTED
+from darwinlm.formats.vllm.vllm_plugin import TESTED
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
 pytestmark = pytest.mark.timeout(1800)  # an engine takes a minute to start, on a busy machine many

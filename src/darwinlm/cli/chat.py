@@ -16,7 +16,7 @@ from darwinlm.cli.app import LOOK, command
 from darwinlm.runtime.errors import DataError
 
 if TYPE_CHECKING:
-    from darwinlm.evaluation.chat import Conversation
+    from darwinlm.evaluation.conversation import Conversation
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
 
@@ -47,8 +47,8 @@ def chat(
     dtype: arguments.Dtype = "auto",
 ) -> None:
     """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
-    from darwinlm.engines.opened import open_model
-    from darwinlm.evaluation.chat import AnswerSettings, Conversation
+    from darwinlm.evaluation.conversation import AnswerSettings, Conversation
+    from darwinlm.formats.opened import open_model
 
     settings = AnswerSettings(max_tokens, temperature, seed, system)
     console, typed, talks = terminal.console(), sys.stdin.isatty(), {}

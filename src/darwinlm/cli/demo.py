@@ -17,8 +17,8 @@ from darwinlm.cli.app import SHRINK, command
 def demo(out: arguments.Out = Path("runs/demo"), assignments: arguments.Set = None) -> None:
     """Prune SmolLM2-135M-Instruct (from PyPI), and compare its answers with the original's."""
     from darwinlm import pipeline
-    from darwinlm.runs.demo import demo_recipe
-    from darwinlm.runs.prune import open_size
+    from darwinlm.runs.demo_recipe import demo_recipe
+    from darwinlm.runs.pruning import open_size
 
     recipe = demo_recipe(tuple(assignments or ()))
     run = open_size(recipe, out, terminal.reporter(), until=pipeline.REPORT, begun=terminal.BEGUN)
@@ -29,7 +29,7 @@ def demo(out: arguments.Out = Path("runs/demo"), assignments: arguments.Set = No
 def _screen(console: Console, summary: Any, out: Path) -> None:
     """Print sizes, what was lost, answers of both models, and next steps: one screen, the rest is for `show`."""
     from darwinlm.report import wording
-    from darwinlm.stages.report import PAGE
+    from darwinlm.report.write import PAGE
 
     dense, small, generations = summary.dense, summary.saved, summary.search.generations
     trained = "not trained" if summary.recovery is None else f"then trained on {summary.recovery.tokens:,} tokens"

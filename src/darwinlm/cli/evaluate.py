@@ -47,7 +47,7 @@ def evaluate(
 
     Of a finished run, texts and chats are compared with its dense model; give the run's folder `model` to leave it out.
     """
-    from darwinlm.evaluation.evaluate import EvaluationRequest, evaluate_model
+    from darwinlm.evaluation.evaluate_model import EvaluationRequest, evaluate_model
     from darwinlm.report.summary import dense_of
     from darwinlm.runtime.errors import DataError
 

@@ -14,7 +14,7 @@ from darwinlm.runtime import tables
 from darwinlm.runtime.amounts import size
 
 if TYPE_CHECKING:
-    from darwinlm.export.check import ExportReport
+    from darwinlm.formats.logits_check import ExportReport
 
 HEADINGS = ("compared", "with", "tokens", "relative difference", "allowed", "same next token")
 
@@ -40,7 +40,7 @@ def export(
     overwrite: arguments.Overwrite = False,
 ) -> None:
     """Write a model for llama.cpp (GGUF), and check that the file gives the same output."""
-    from darwinlm.export.run import export_model
+    from darwinlm.runs.exporting import export_model
 
     report = export_model(
         model,

@@ -26,7 +26,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, ParallelError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.lock import release_all
-from darwinlm.runtime.terminal import Terminal
+from darwinlm.runtime.safe_console import Terminal
 
 SHARED = frozenset({"prune", "demo", "recover", "evaluate"})
 """Commands that several processes of torchrun can share."""

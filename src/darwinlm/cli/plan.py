@@ -34,9 +34,9 @@ def plan(
     **budget: Any,
 ) -> None:
     """Show what each stage of a run takes before it starts: passes of the model, time and memory."""
+    from darwinlm.planning.predict import notes_of
+    from darwinlm.planning.predict import plan as make
     from darwinlm.report.wording import count
-    from darwinlm.runs.plan import notes_of
-    from darwinlm.runs.plan import plan as make
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.amounts import duration, size
 

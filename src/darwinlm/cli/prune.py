@@ -48,7 +48,7 @@ def prune(
     others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
     recipes = load_recipes(recipe, assignments or (), options(model=model, layers=layers, **budget, **others))
     from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds
-    from darwinlm.runs.prune import prune as run
+    from darwinlm.runs.pruning import prune as run
     from darwinlm.runs.sweep import prune_sweep
 
     how: dict[str, Any] = {"until": until or REPORT, "overwrite": overwrite, "begun": terminal.BEGUN}
@@ -68,7 +68,7 @@ def prune(
 
 def _show_sweep(console: Any, sweep: Any, out: Path) -> None:
     """Print the result of a sweep."""
-    from darwinlm.report.sweep import HEADINGS, sweep_cells
+    from darwinlm.report.sweep_page import HEADINGS, sweep_cells
     from darwinlm.runs.sweep import PAGE
     from darwinlm.runtime import tables
 

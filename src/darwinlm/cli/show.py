@@ -84,7 +84,7 @@ def _summary_of(run: Path) -> Path:
 
 def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report import usage, wording
-    from darwinlm.report.table import comparison_table
+    from darwinlm.report.comparison import comparison_table
 
     console.print(Text(wording.title(summary), style="bold"))
     for name, words in wording.gains(summary):
@@ -104,7 +104,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
 def _show_figures(console: Console, summary: Summary) -> None:
     """Print copying, sizes of GGUF files, the bounded file, figures on chats, and an answer."""
     from darwinlm.report import wording
-    from darwinlm.report.table import chat_rows, file_rows, looking_back_rows
+    from darwinlm.report.comparison import chat_rows, file_rows, looking_back_rows
 
     if (copied := looking_back_rows(summary)) is not None:
         headings, rows, remarks = copied

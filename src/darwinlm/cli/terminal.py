@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from darwinlm.runtime import parallel, tables
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.limits import visible
-from darwinlm.runtime.terminal import Terminal
+from darwinlm.runtime.safe_console import Terminal
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter

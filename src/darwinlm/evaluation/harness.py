@@ -19,7 +19,7 @@ from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import validated
 from darwinlm.runtime.errors import DataError, RecipeError, first_line, missing_extra
-from darwinlm.text.files import json_records
+from darwinlm.steps.text.local_files import json_records
 
 HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hellaswag", "mmlu/default")
 """Folders of the known tasks inside the harness."""

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from darwinlm.recipe.budget import BUDGETS
-from darwinlm.recipe.sections import Recipe, SelectionRound
+from darwinlm.recipe.recipe import Recipe, SelectionRound
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import SHOWN, YAML_BYTES, parse_yaml, read_text, shorten, suggestion
+from darwinlm.steps.budget.budget_settings import BUDGETS
 
 OPTIONS: Mapping[str, str] = {
     "model": "model",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.recipe.sections import Recipe
+from darwinlm.recipe.recipe import Recipe
 from darwinlm.runtime.compute import fast_dtype, gpu_has_bfloat16
 from darwinlm.runtime.errors import RecipeError
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import yaml
 
+from darwinlm.report.comparison import COLUMNS, COPIED, chat_rows, comparison_rows, looking_back_rows
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary
-from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, looking_back_rows
 from darwinlm.runtime import tables
 from darwinlm.runtime.limits import visible
 

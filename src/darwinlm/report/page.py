@@ -5,9 +5,9 @@ from __future__ import annotations
 import yaml
 
 from darwinlm.report import wording
+from darwinlm.report.comparison import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows
 from darwinlm.report.render import render
 from darwinlm.report.summary import BlockFigures, Summary
-from darwinlm.report.table import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows
 
 
 def render_page(summary: Summary) -> str:

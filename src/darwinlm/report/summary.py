@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from darwinlm.families.origin import Origin
+from darwinlm.model.families.origin import Origin
 from darwinlm.runtime.figures import (
     ChatFigures,
     Extract,

@@ -6,29 +6,29 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from darwinlm.engines.resolve import model_folder
-from darwinlm.families.checkpoint import Checkpoint
-from darwinlm.families.origin import Origin, origin_of
+from darwinlm.formats.resolve import model_folder
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.origin import Origin, origin_of
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
 from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
-from darwinlm.runs.prune import check_replaced
+from darwinlm.report.write import summary_of, write_report
+from darwinlm.runs.pruning import check_replaced
 from darwinlm.runtime.artifact import STAGES
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
-from darwinlm.stages.chats import CHATS
-from darwinlm.stages.evaluate import EVALUATE, Models
-from darwinlm.stages.execution.run import Run
-from darwinlm.stages.export import EXPORT
-from darwinlm.stages.model import TEACHER, open_model
-from darwinlm.stages.own_text import DOCUMENTS, OWN_TEXT, OWN_TEXT_RECOVERY, own_text_stage
-from darwinlm.stages.recover import RECOVER, check_recovery
-from darwinlm.stages.report import summary_of, write_report
-from darwinlm.stages.stitch import Stitched
-from darwinlm.stages.text import check_text, documents_of, text_stage
-from darwinlm.stages.text_source import with_own_text
-from darwinlm.text import PURPOSES
-from darwinlm.text.amounts import amount_for_pruning, amount_for_recovery
+from darwinlm.runtime.run import Run
+from darwinlm.steps.chats.step import CHATS
+from darwinlm.steps.evaluate.step import EVALUATE, Models
+from darwinlm.steps.export.step import EXPORT
+from darwinlm.steps.own_text.step import DOCUMENTS, OWN_TEXT, OWN_TEXT_RECOVERY, own_text_stage
+from darwinlm.steps.recover.step import RECOVER, check_recovery
+from darwinlm.steps.source.step import TEACHER, open_model
+from darwinlm.steps.stitch.step import Stitched
+from darwinlm.steps.text.shares import amount_for_pruning, amount_for_recovery
+from darwinlm.steps.text.splits import PURPOSES
+from darwinlm.steps.text.step import check_text, documents_of, text_stage
+from darwinlm.steps.text.text_source import with_own_text
 
 BARE = ("validation", "evaluation")
 """Purposes of text for a model without a run, whose other text isn't known."""

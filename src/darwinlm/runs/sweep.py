@@ -10,14 +10,14 @@ from pathlib import Path
 from darwinlm.pipeline import REPORT, build, make, open_run, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.summary import FILE, Summary, read_summary
-from darwinlm.report.sweep import sweep_page
-from darwinlm.runs.prune import open_size
+from darwinlm.report.sweep_page import sweep_page
+from darwinlm.runs.pruning import open_size
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_text
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
-from darwinlm.stages.execution.run import Ended
+from darwinlm.runtime.run import Ended
 
 PAGE = "index.html"
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from darwinlm.export.check import REPORT
-from darwinlm.export.gguf import report_beside
-from darwinlm.export.hf import recorded_digests
-from darwinlm.families.files import CARD
+from darwinlm.formats.gguf.checked_file import report_beside
+from darwinlm.formats.logits_check import REPORT
+from darwinlm.formats.transformers.saved import recorded_digests
+from darwinlm.model.families.files import CARD
 from darwinlm.runs.sweep import PAGE
 from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES, StageFolder, digest_of, read_manifest, what_changed
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
-from darwinlm.stages.export import EXPORT, FILES
+from darwinlm.steps.export.step import EXPORT, FILES
 
 Finding = tuple[str, str | None]
 """What was compared with its record, and the difference, or None."""

@@ -16,7 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
 from darwinlm.runtime.amounts import duration
-from darwinlm.runtime.terminal import Terminal
+from darwinlm.runtime.safe_console import Terminal
 
 SECONDS = 10.0
 """Least time between two lines of a stage without a terminal, and after the slower first step before a time is told."""

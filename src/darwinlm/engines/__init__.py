@@ -1,1 +1,0 @@
-"""Models in use, found and opened by name, and engines, each in a separate process that may crash."""

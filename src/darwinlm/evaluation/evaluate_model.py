@@ -1,0 +1,249 @@
+"""One evaluation from request to result: load the model, measure, and save every part when it is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from operator import itemgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from darwinlm.evaluation import harness
+from darwinlm.evaluation import score_tables as summary
+from darwinlm.evaluation.evaluation_text import pack, share_vocabulary
+from darwinlm.evaluation.suites import Wanted, parse_suite
+from darwinlm.formats.opened import Opened, open_model
+from darwinlm.model.walk.hidden import HiddenMemory
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import read_json, write_json
+from darwinlm.runtime.compute import resolve_device, resolve_dtype
+from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.figures import ChatFigures, CopyingScore
+from darwinlm.runtime.lock import hold_target
+from darwinlm.runtime.places import check_output
+from darwinlm.runtime.tables import Table
+from darwinlm.steps.chats.answers import chat_tables, measure_chats
+from darwinlm.steps.evaluate.looking_back import all_copying, longest_sequence, measure_copying
+from darwinlm.steps.evaluate.quality import measure_quality
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """Requested measurements; see `darwinlm evaluate --help`."""
+
+    model: str
+    suite: str | None = None
+    data_dir: Path | None = None
+    limit: int | None = None
+    texts: tuple[str, ...] = ()
+    against: str | None = None
+    tokens: int = 16384
+    sequence_length: int = 512
+    batch_size: int = 8
+    device: str = "auto"
+    dtype: str = "auto"
+    chat: bool = False
+
+    def check(self) -> tuple[Wanted, ...]:
+        """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
+        if self.suite is None and not self.texts and not self.chat:
+            raise RecipeError("nothing to measure: give --suite, --text or --chat")
+        if self.against is not None and not self.texts and not self.chat:
+            raise RecipeError("--against is for --text and --chat: measure the benchmarks of each model by itself")
+        if self.chat and self.against is None:
+            raise RecipeError("--chat compares answers with the original model's: name it with --against")
+        wanted = () if self.suite is None else parse_suite(self.suite)
+        if wanted:
+            harness.check_suite(wanted, self.data_dir)
+        return wanted
+
+    def open(self, source: str, *, dequantised: bool = False) -> Opened:
+        """A model as the request wants it. Raises as `open_model`."""
+        return open_model(source, dtype=self.dtype, device=self.device, dequantised=dequantised)
+
+    def key(self) -> dict[str, Any]:
+        """Fields that must match before an earlier result is reused."""
+        names = ("model", "limit", "sequence_length", "tokens", "against")
+        folder = None if self.data_dir is None else str(self.data_dir)
+        dtype = str(resolve_dtype(self.dtype, resolve_device(self.device))).removeprefix("torch.")
+        kind = self.dtype if self.model.endswith(".gguf") else dtype
+        return {name: getattr(self, name) for name in names} | {"dtype": kind, "data_dir": folder}
+
+
+@dataclass
+class Evaluated:
+    """Results of an evaluation.
+
+    Attributes:
+        texts: Figures on each text, with the names of the JSON.
+        copying: Scores of the model, and of the dense one if there is one, by name.
+        left_out: The kinds of sequences without scores, and the reasons.
+    """
+
+    request: EvaluationRequest
+    params: int = 0
+    engine: str = ""
+    scores: list[harness.TaskScore] = field(default_factory=list)
+    texts: list[dict[str, Any]] = field(default_factory=list)
+    copying: dict[str, list[CopyingScore]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    chats: ChatFigures | None = None
+
+    def tables(self) -> Iterator[Table]:
+        """Each table: headings, cells and remarks."""
+        if self.texts:
+            yield from _text_tables(self.texts, self.engine)
+        if self.copying:
+            names = [score.name for score in next(iter(self.copying.values()))]
+            cells = [
+                (model, *([f"{summary.percent(each.accuracy)} ({each.loss:.2f})" for each in row] or ["not measured"]))
+                for model, row in self.copying.items()
+            ]
+            yield ("copied, %, and loss in nats", *(names or [""])), cells, self.left_out
+        if self.chats is not None:
+            yield from chat_tables(self.chats)
+        if self.scores:
+            yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for --out."""
+        value, stderr = summary.average(self.scores)
+        return {
+            "request": self.request.key() | {"suite": self.request.suite},
+            "params": self.params,
+            "engine": self.engine,
+            "texts": self.texts,
+            "copying": [
+                {"model": model, "scores": [asdict(score) for score in row], "remarks": self.left_out}
+                for model, row in self.copying.items()
+            ],
+            "chat": None if self.chats is None else self.chats.as_json(),
+            "tasks": harness.as_json(self.scores),
+            "average": {"value": value, "stderr": stderr} if len(self.scores) > 1 else None,
+        }
+
+
+def _text_tables(texts: list[dict[str, Any]], engine: str) -> Iterator[Table]:
+    """Perplexity and, of texts that were measured against another model, KL and agreement."""
+    number, percent = summary.number, summary.percent
+    cells: list[tuple[str, ...]] = []
+    for text in texts:
+        perplexities = (number(text["perplexity"], ".4g"), number(text["dense_perplexity"], ".4g"))
+        kl, same = number(text["kl"], ".4f"), percent(text["agreement"])
+        cells.append((text["source"], f"{text['tokens']}", *perplexities, kl, same))
+    remarks = [f"run by {engine}"]
+    if len(compared := [text for text in texts if text["kl"] is not None]) > 1:
+        remarks.append(f"the highest KL is on {max(compared, key=itemgetter('kl'))['source']}")
+    yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token", "same token, %"), cells, remarks
+
+
+def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
+    """Measure a model; processes share the text and the benchmarks' items.
+
+    `out` is a JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
+    The console gets every finished task. Raises DarwinLMError, except for a task that fails while running: this is
+    recorded in its score.
+    """
+    parallel.init_from_environment()
+    with ExitStack() as held:
+        done: dict[str, harness.TaskScore] = {}
+        with parallel.agree():
+            if out is not None and parallel.is_main():
+                check_output(out, (request.model, request.against), request.texts, resumed=True)
+                held.enter_context(hold_target(out))
+            request.key()  # refuses an unknown device or type
+            wanted = request.check()
+            if parallel.is_main():
+                done = _resumed(request, out)
+        done = parallel.broadcast(done)
+        with parallel.agree():
+            models = _opened(request)
+        opened = next(iter(models.values()))
+        result = Evaluated(request, opened.params, opened.engine)
+        save = partial(_save, result, out, console)
+        if request.texts:
+            _measure_texts(request, models, result)
+        if request.chat:
+            batch_tokens = request.batch_size * request.sequence_length
+            result.chats = measure_chats(models, tokens=request.tokens // 2, batch_tokens=batch_tokens)
+        if not done or not wanted:
+            save(list(done.values()))
+        if wanted:
+            given: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
+            harness.run_suite(opened.model, opened.tokenizer, wanted, **given, done=done, save=save)
+        return result
+
+
+def _save(result: Evaluated, out: Path | None, console: Any, scores: list[harness.TaskScore]) -> None:
+    """Keep scores, write the result, and print the newest score."""
+    result.scores = list(scores)
+    if out is not None and parallel.is_main():
+        write_json(out, result.as_json())
+    if console is not None and scores:
+        last = scores[-1]
+        console.print(f"{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
+
+
+def _opened(request: EvaluationRequest) -> dict[str, Opened]:
+    """The model and, if texts or chats need it, the dense one, by name. Raises DarwinLMError."""
+    opened = request.open(request.model, dequantised=request.chat)
+    models = {opened.source: opened}
+    if request.against is not None and (request.texts or request.chat):
+        dense = request.open(request.against, dequantised=True)
+        cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
+        models[f"{dense.source} (dense{cut})"] = dense
+    for each in models.values():
+        if request.chat and each.engine != "PyTorch":
+            raise RecipeError(f"--chat: PyTorch can't run {each.source}: give a folder instead of a GGUF file")
+    return models
+
+
+def _measure_texts(request: EvaluationRequest, models: dict[str, Opened], result: Evaluated) -> None:
+    """Figures on texts, then copying of lists and of the first text's passages, for all models."""
+    opened = next(iter(models.values()))
+    packed = {
+        source: pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
+        for source in request.texts
+    }
+    for tokens in packed.values():
+        opened.check_tokens(tokens)
+    longest = longest_sequence(opened.config)
+    if longest is not None and request.sequence_length > longest:
+        raise RecipeError(
+            f"--sequence-length is {request.sequence_length}, but {opened.source} takes {longest} tokens at most"
+        )
+    batch_tokens = request.batch_size * request.sequence_length
+    sequences, result.left_out = all_copying(opened.tokenizer, next(iter(packed.values())), longest)
+    read = torch.cat([text.flatten() for text in (*packed.values(), *(each.tokens for each in sequences))])
+    readers = {name: each.decoder(read) for name, each in models.items()}
+    with TemporaryDirectory(prefix="darwinlm-") as folder:  # for text whose streams have no room in memory
+        memory = HiddenMemory(Path(folder))
+        for source, tokens in packed.items():
+            dense = [*readers.values()][-1]
+            quality = measure_quality(dense, readers, tokens, batch_tokens=batch_tokens, memory=memory)
+            own, *others = quality.values()
+            figures = {"source": source, "sequences": len(tokens), "dense_perplexity": None, **asdict(own)}
+            figures |= {"dense_perplexity": others[0].perplexity} if others else {"kl": None, "agreement": None}
+            result.texts.append(figures)
+    result.copying = measure_copying(readers, sequences, batch_tokens=batch_tokens)
+
+
+def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.TaskScore]:
+    """Finished scores."""
+    if out is None or not out.exists():
+        return {}
+    before = read_json(out)
+    if not isinstance(before, dict) or not isinstance(before.get("request"), dict) or "tasks" not in before:
+        raise ArtifactError(f"{out} is not a result of darwinlm evaluate: choose another file")
+    earlier = before["request"]
+    if changed := [
+        f"{name} was {earlier.get(name)}" for name, now in request.key().items() if earlier.get(name) != now
+    ]:
+        said = f"{out} holds the result of another request ({', '.join(changed)})"
+        raise ArtifactError(f"{said}: choose another file, or delete it")
+    return harness.from_json(out, before["tasks"])

@@ -1,0 +1,59 @@
+"""Text to measure any model on, and the tokens that two models share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.runtime.errors import DataError, ModelError
+from darwinlm.steps.text.packing import added_bos, token_ids
+from darwinlm.steps.text.sources import read_documents
+from darwinlm.steps.vocabulary.cut import rows_in
+
+
+def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) -> Tensor:
+    """The documents of a text, each followed by the end token, joined and cut into sequences [n, t].
+
+    If the tokenizer adds bos, it replaces the first token of every sequence. t is `sequence_length`; at most
+    `max_tokens` are read. Raises DataError if the text is missing, unreadable, or shorter than one sequence.
+    """
+    wanted = max(1, max_tokens // sequence_length) * sequence_length
+    ids: list[int] = []
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for document in read_documents(source, tokenizer=tokenizer):
+        ids += [*token_ids(tokenizer, [document])[0], *end]
+        if len(ids) >= wanted:
+            break
+    count = len(ids[:wanted]) // sequence_length
+    if count == 0:
+        raise DataError(
+            f"Text source {source!r} has only {len(ids)} tokens, less than one sequence of {sequence_length}: give "
+            "more text, or ask for shorter sequences"
+        )
+    sequences = torch.tensor(ids[: count * sequence_length]).view(count, sequence_length)
+    bos = added_bos(tokenizer)
+    if bos is not None:
+        sequences[:, 0] = bos
+    return sequences
+
+
+def share_vocabulary(model: Any, dense: Any) -> bool:
+    """Give a dense model the tokens of a smaller model.
+
+    Both are `engines.opened.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
+    and head are cut. Returns whether it was cut. Raises ModelError if the vocabularies differ, and as `Opened.cut`.
+    """
+    rows = rows_in(model.tokenizer, dense.tokenizer, model.vocabulary, dense.vocabulary)
+    if rows is not None and dense.checkpoint is None:
+        raise ModelError(f"{dense.source} has more tokens than {model.source}: give the folder or hub id --against")
+    if rows is not None:
+        dense.cut(rows)
+        return True
+    if model.vocabulary != dense.vocabulary or model.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
+        raise ModelError(
+            f"{model.source} and {dense.source} have different vocabularies, so there is no KL between them: --against "
+            "must be the model from which the other was pruned"
+        )
+    return False

@@ -1,1 +1,0 @@
-"""Export of a finished model to the formats of engines."""

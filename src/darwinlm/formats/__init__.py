@@ -1,0 +1,1 @@
+"""Formats that models are stored in, and the engines that run them."""

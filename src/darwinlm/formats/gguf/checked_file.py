@@ -1,0 +1,228 @@
+"""Export of a model folder to a checked GGUF file."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.formats.gguf.header import GgufHeader, read_header, rounding_error
+from darwinlm.formats.gguf.process import EngineProcess, quantise_file, require_engine
+from darwinlm.formats.gguf.rope import UnsupportedError
+from darwinlm.formats.gguf.stock_layout import Layout, choose_layout
+from darwinlm.formats.gguf.tensors import gguf_tensors
+from darwinlm.formats.gguf.tokenizer_keys import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
+from darwinlm.formats.gguf.write import write_gguf
+from darwinlm.formats.logits_check import TEXT, ExportReport, compare_logits, exact_logits, text_tokens
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
+from darwinlm.model.surgery.reshape import Reshaper
+from darwinlm.runtime.artifact import file_digest, write_json
+from darwinlm.runtime.errors import EngineError, ExportError, import_extra, storage_error
+
+ENGINE = "llama.cpp"
+ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
+"""Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
+ROUNDED = 1.3
+"""The same for a quantised file, whose tensors are compared one by one; unrelated logits differ by 1.4."""
+INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
+
+
+def export_gguf(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    quantisation: str = "f16",
+    tokenizer_from: Path | None = None,
+    unchecked: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> ExportReport:
+    """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
+
+    `out` appears by rename, after a successful check. See `darwinlm.runs.exporting.export_model` for the options.
+
+    Raises:
+        ExportError: No architecture supports the model, the quantisation doesn't fit, or the check fails.
+        MissingExtraError: A required package isn't installed.
+        StorageError: The disk is full.
+    """
+    quantisation = quantisation.lower()  # llama.cpp has its names in capitals
+    if quantisation not in WRITTEN:
+        raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(WRITTEN)}")
+    import_extra("gguf", "gguf", "writing GGUF files")
+    if QUANTISATIONS[quantisation].by == LLAMA_CPP:
+        require_engine(ENGINE, f"quantising to {quantisation}")
+    if not unchecked:
+        require_engine(ENGINE, "checking the file in llama.cpp (--unchecked leaves this out)")
+    reshaper = Reshaper(checkpoint)
+    try:
+        layout = choose_layout(reshaper)
+    except UnsupportedError as error:
+        raise ExportError(
+            f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
+        ) from error
+    vocabulary = int(checkpoint.config.vocab_size)
+    tokenizer = (
+        copy_tokenizer(tokenizer_from, vocabulary)
+        if tokenizer_from is not None
+        else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
+    )
+    report = ExportReport("gguf", str(out), notes=list(layout.notes))
+    job = _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, report, unchecked)
+    if checkpoint.whole is not None:
+        report.notes.append("the file holds the language model alone, without the parts around it")
+    temporary = out.with_name(f".{out.name}.partial")
+    plain = out.with_name(f".{out.name}.plain.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for each in (temporary, plain):
+            each.unlink(missing_ok=True)
+        say(f"writing {layout.architecture.name} as {quantisation}")
+        _write(job, temporary, plain)
+        say("checking")
+        _check(job, temporary)
+        report.bytes = temporary.stat().st_size
+        report.files = {out.name: file_digest(temporary)}
+        write_json(report_beside(out), report.as_json())
+        temporary.replace(out)
+    except OSError as error:
+        raise storage_error(out, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+        plain.unlink(missing_ok=True)
+    return report
+
+
+def report_beside(file: Path) -> Path:
+    """Path of the report of a GGUF file."""
+    return file.with_name(f"{file.name}.export.json")
+
+
+@dataclass(frozen=True)
+class _Job:
+    reshaper: Reshaper
+    layout: Layout
+    tokenizer: dict[str, Any]
+    copied: bool
+    quantisation: str
+    report: ExportReport
+    unchecked: bool = False
+
+
+def _write(job: _Job, path: Path, plain: Path) -> None:
+    model = (job.reshaper, job.layout, job.tokenizer)
+    if QUANTISATIONS[job.quantisation].by != LLAMA_CPP:
+        write_gguf(path, *model, job.quantisation)
+        return
+    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"))
+    quantise_file(plain, path, job.quantisation.upper(), torch.get_num_threads())
+    plain.unlink()
+
+
+def _check(job: _Job, path: Path) -> None:
+    """Compare the file's tensors, then the logits in llama.cpp of a file before quantisation and of the file."""
+    reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
+    checkpoint = reshaper.checkpoint
+    file = read_header(path)
+    report.details |= {
+        "architecture": layout.architecture.name,
+        "quantisation": job.quantisation,
+        "tokenizer": " ".join(str(tokenizer[key]) for key in (MODEL, "tokenizer.ggml.pre") if key in tokenizer),
+        "chat_template": TEMPLATE in tokenizer,
+    }
+    types = report.details["tensor_types"] = dict(_check_types(file, reshaper, layout))
+    _note_fallbacks(types, job.quantisation, report)
+    if job.unchecked:
+        report.notes.append("not checked in llama.cpp")
+        return
+    tokens = text_tokens(checkpoint)[: layout.context]
+    compared = checkpoint
+    if layout.rope.rounded:
+        config = copy.deepcopy(checkpoint.config)
+        config.rope_parameters["truncate"] = True
+        compared = replace(checkpoint, config=config)
+        report.notes.append(
+            "llama.cpp rounds the bounds of the rope scaling (yarn), here and in every GGUF file of this family: "
+            "compared with a model of rounded bounds"
+        )
+    expected = exact_logits(compared, tokens)
+    if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
+        exact = "f32" if checkpoint.dtype == torch.float32 else "f16"
+        unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
+        write_gguf(unrounded, reshaper, layout, tokenizer, exact)
+        _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
+        unrounded.unlink()
+    _check_engine(job, path, tokens, expected)
+
+
+def _check_types(file: GgufHeader, reshaper: Reshaper, layout: Layout) -> Counter[str]:
+    types: Counter[str] = Counter()
+    missing = set(file.tensors)
+    for name, meant in gguf_tensors(reshaper, layout):
+        if file.tensors.get(name) != tuple(meant.shape):
+            raise ExportError(f"the export fails its check: {name} isn't in the file as expected; nothing was written")
+        kind = file.types[name]
+        types[kind] += 1
+        error = float((file.numbers(name) - meant).norm() / meant.norm().clamp_min(1e-12))
+        if not error <= rounding_error(kind):
+            raise ExportError(
+                f"the export fails its check: {name} differs by {error:.2g} from the expected tensor, more than "
+                f"rounding to {kind} explains; nothing was written"
+            )
+        missing.discard(name)
+    if missing:
+        raise ExportError(f"the export fails its check: the file holds {sorted(missing)}, which weren't expected")
+    return types
+
+
+def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportReport) -> None:
+    if QUANTISATIONS[quantisation].by != LLAMA_CPP:
+        return
+    others = {kind: count for kind, count in types.items() if kind != "F32" and not kind.endswith("_K")}
+    if others:
+        listed = ", ".join(f"{count} of {kind}" for kind, count in sorted(others.items()))
+        report.notes.append(
+            f"K-quants need rows that are multiples of 256: llama.cpp wrote {listed} instead for the tensors whose "
+            "rows aren't"
+        )
+    if "F16" in others or "BF16" in others:
+        raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
+
+
+def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: Tensor) -> None:
+    """Compare the logits [t, v] of a file in llama.cpp with those of the model."""
+    report = job.report
+    try:
+        how = {"threads": torch.get_num_threads(), "context": max(len(tokens), 64)}
+        with EngineProcess(ENGINE, path, **how, exact=True) as engine:
+            logits = torch.from_numpy(engine.logits(tokens.tolist()))
+            ids = engine.tokenize(TEXT)
+            report.details["engine"] = engine.version()
+    except EngineError as error:
+        raise ExportError(f"the export fails its check: {error}; nothing was written") from error
+    tolerance = ENGINE_ERROR.get(job.quantisation, ROUNDED)
+    report.comparisons.append(
+        compare_logits(("the model", expected), (f"its {job.quantisation} file in llama.cpp", logits), tolerance)
+    )
+    _check_tokenizer(ids, job)
+
+
+def _check_tokenizer(ids: list[int], job: _Job) -> None:
+    ours: Any = job.reshaper.checkpoint.tokenizer()(TEXT)["input_ids"]
+    job.report.details["tokenizer_agrees"] = ids == ours
+    if ids == ours:
+        return
+    place = next((i for i, (a, b) in enumerate(zip(ids, ours, strict=False)) if a != b), min(len(ids), len(ours)))
+    message = f"llama.cpp splits the check's text into other tokens than transformers, from token {place} on"
+    if not job.copied:
+        raise ExportError(
+            f"the export fails its check: {message}; nothing was written. If the model comes from a GGUF file, pass it "
+            "as --tokenizer-from F.gguf"
+        )
+    job.report.notes.append(f"{message}; the tokenizer was copied from another file as requested")

@@ -1,0 +1,142 @@
+"""Settings of a model in a GGUF file that transformers drops in silence, and the check that none is left.
+
+A model is read rightly if the file's keys are those that we would write for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isclose
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from darwinlm.formats.gguf.header import GgufHeader
+from darwinlm.formats.gguf.rope import UnsupportedError, magnitude, rope_tensors
+from darwinlm.formats.gguf.stock_layout import choose_layout
+from darwinlm.formats.gguf.write import write_keys
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.family import family_of
+from darwinlm.model.surgery.reshape import Reshaper
+from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.limits import shorten
+
+FACTORS = "rope_freqs.weight"
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Of all Llama 3.1 to 3.3, which state the factor alone: the largest divisor of a frequency. `check_keys` compares."""
+LONG = {f"rope_factors_{name}.weight": f"{name}_factor" for name in ("long", "short")}
+CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+"""Values of llama.cpp where the file has none."""
+FREE = {"context_length", "vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
+"""Keys without an effect on the logits of a text, except as far as others, which are compared, ask for it."""
+USUAL: Mapping[str, Any] = {
+    "attention.causal": True,
+    "rope.freq_base_swa": 10000.0,
+    "rope.scaling.attn_factor": 1.0,
+    "rope.scaling.factor": 1.0,
+    "rope.scaling.type": "none",
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+}
+"""Values of further keys with which llama.cpp computes the same as without them."""
+OTHERWISE = "give the model's original folder or hub id"
+
+
+def complete(config: Any, header: GgufHeader) -> None:
+    """Set what transformers doesn't read, in place: head size, scale and caps of scores, window, rotary embedding."""
+    sizes, stock = header.sizes(), family_of(config).gguf
+    columns = sizes.get("attention.key_length")
+    if columns and getattr(config, "head_dim", None) is not None:
+        config.head_dim = columns
+    if stock is not None and stock.scores is not None:
+        heads = config.num_attention_heads
+        largest = config.num_hidden_layers == stock.large
+        config.query_pre_attn_scalar = config.hidden_size // heads if largest else config.head_dim
+    if stock is not None and stock.caps:
+        for name, usual in CAPS.items():
+            setattr(config, name, sizes.get(name, usual))
+    window = sizes.get("attention.sliding_window")
+    in_none = stock is not None and stock.period is None and "sliding_window_pattern" not in stock.keys
+    if hasattr(config, "sliding_window") and (window or in_none):
+        config.sliding_window = window
+    every = config.rope_parameters
+    config.rope_parameters = (
+        every | {"full_attention": _rope(every["full_attention"], config, header)}
+        if "full_attention" in every
+        else _rope(every, config, header)
+    )
+
+
+def _rope(rope: dict[str, Any], config: Any, header: GgufHeader) -> dict[str, Any]:
+    """The rotary embedding of a file; `rope` is what transformers read of it."""
+    sizes, found = header.sizes(), dict(rope)
+    if rope.get("rope_type", "default") != "default":
+        return rope
+    columns = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    turned = sizes.get("rope.dimension_count", columns)
+    if turned < columns:
+        found["partial_rotary_factor"] = turned / columns
+    factor = float(sizes.get("rope.scaling.factor") or 1.0)
+    kind = sizes.get("rope.scaling.type", "linear")
+    length = sizes.get("rope.scaling.original_context_length") or config.max_position_embeddings
+    attention = float(sizes.get("rope.scaling.attn_factor", 1.0))
+    if all(name in header.tensors for name in LONG):
+        factors = {field: header.numbers(name).tolist() for name, field in LONG.items()}
+        found |= {"rope_type": "longrope", "attention_factor": attention, **factors}
+        return found | {"original_max_position_embeddings": length}
+    if FACTORS in header.tensors:
+        return found | {"rope_type": "llama3", "factor": float(header.numbers(FACTORS).max()), **LLAMA3}
+    if kind == "yarn" and factor != 1:
+        found |= {"rope_type": kind, "factor": factor, "attention_factor": attention * magnitude(factor)}
+        return found | {"original_max_position_embeddings": length}
+    return found | {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else found
+
+
+def check_keys(path: Path, header: GgufHeader, checkpoint: Checkpoint) -> None:
+    """Check that a model read from a file would be written with the same keys and factors of its rotary embedding.
+
+    Raises CheckpointError, which names the first key that was read otherwise or not at all.
+    """
+    import gguf
+
+    reshaper = Reshaper(checkpoint)
+    try:
+        layout = choose_layout(reshaper, 1)
+    except UnsupportedError as error:
+        raise CheckpointError(f"{path}: as transformers reads it, {error.reason}: {OTHERWISE}") from error
+    writer = gguf.GGUFWriter(None, layout.architecture.name)
+    write_keys(writer, reshaper, layout, 0)
+    written = {name: value.value for part in writer.kv_data for name, value in part.items()}
+    ours = {name.removeprefix(f"{layout.architecture.name}."): value for name, value in written.items()}
+    if (window := getattr(checkpoint.config, "sliding_window", None)) is not None:
+        ours["attention.sliding_window"] = window
+    for name, value in header.sizes().items():
+        if name not in FREE and not _same(value, ours.get(name, USUAL.get(name))):
+            meant = f"reads {shorten(ours[name])}" if name in ours else "doesn't read it"
+            raise CheckpointError(
+                f"{path}: {header.architecture}.{shorten(name)} is {shorten(value)}, but transformers {meant}, which "
+                f"makes another model: {OTHERWISE}"
+            )
+    tensors = rope_tensors(layout.rope, whole_heads=layout.architecture.whole_heads)
+    for name in sorted({name for name in header.tensors if name.startswith("rope_")} | tensors.keys()):
+        if name not in tensors or name not in header.tensors or not _close(header.numbers(name), tensors[name]):
+            raise CheckpointError(
+                f"{path} scales its rotary embedding by the tensor {name} in a way that transformers doesn't read: "
+                f"{OTHERWISE}"
+            )
+
+
+def _same(value: Any, other: Any) -> bool:
+    """Whether two values of a key mean the same; one for all layers may be written once."""
+    if isinstance(value, list) != isinstance(other, list):
+        value, other = (each if isinstance(each, list) else [each] for each in (value, other))
+        return len({*value, *other}) == 1
+    if isinstance(value, float) and isinstance(other, int | float):
+        return isclose(value, other, rel_tol=1e-5)
+    return bool(value == other)
+
+
+def _close(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return tensor.shape == other.shape and torch.allclose(tensor, other, rtol=1e-4, atol=0)

@@ -1,0 +1,200 @@
+"""Sizes of GGUF files, predicted from the shapes of a model's weights.
+
+The rules for mixtures of types are those of llama.cpp's quantiser (`llama_tensor_get_type`), without its exceptions for
+single architectures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from darwinlm.formats.gguf.header import ELEMENTS
+from darwinlm.formats.gguf.rope import UnsupportedError
+from darwinlm.formats.gguf.stock_layout import UNEQUAL, choose_layout
+from darwinlm.formats.gguf.tokenizer_keys import read_tokenizer
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.parts import Mlp
+from darwinlm.model.families.shapes import ModuleShape, Shapes, module_shapes, resized, row_counts
+from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
+from darwinlm.model.surgery.reshape import Reshaper
+from darwinlm.runtime.errors import ExportError
+
+BLOCK = 32
+"""Weights of a row that the coarsest types round together, if they aren't more."""
+TENSOR, KEYS = 60, 1024
+"""Bytes of a tensor's entry with its padding, and of the keys beside the tokenizer's."""
+
+
+@dataclass(frozen=True)
+class FileSizes:
+    """Sizes of the tensors of a model, or of smaller ones made from it, in a file of one quantisation.
+
+    `fused` tells whether queries, keys and values are one tensor in the file.
+    """
+
+    checkpoint: Checkpoint
+    quantisation: str
+    fused: bool = False
+
+    def whole(self, shapes: Shapes) -> int:
+        """Bytes of all tensors of a model, from their shapes by name."""
+        numbers: dict[str, list[int]] = {}
+        for name in shapes:
+            block, inside = self._parts(name)
+            if inside:
+                numbers.setdefault(inside, []).append(block)
+        total = 0
+        for name, shape in shapes.items():
+            block, inside = self._parts(name)
+            own = sorted(numbers[inside]) if inside else [0]
+            total += self.tensor(name, shape, own.index(block), len(own))
+        return total
+
+    def tensor(self, name: str, shape: tuple[int, ...], number: int = 0, count: int = 1) -> int:
+        """Bytes of a tensor, the `number`th of `count` in as many blocks."""
+        kind = ELEMENTS[self._type(name, shape, number, count)]
+        return prod(shape) // kind.weights * kind.bytes
+
+    def module(self, shape: ModuleShape, groups: int, width: int, experts: int | None = None) -> int:
+        """Bytes of a module of one size, see `module_parameters`. A removed MLP is written as one of zeros."""
+        count = self.checkpoint.n_blocks
+        sizes = module_tensors(self.checkpoint, shape, groups, width, experts)
+        return sum(self.tensor(name, size, shape.block, count) for name, size in sizes.items())
+
+    def _parts(self, name: str) -> tuple[int, str]:
+        """The block of a tensor and its name inside it; none outside the blocks."""
+        layers = f"{self.checkpoint.family.layers}."
+        block, _, inside = name.removeprefix(layers).partition(".")
+        return (int(block), inside) if name.startswith(layers) else (0, "")
+
+    @cached_property
+    def _heads(self) -> int:
+        """Query heads of each KV group, in the first block with attention."""
+        return next((each.heads for each in module_shapes(self.checkpoint) if each.kind == "attention"), 0)
+
+    def _type(self, name: str, shape: tuple[int, ...], number: int, count: int) -> str:
+        family, (_, inside) = self.checkpoint.family, self._parts(name)
+        experts = family.mlp.experts
+        router = experts is not None and f".{experts.router}." in name
+        if len(shape) == 1 or shape[-1] % BLOCK or name.endswith(".bias") or router:
+            return "F32"
+        quantisation = QUANTISATIONS[self.quantisation]
+        kind = quantisation.element
+        if quantisation.by != LLAMA_CPP:
+            return "Q8_0" if kind == "Q4_0" and not inside else kind
+        if inside:
+            kind = self._in_block(inside, kind, number, count)
+        elif name == f"{family.head if self._has_head else family.embedding}.weight":
+            kind = "Q6_K"
+        return ELEMENTS[kind].narrow if shape[-1] % ELEMENTS[kind].weights else kind
+
+    @cached_property
+    def _has_head(self) -> bool:
+        stock = self.checkpoint.family.gguf
+        return not self.checkpoint.config.tie_word_embeddings or (stock is not None and stock.own_head)
+
+    def _in_block(self, inside: str, kind: str, number: int, count: int) -> str:
+        attention, mlp, quantisation = self.checkpoint.family.attention, self.checkpoint.family.mlp, self.quantisation
+        more = number < count // 8 or number >= 7 * count // 8 or (number - count // 8) % 3 == 2
+        outputs = (mlp.output, mlp.experts.output if mlp.experts else mlp.output)
+        down = any(f".{output}" in inside for output in outputs)
+        values = attention.segments if self.fused else attention.key_value[-1:]  # one tensor counts as values
+        value = any(f".{part}." in inside for part in values)
+        if quantisation in ("q4_k_m", "q5_k_m") and (down or value):
+            return "Q6_K" if more else kind
+        if quantisation == "q4_k_s" and (down or value):
+            return "Q5_K" if number < (count // 8 if down else 4) else kind
+        if quantisation == "q2_k" and (down or value or f".{attention.output}." in inside):
+            return "Q4_K" if value and self._heads >= 4 else "Q3_K"
+        if quantisation == "q3_k_m" and (down or value or f".{attention.output}." in inside):
+            first = count // 16 if down else 2 if value else 0
+            return "Q5_K" if number < first else "Q4_K"
+        return kind
+
+
+def module_tensors(
+    checkpoint: Checkpoint, shape: ModuleShape, groups: int, width: int, experts: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of a module's tensors in a file by name, without those that are gone."""
+    part, prefix = checkpoint.family.module(shape.kind), checkpoint.block_prefix(shape.block)
+    if width == 0 and (not isinstance(part, Mlp) or shape.experts):
+        return {}
+    if isinstance(part, Mlp):
+        groups, width = 1, max(-(-width // BLOCK), 1) * BLOCK
+    rows = row_counts(shape, groups, width)
+    return {
+        prefix + name: resized(
+            part, name.removeprefix(part.prefix), size, rows, width if name == shape.output else None, experts
+        )
+        for name, size in shape.tensors.items()
+    }
+
+
+def file_tensors(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The tensors of a model that a file has: with a head of its own where its architecture needs one."""
+    family, stock = checkpoint.family, checkpoint.family.gguf
+    found, head = dict(shapes), f"{family.head}.weight"
+    if checkpoint.config.tie_word_embeddings:
+        found.pop(head, None)
+        if stock is not None and stock.own_head:
+            found[head] = found[f"{family.embedding}.weight"]
+    return found
+
+
+def joins_projections(checkpoint: Checkpoint, *, equal: bool) -> bool:
+    """Whether a file of smaller models has queries, keys and values as one tensor."""
+    stock = checkpoint.family.gguf
+    smaller = UNEQUAL.get(stock.unequal or "", stock) if stock is not None and not equal else stock
+    return smaller is not None and "attn_qkv" in smaller.fused
+
+
+def header_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of a file without its tensors, from the model's tokenizer.
+
+    Raises ExportError if llama.cpp has no tokenizer of this kind.
+    """
+    keys = read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), int(checkpoint.config.vocab_size))
+    return (
+        KEYS + TENSOR * len(checkpoint.tensors) + sum(len(name) + 12 + _stored(value) for name, value in keys.items())
+    )
+
+
+def _stored(value: Any) -> int:
+    if isinstance(value, str):
+        return 8 + len(value.encode())
+    return 12 + sum(map(_stored, value)) if isinstance(value, list) else 4
+
+
+def largest_type(checkpoint: Checkpoint, bound: int) -> tuple[str, int] | None:
+    """The quantisation of the largest file within a bound in bytes, and its predicted size; None if none is."""
+    return next((each for each in predicted_sizes(checkpoint).items() if each[1] <= bound), None)
+
+
+def predicted_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of a checkpoint's file by quantisation, the largest first.
+
+    Empty if llama.cpp can't run the model or has no tokenizer of its kind.
+    """
+    try:
+        layout, header = choose_layout(Reshaper(checkpoint)), header_bytes(checkpoint)
+    except (UnsupportedError, ExportError):
+        return {}
+    whole = checkpoint.shapes()
+    shapes, modules = file_tensors(checkpoint, whole), module_shapes(checkpoint, whole)
+    for target in layout.targets:  # with the sub-layers that the file fills up with zeros
+        for kind in ("attention", "mlp"):
+            alike = sorted((each for each in modules if each.kind == kind), key=lambda each: each.block != target.block)
+            width = target.heads * alike[0].head_dim if alike and kind == "attention" else target.width
+            if alike and width:
+                groups, experts = target.groups if kind == "attention" else 1, target.experts or None
+                shapes |= module_tensors(checkpoint, replace(alike[0], block=target.block), groups, width, experts)
+    fused = "attn_qkv" in layout.architecture.fused
+    sizes = {
+        name: header + FileSizes(checkpoint, name, fused).whole(shapes)
+        for name in WRITTEN
+        if QUANTISATIONS[name].columns > 1
+    }
+    return dict(sorted(sizes.items(), key=lambda size: -size[1]))

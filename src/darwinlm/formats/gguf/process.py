@@ -1,0 +1,153 @@
+"""The parent's side of an engine: start it, send requests, and report crashes as errors.
+
+Requests and answers are single lines of JSON; arrays are passed as .npy files in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from darwinlm.runtime.errors import EngineError, missing_extra
+
+ENGINES = {"llama.cpp": ("llama_cpp", "cyllama", "gguf")}
+"""Of each engine the module beside this one, whose class `Engine` runs a model; its package, and that package's
+extra."""
+
+Generated = tuple[list[int], float, float]
+"""New tokens, seconds to the first one, and seconds for the others."""
+
+
+def require_engine(engine: str, purpose: str) -> None:
+    """Raise MissingExtraError if an engine's package isn't installed."""
+    _, package, extra = ENGINES[engine]
+    if importlib.util.find_spec(package) is None:
+        raise missing_extra(package, extra, purpose)
+
+
+def child_environment() -> dict[str, str]:
+    """Environment of a process of ours: neither it nor its children import or load code from the current folder.
+
+    Such a process also starts in another folder, because libraries may look for plugins in the current one.
+    """
+    paths = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}
+
+
+class EngineProcess:
+    """An engine with a loaded model, to be used as a context manager.
+
+    Options are `threads`, `context` (tokens) and `exact`. `begin` is the first request, which gets them.
+
+    Raises:
+        MissingExtraError: The engine isn't installed.
+        EngineError: The engine can't load the model.
+    """
+
+    def __init__(self, engine: str, model: Path, begin: str = "load", /, **options: Any) -> None:
+        require_engine(engine, f"running a model in {engine}")
+        self.engine = engine
+        self.model = model
+        self._begin = begin
+        self._options = options
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="darwinlm-engine-")
+        self._log = Path(self._folder.name, "log").open("w+", encoding="utf-8", errors="replace")
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "darwinlm.formats.gguf.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+            cwd=self._folder.name,
+            env=child_environment(),
+        )
+        try:
+            self._ask(self._begin, engine=self.engine, model=str(self.model.absolute()), **self._options)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            try:
+                stream.close()
+            except BrokenPipeError:  # the engine has stopped reading
+                continue
+        self._folder.cleanup()
+
+    def logits(self, tokens: Sequence[int], **more: Any) -> np.ndarray[Any, Any]:
+        """Logits [t, v] in float32 for a text of t tokens; `keep` gives those of the last tokens only."""
+        path = Path(self._folder.name, "logits.npy")
+        self._ask("logits", tokens=list(tokens), path=str(path), **more)
+        logits: np.ndarray[Any, Any] = np.load(path)
+        return logits
+
+    def generate(self, tokens: Sequence[int], new_tokens: int) -> Generated:
+        """The greedy continuation of a text, and the time it takes."""
+        new, first, decode = self._ask("generate", tokens=list(tokens), new_tokens=new_tokens)
+        return list(new), float(first), float(decode)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Tokens of a text from the engine's tokenizer, including the special tokens that it adds."""
+        return list(self._ask("tokenize", text=text))
+
+    def version(self) -> str:
+        """The engine's package and its version."""
+        package = ENGINES[self.engine][1]
+        return f"{package} {version(package)}"
+
+    def _ask(self, request: str, **arguments: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"request": request, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise EngineError(
+                f"{self.engine} died (status {self._process.wait()}) on {self.model} at the request to {request}: "
+                f"{self._last_words()}"
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            raise EngineError(f"{self.engine} can't {request} {self.model}: {answer['error']} {self._last_words()}")
+        return answer["result"]
+
+    def _last_words(self) -> str:
+        self._log.flush()
+        text = Path(self._log.name).read_text(encoding="utf-8", errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        errors = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
+        return " | ".join(dict.fromkeys([*errors[-2:], *lines[-1:]]))[:600] or "it said nothing"
+
+
+def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -> None:
+    """Quantise a GGUF file with llama.cpp's quantiser, in a separate process.
+
+    Raises:
+        MissingExtraError: The library isn't installed.
+        EngineError: The quantiser refuses the file or dies.
+    """
+    how = {"target": str(target.absolute()), "quantisation": quantisation, "threads": threads}
+    with EngineProcess("llama.cpp", source, "quantise", **how):
+        pass

@@ -1,0 +1,225 @@
+"""Choice of the architecture of stock llama.cpp for a model, and of the padding.
+
+Equal layers use the family's architecture. Unequal layers use `deci`, a Llama with head counts and MLP widths per
+layer, or `openelm`, which also normalises queries and keys and has a tied output. Blocks without sub-layers are left
+out.
+Shapes that llama.cpp can't load, or computes wrongly, are padded with zeros: a first block without attention in `deci`
+(which reads the head size there), an absent attention in `openelm`, and an absent MLP anywhere (width 0 would drop the
+attention's result).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from darwinlm.formats.gguf.rope import Rope, UnsupportedError, read_rope
+from darwinlm.model.families.architecture import Architecture
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.family import Family
+from darwinlm.model.surgery.block_sizes import BlockSizes
+from darwinlm.model.surgery.reshape import Reshaper, plain_sizes
+
+UNEQUAL = {
+    "deci": Architecture(name="deci", permuted=True, per_layer=True, skips_attention=True, frequencies=True),
+    "openelm": Architecture(name="openelm", fused=("attn_qkv",), per_layer=True),
+}
+"""Architectures for unequal layers."""
+UNKNOWN = "llama.cpp has no architecture for this family"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Layout of a model in a file.
+
+    Attributes:
+        architecture: Architecture of llama.cpp.
+        targets: Sizes of the blocks in the file, in order, each with its index in the model.
+        rope: Rotary embedding.
+        context: Maximum context in which the file and the model give the same results.
+        window: Window of sliding layers, if the architecture has such layers.
+        notes: Padded, omitted or expanded parts, for the user.
+        scaled: Multipliers of Granite that are folded into the weights.
+        shared: Width of the shared experts as a multiple of that of the others; zeros fill it up.
+    """
+
+    architecture: Architecture
+    targets: tuple[BlockSizes, ...]
+    rope: Rope
+    context: int
+    window: int | None
+    notes: tuple[str, ...]
+    scaled: bool = False
+    shared: int = 0
+
+
+def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
+    """Choose the architecture and the padding; MLP widths are rounded up to `mlp_multiple`.
+
+    Raises:
+        UnsupportedError: No architecture of stock llama.cpp supports this model; the message gives the reason.
+    """
+    config, stock = reshaper.checkpoint.config, reshaper.family.gguf
+    if stock is None:
+        raise UnsupportedError(UNKNOWN)
+    columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
+    rope, context, window, remarks = _features(stock, reshaper.checkpoint, columns)
+    rope = rope.with_rounded_bounds() if stock.rounds else rope
+    keep = reshaper.family.tail is not None
+    kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
+    if not kept:
+        raise UnsupportedError("all blocks are empty")
+    why = _unfit(reshaper, stock, kept, rope)
+    architecture = stock if why is None else _unequal(reshaper.family, stock, config, rope, why)
+    notes = [
+        f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.groups} → {sizes.heads} KV heads)"
+        for sizes in reshaper.sizes
+        if sizes.owners is not None
+    ]
+    left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty and not keep]
+    if left_out:
+        notes.append(f"omitted as empty: blocks {', '.join(map(str, left_out))} ({len(kept)} blocks in the file)")
+    targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
+    notes += [
+        f"block {new.block}: padded from {old.heads} heads and {old.width} channels to {new.heads} and {new.width}"
+        for old, new in zip(kept, targets, strict=True)
+        if old.sizes != new.sizes
+    ]
+    scaled = stock.multipliers and not architecture.multipliers
+    shared = max(_shared_multiple(reshaper, target) for target in targets)
+    return Layout(architecture, tuple(targets), rope, context, window, (*notes, *remarks), scaled, shared)
+
+
+def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], rope: Rope) -> str | None:
+    """Reason why the family's architecture doesn't support the model; None if it does."""
+    mixtures = {(sizes.width, sizes.experts) for sizes in kept if sizes.experts or not sizes.width}
+    if reshaper.family.mlp.experts is not None and (len(mixtures) > 1 or (0, 0) in mixtures):
+        raise UnsupportedError(
+            "its mixtures of experts differ, and llama.cpp has one number of experts and one width for all blocks",
+            "Prune with --for gguf, which makes them equal",
+        )
+    if stock.per_layer:
+        return None
+    if differ(kept):
+        return "its layers differ"
+    if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:
+        return "its heads don't fill the hidden size"
+    if (stock.whole_depth or stock.period or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
+        return "whole blocks were removed"
+    if rope.per_frequency and not stock.frequencies:
+        return f"its rope scaling of the type {rope.kind} has a divisor for every frequency"
+    return None
+
+
+def _shared_multiple(reshaper: Reshaper, target: BlockSizes) -> int:
+    """The smallest multiple of the width of a block's experts that its shared experts fit into; 0 without any."""
+    experts, config = reshaper.family.mlp.experts, reshaper.checkpoint.config
+    multiple = None if experts is None else experts.multiple(config)
+    if multiple is None or not target.experts:
+        return 0
+    usual = reshaper.sizes[target.block].width * multiple
+    width = getattr(config.per_layer_config[target.block], "shared_expert_width", None) or usual
+    return -(-int(width) // target.width)
+
+
+def differ(kept: Sequence[BlockSizes]) -> bool:
+    """Whether blocks differ in size; only attentions, mixtures, and MLPs are compared with each other."""
+    attentions = {sizes.sizes[:2] for sizes in kept if not sizes.mixer}
+    mixtures = {(sizes.width, sizes.experts) for sizes in kept if sizes.experts}
+    dense = {sizes.width for sizes in kept if not sizes.experts}
+    unlike = len(attentions) > 1 or len(mixtures) > 1 or len(dense) > 1
+    return unlike or (0, 0) in attentions or 0 in dense
+
+
+def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multiple: int) -> BlockSizes:
+    target = replace(sizes, width=-(-max(sizes.width, 1) // multiple) * multiple)
+    if sizes.heads == 0 and not sizes.mixer and (first or not architecture.skips_attention):
+        target = replace(target, heads=1, groups=1)
+    return target
+
+
+def _unequal(named: Family, stock: Architecture, config: Any, rope: Rope, why: str) -> Architecture:
+    scaling = f"its rope scaling of the type {rope.kind} has a divisor for every frequency"
+    if stock.unequal == "openelm":
+        if not config.tie_word_embeddings:
+            raise UnsupportedError(
+                f"{why}, and the only architecture per layer with normed queries and keys has a tied output"
+            )
+        if rope.per_frequency:
+            raise UnsupportedError(f"{scaling}, which no architecture with normed queries and keys reads")
+    if stock.unequal is not None:
+        return UNEQUAL[stock.unequal]
+    if rope.per_frequency and not stock.frequencies:
+        raise UnsupportedError(f"{scaling}, which its architecture ignores")
+    if named.mixer is not None:
+        raise UnsupportedError(f"{why}, and in llama.cpp all blocks of this family have the same sizes")
+    raise UnsupportedError(f"{why}, and no architecture with sizes per layer supports this family's blocks")
+
+
+def _features(stock: Architecture, checkpoint: Checkpoint, columns: int) -> tuple[Rope, int, int | None, list[str]]:
+    """Read the features of a model with heads of so many columns.
+
+    Returns:
+        The rotary embedding, the maximum context in which the file and the model give the same results, the window of
+        sliding layers if the architecture has such layers, and remarks for the user.
+
+    Raises:
+        UnsupportedError: The architecture doesn't support this.
+    """
+    config = checkpoint.config
+    _check_features(stock, config)
+    rope = read_rope(checkpoint, columns)
+    if rope.turned < columns and stock.whole_heads and not stock.frequencies:
+        raise UnsupportedError("only a part of each head is rotated")
+    notes = []
+    context, window = int(config.max_position_embeddings), None
+    if "sliding_window_pattern" in stock.keys:
+        window = int(config.sliding_window)
+    elif stock.period is not None:
+        window = _window_of_some(stock.period, config)
+    elif (seen := _window_of_all(config)) is not None:
+        notes.append(
+            f"its attention slides over a window of {seen} tokens, which llama.cpp doesn't support in all layers: up "
+            f"to this length results are the same, so the file's context is {seen} instead of {context}"
+        )
+        context = seen
+    if rope.values.get("llama_4_scaling_beta") and context > rope.original:
+        notes.append(
+            f"its queries are scaled with their position from {rope.original} tokens on, which llama.cpp doesn't "
+            f"support in a Llama: the file's context is {rope.original} instead of {context}"
+        )
+        context = rope.original
+    if rope.kind == "dynamic":
+        notes.append(f"its rope scaling of the type dynamic starts after the file's context of {context} tokens")
+    if rope.kind == "longrope" and context > rope.original:
+        notes.append(
+            f"rope factors for long texts: llama.cpp uses them if its context is larger than {rope.original} "
+            "tokens, transformers if the text is longer"
+        )
+    return rope, context, window, notes
+
+
+def _check_features(stock: Architecture, config: Any) -> None:
+    activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
+    if activation not in stock.activations:
+        raise UnsupportedError(f"its MLPs use {activation}")
+    for each in stock.requires:
+        if not each.meets(config):
+            raise UnsupportedError(each.otherwise)
+
+
+def _window_of_all(config: Any) -> int | None:
+    """Window of sliding layers; None if there are none."""
+    window = int(getattr(config, "sliding_window", None) or 0)
+    kinds = getattr(config, "layer_types", None)
+    slides = 0 < window < config.max_position_embeddings and (not kinds or "sliding_attention" in kinds)
+    return window if slides else None
+
+
+def _window_of_some(period: int, config: Any) -> int:
+    """The same for an architecture with a fixed order of sliding layers."""
+    slide = [kind == "sliding_attention" for kind in config.layer_types]
+    if slide != [bool((i + 1) % period) for i in range(len(slide))]:
+        raise UnsupportedError(f"in llama.cpp every {period}. layer has no window, this model has another order")
+    return int(config.sliding_window)

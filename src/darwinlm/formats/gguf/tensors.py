@@ -1,0 +1,227 @@
+"""Tensors of a model under their names in a GGUF file, rearranged for its architecture.
+
+Letters: m residual width, h columns of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.formats.gguf.quirks import quirk
+from darwinlm.formats.gguf.rope import rope_tensors
+from darwinlm.formats.gguf.stock_layout import Layout
+from darwinlm.model.families.expert_tensors import by_rows, row_axis
+from darwinlm.model.families.family import Family
+from darwinlm.model.families.parts import Attention, Mlp
+from darwinlm.model.families.shapes import row_segments
+from darwinlm.model.families.stored_parts import stored_name
+from darwinlm.model.surgery.block_sizes import BlockSizes, Tensors, split_rows
+from darwinlm.model.surgery.reshape import Reshaper
+from darwinlm.runtime.errors import ExportError
+
+PARTS = ("attn_q", "attn_k", "attn_v")
+MLP_PARTS = ("ffn_gate", "ffn_up")
+FUSED = {"attn_qkv": PARTS, "ffn_up": MLP_PARTS}
+SUFFIXES = (".weight", ".bias", ".scale")
+BARE = ("ssm_a", "ssm_d")
+"""Tensors whose names have no suffix."""
+
+
+def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tensor:
+    """Reorder the rows of Q or K from halves to neighbours: row j of a head's first half, then of its second.
+
+    The rotary embedding of transformers pairs columns j and j + h/2, that of llama.cpp's older architectures columns 2j
+    and 2j + 1.
+
+    Args:
+        tensor: [heads · h, ...].
+        heads: Number of heads.
+        turned: Number of rotated rows of a head, from the first on; None is all. The others are not moved.
+    """
+    by_head = tensor.reshape(heads, -1, *tensor.shape[1:])
+    turned = turned or by_head.shape[1]
+    halves = by_head[:, :turned].reshape(heads, 2, turned // 2, *tensor.shape[1:])
+    neighbours = halves.transpose(1, 2).reshape(heads, turned, *tensor.shape[1:])
+    return torch.cat([neighbours, by_head[:, turned:]], 1).reshape(tensor.shape)
+
+
+def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the file in order, in float32, with one block in memory at a time.
+
+    Raises:
+        ExportError: The model has a tensor that the architecture doesn't support.
+    """
+    yield from _outside(reshaper, layout)
+    yield from rope_tensors(layout.rope, whole_heads=layout.architecture.whole_heads).items()
+    for number, target in enumerate(layout.targets):
+        for name, tensor in block_tensors(reshaper, layout, target).items():
+            yield f"blk.{number}.{name}", tensor.contiguous()
+
+
+@cache
+def _names(architecture: str) -> Any:
+    """The table of the package `gguf` from names in checkpoints to those in files, for a single block."""
+    from gguf.constants import MODEL_ARCH_NAMES
+    from gguf.tensor_mapping import get_tensor_name_map
+
+    return get_tensor_name_map(next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), 1)
+
+
+def place_of(name: str, family: Family, layout: Layout) -> str | None:
+    """Name in the file of a tensor by its name in the model, in block 0 if it is in one; None without a place."""
+    table = _names(layout.architecture.name)
+    names = (_spelled(each, layout) for each in (name, stored_name(family, name)))
+    place = next(filter(None, (table.get_name(each, SUFFIXES) for each in names)), None)
+    if place is None:
+        return None
+    inside = str(place).removeprefix("blk.0.")
+    return inside if inside.endswith(SUFFIXES) or inside in BARE else f"{inside}.weight"
+
+
+def _spelled(name: str, layout: Layout) -> str:
+    for end, spelled in layout.architecture.spelled.items():
+        name = name.removesuffix(end) + spelled if name.endswith(f".{end}") else name
+    return f"{name.removesuffix('_bias')}.bias" if name.endswith("_bias") else name
+
+
+def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    config = reshaper.checkpoint.config
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    embedding, head = (1.0, 1.0) if not layout.scaled else (config.embedding_multiplier, 1 / config.logits_scaling)
+    for name, raw in reshaper.outside():
+        place, tensor = place_of(name, reshaper.family, layout), raw.float()
+        if tied and name == f"{reshaper.family.head}.weight":
+            continue
+        if place is None:
+            raise _no_place(name, layout)
+        if place == "output_norm.weight":
+            yield place, _norm(tensor, layout)
+        elif place == "token_embd.weight":
+            yield place, tensor * embedding
+            if tied and (layout.scaled or layout.architecture.own_head):
+                yield "output.weight", tensor * head
+        else:
+            yield place, tensor * head if place == "output.weight" else tensor
+
+
+def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
+    """One block's tensors under the names that follow `blk.N.`."""
+    tensors: Tensors = {}
+    for name, split, raw in _separate(reshaper, layout, target):
+        place = split or place_of(f"{reshaper.family.layers}.0.{name}", reshaper.family, layout)
+        if place is None:
+            raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
+        tensors[place] = _arranged(raw.float(), place, reshaper, layout, target)
+    for fused, parts in FUSED.items():
+        if fused in layout.architecture.fused:
+            tensors = _joined(tensors, parts, fused)
+    return tensors
+
+
+def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterator[tuple[str, str | None, Tensor]]:
+    """A block's tensors by name, with Q, K, V, gate and up split; these and MLP outputs have their name in the file."""
+    attention, mlp, experts = reshaper.family.attention, reshaper.family.mlp, reshaper.family.mlp.experts
+    inputs = [f"{attention.name}.{name}" for name in (*attention.query, *attention.key_value)]
+    groups: list[tuple[str, Attention | Mlp, list[str], Sequence[str]]] = [
+        (attention.name, attention, inputs, PARTS[: len(inputs)])
+    ]
+    if mlp.name:
+        inputs = [f"{mlp.name}.{name}" for name in (*mlp.inputs, mlp.output)]
+        groups.append((mlp.name, mlp, inputs, (*MLP_PARTS[-len(mlp.inputs) :], "ffn_down")))
+    elif experts is not None and mlp.inputs[0] == mlp.inputs[-1]:  # of an MLP beside experts
+        inputs = [f"{experts.shared}.{name}" for name in mlp.inputs]
+        groups.insert(0, (inputs[0], mlp, inputs, [f"{part}_shexp" for part in MLP_PARTS]))
+    if experts is not None and "ffn_gate_up_exps" not in layout.architecture.fused:
+        holder = f"{mlp.prefix}{experts.name}"
+        inputs = [f"{holder}.{name}" for name in experts.inputs]
+        groups.append((holder, mlp, inputs, [f"{part}_exps" for part in MLP_PARTS]))
+
+    def last(name: str) -> int:
+        return max((i for i, (holder, *_) in enumerate(groups) if name.startswith(f"{holder}.")), default=-1)
+
+    stored = dict(reshaper.block(target))
+    for name in stored.keys() & layout.architecture.tensors.keys():
+        made: Any = stored[name].float()
+        for transform in layout.architecture.tensors[name].split():
+            made = quirk(transform)(made, reshaper.checkpoint.config)
+        if isinstance(made, dict):
+            del stored[name]
+        stored |= made if isinstance(made, dict) else {name: made}
+    for name in sorted(stored, key=last):
+        _, part, inputs, places = groups[last(name)]
+        inside = name.removeprefix(part.prefix)
+        tensor = by_rows(mlp, name.removeprefix(mlp.prefix), stored[name])
+        leaf = "bias" if name.endswith("bias") else "weight"
+        owner = name.removesuffix(f".{leaf}").removesuffix("_bias")
+        names = [f"{place}.{leaf}" for each, place in zip(inputs, places, strict=True) if each == owner]
+        axis, segments = row_axis(part, inside), row_segments(part, inside)
+        rows = split_rows(tensor, segments, target.rows(reshaper.columns_of(target.block)), axis)
+        pieces = rows or (tensor.chunk(len(names)) if names else [tensor])
+        yield from ((name, place, piece) for place, piece in zip_longest(names, pieces))
+
+
+def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
+    """One tensor of a block, rearranged for the architecture."""
+    config, kind = reshaper.checkpoint.config, place.rpartition(".")[0]
+    if kind.endswith("_norm") and kind != "ssm_norm" and place.endswith(".weight"):
+        tensor = _norm(tensor, layout)
+    if kind == layout.architecture.scores:
+        tensor = tensor * _score_scale(reshaper, layout)
+    if kind in ("attn_q", "attn_k"):
+        tensor = _turned(tensor, target.heads if kind == "attn_q" else target.groups, reshaper, layout)
+    if layout.scaled and kind == "attn_q":
+        tensor = tensor * (config.attention_multiplier * reshaper.columns**0.5)
+    if layout.scaled and kind in ("attn_output", "ffn_down"):
+        tensor = tensor * reshaper.family.residual_scale(config)
+    if kind.endswith("_shexp") and layout.shared:
+        tensor = _filled(tensor, layout.shared * target.width, int("down" in kind))
+    return tensor
+
+
+def _turned(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> Tensor:
+    """Queries or keys for the rotary embedding of the architecture."""
+    rope = layout.rope
+    if layout.architecture.permuted and not reshaper.family.attention.neighbours:
+        tensor = permute_rows(tensor, heads, rope.turned)
+    if layout.architecture.whole_heads and rope.turned < rope.columns:
+        # llama.cpp multiplies all columns by the rotation's factor, transformers only rotated ones.
+        still = torch.ones(rope.columns)
+        still[rope.turned :] /= rope.attention
+        tensor = tensor * still.repeat(heads).reshape(-1, *[1] * (tensor.ndim - 1))
+    return tensor
+
+
+def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
+    """The tensor with zeros up to a size along an axis."""
+    shape = list(tensor.shape)
+    shape[axis] = size - shape[axis]
+    return torch.cat([tensor, tensor.new_zeros(shape)], axis)
+
+
+def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
+    """Factor on queries that turns llama.cpp's scale of scores into that of the configuration."""
+    config, target = reshaper.checkpoint.config, layout.targets[0]
+    largest = len(layout.targets) == layout.architecture.large
+    assumed = config.hidden_size // target.heads if largest else reshaper.columns
+    return float((assumed / config.query_pre_attn_scalar) ** 0.5)
+
+
+def _joined(tensors: Tensors, parts: Sequence[str], name: str) -> Tensors:
+    pieces = [tensors.pop(f"{part}.weight") for part in parts if f"{part}.weight" in tensors]
+    return tensors | ({f"{name}.weight": torch.cat(pieces)} if pieces else {})
+
+
+def _norm(tensor: Tensor, layout: Layout) -> Tensor:
+    return tensor + 1 if layout.architecture.unit_norms else tensor
+
+
+def _no_place(name: str, layout: Layout) -> ExportError:
+    return ExportError(
+        f"the model has a tensor {name}, which the llama.cpp architecture {layout.architecture.name} does not support"
+    )

@@ -1,0 +1,245 @@
+"""The tokenizer's part of a GGUF file: vocabulary, merges or scores, the name of the pre-tokenizer, chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, pre_tokenizers
+
+from darwinlm.formats.gguf.header import read_header
+from darwinlm.runtime.errors import CheckpointError, ExportError
+from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, shorten
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+MODEL, TOKENS, TEMPLATE = "tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.chat_template"
+
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SLASHED = _REST.replace("[\\r\\n]*", "[\\r\\n/]*", 1)
+_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_START = r"[^\r\n\p{L}\p{N}]?"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_SIGNED = (
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+)
+PATTERNS = {
+    (rf"{_WORD}|\p{{N}}{{1,3}}|{_REST}",): "llama-bpe",
+    (rf"{_WORD}|\p{{N}}|{_REST}",): "qwen2",
+    (rf"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|\p{{N}}|{_SLASHED}",): "tekken",
+    (rf"{_START}{_UPPER}*{_LOWER}+{_SHORT}|{_START}{_UPPER}+{_LOWER}*{_SHORT}|\p{{N}}{{1,3}}|{_SLASHED}",): "gpt-4o",
+    (r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _SIGNED): "deepseek-v3",
+}
+"""Names of llama.cpp for the splitting patterns of byte-level tokenizers, which are applied one after the other."""
+MERGED = {"llama-bpe": "dbrx"}
+"""Name of the same pattern if words are always merged; `llama-bpe` uses a word that is a token directly."""
+WHOLE_WORDS = frozenset({"llama-bpe", "tekken"})
+"""Patterns with which llama.cpp uses a word that is a token directly, without merges."""
+PLAIN, DIGITS = "gpt-2", "smollm"
+"""GPT-2's pattern, and the same with single digits."""
+ALIASES = {
+    "phi-2": PLAIN,
+    "olmo": PLAIN,
+    "starcoder": DIGITS,
+    "refact": DIGITS,
+    "command-r": DIGITS,
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "deepseek-r1-qwen": "qwen2",
+    "hunyuan-dense": "deepseek-v3",
+}
+"""Other names of the same patterns in llama.cpp."""
+
+
+def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> dict[str, Any]:
+    """Keys of a file for the tokenizer of a model folder.
+
+    The list of tokens is padded to `vocabulary`, the number of rows of the embedding. Raises ExportError if llama.cpp
+    has no tokenizer of this kind.
+    """
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        tree = load_json(path, TOKENIZER_BYTES)
+    elif getattr(tokenizer, "backend_tokenizer", None) is not None:
+        tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    else:
+        raise ExportError(f"{folder} holds no tokenizer.json; save the tokenizer with tokenizer.save_pretrained first")
+    model = tree["model"]
+    if model.get("type") == "Unigram":
+        raise _unknown(
+            folder, "its model is Unigram, but llama.cpp's SentencePiece merges like BPE and gives other tokens"
+        )
+    if model.get("type") != "BPE":
+        raise _unknown(folder, f"its model is {model.get('type')}, not BPE")
+    tokens, types = _tokens(tree, vocabulary, folder)
+    values: dict[str, Any] = {"tokens": tokens, "token_type": types}
+    pre = _pre_tokenizers(tree)
+    if any(step["type"] == "ByteLevel" for step in pre):
+        kind = "gpt2"
+        name = _pre_name(pre, folder, ignores_merges=bool(model.get("ignore_merges")))
+        values |= {
+            "pre": name,
+            "merges": [each if isinstance(each, str) else " ".join(each) for each in model["merges"]],
+        }
+        if not values["merges"]:
+            raise _unknown(folder, "it has no merges")
+    elif model.get("byte_fallback"):
+        kind = "llama"
+        values |= {"scores": _scores(model, tokens), "add_space_prefix": _prepends_space(tree)}
+    else:
+        raise _unknown(folder, "it is neither byte-level nor SentencePiece")
+    values |= _special(tokenizer)
+    keys = {MODEL: kind, **{f"tokenizer.ggml.{name}": value for name, value in values.items()}}
+    template = getattr(tokenizer, "chat_template", None)
+    return keys | ({TEMPLATE: template} if template else {})
+
+
+def copy_tokenizer(path: Path, vocabulary: int) -> dict[str, Any]:
+    """Copy the tokenizer's keys from another GGUF file.
+
+    Raises:
+        ExportError: The file can't be read or has a tokenizer of another size.
+    """
+    from gguf import GGUFReader
+
+    read_header(path, weights=False)
+    try:
+        fields = GGUFReader(path).fields
+    except (OSError, ValueError, LookupError) as error:
+        raise ExportError(f"can't read the tokenizer of {path}: {shorten(error)}") from error
+    names = sorted((name for name in fields if name.startswith("tokenizer.ggml.")), key=lambda name: name != MODEL)
+    keys = {name: fields[name].contents() for name in (*names, *({TEMPLATE} & fields.keys()))}
+    if MODEL not in keys or len(keys.get(TOKENS, ())) != vocabulary:
+        raise ExportError(
+            f"the tokenizer in {path} has {len(keys.get(TOKENS, ()))} tokens, the model {vocabulary}: give the "
+            "GGUF file of this model"
+        )
+    return keys
+
+
+def write_tokenizer(writer: Any, keys: Mapping[str, Any]) -> None:
+    """Add the keys to a file."""
+    add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
+    for name, value in keys.items():
+        if name == TEMPLATE:
+            writer.add_chat_template(value)
+        else:
+            add.get(type(value), writer.add_array)(name, value)
+
+
+def unused_token(number: int) -> str:
+    """What fills a row of the embedding without a token."""
+    return f"[PAD{number}]"
+
+
+def _tokens(tree: dict[str, Any], vocabulary: int, folder: Path) -> tuple[list[str], list[int]]:
+    by_id = {index: token for token, index in tree["model"]["vocab"].items()}
+    kinds = dict.fromkeys(by_id, NORMAL)
+    byte_fallback = bool(tree["model"].get("byte_fallback"))
+    for index, token in by_id.items():
+        if byte_fallback and len(token) == 6 and token.startswith("<0x"):
+            kinds[index] = BYTE
+        elif byte_fallback and token == tree["model"].get("unk_token"):
+            kinds[index] = UNKNOWN
+    for added in tree.get("added_tokens", []):
+        by_id[added["id"]] = added["content"]
+        if kinds.get(added["id"]) != UNKNOWN:
+            kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    if by_id and max(by_id) >= vocabulary:
+        raise ExportError(
+            f"{folder}: the tokenizer has {max(by_id) + 1} tokens, but the embedding has {vocabulary} rows"
+        )
+    tokens = [by_id.get(index, unused_token(index)) for index in range(vocabulary)]
+    return tokens, [kinds.get(index, UNUSED) for index in range(vocabulary)]
+
+
+def _steps(tree: Any, nested: str) -> Iterator[dict[str, Any]]:
+    if tree:
+        if tree["type"] == "Sequence":
+            for step in tree[nested]:
+                yield from _steps(step, nested)
+        else:
+            yield tree
+
+
+def _pre_tokenizers(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(_steps(tree.get("pre_tokenizer"), "pretokenizers"))
+
+
+def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool) -> str:
+    kinds = [step["type"] for step in steps]
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return PLAIN
+    if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and steps[1].get("use_regex", True):
+        return DIGITS
+    if set(kinds[:-1]) == {"Split"} and kinds[-1] == "ByteLevel" and not steps[-1].get("use_regex", True):
+        name = PATTERNS.get(tuple(step["pattern"].get("Regex", "") for step in steps[:-1]), "")
+        if name:
+            return name if ignores_merges else MERGED.get(name, name)
+    raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't known in llama.cpp")
+
+
+def _scores(model: dict[str, Any], tokens: list[str]) -> list[float]:
+    """SentencePiece scores of tokens: higher for earlier merges, then characters, lowest for bytes."""
+    rank: dict[str, float] = {}
+    for number, merge in enumerate(model["merges"]):
+        rank.setdefault("".join(merge.split(" ", 1) if isinstance(merge, str) else merge), -float(number + 1))
+    last = -float(len(model["merges"]) + 1)
+    return [rank.get(token, last) for token in tokens]
+
+
+def _prepends_space(tree: dict[str, Any]) -> bool:
+    steps = [*_steps(tree.get("normalizer"), "normalizers"), *_pre_tokenizers(tree)]
+    prepends = any(step["type"] == "Prepend" for step in steps)
+    return prepends or any(step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in steps)
+
+
+def _special(tokenizer: Any) -> dict[str, Any]:
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    special: dict[str, Any] = {}
+    for short, name in names.items():
+        index = getattr(tokenizer, f"{short}_token_id", None)
+        if index is not None:
+            special[f"{name}_token_id"] = int(index)
+    ids = tokenizer("a")["input_ids"]
+    special["add_bos_token"] = bool(ids and ids[0] == getattr(tokenizer, "bos_token_id", None))
+    special["add_eos_token"] = bool(ids and ids[-1] == getattr(tokenizer, "eos_token_id", None))
+    return special
+
+
+def _unknown(folder: Path, reason: str) -> ExportError:
+    return ExportError(
+        f"the tokenizer in {folder} can't be written for llama.cpp: {reason}. If the model comes from a GGUF file, "
+        "pass it as --tokenizer-from F.gguf"
+    )
+
+
+def split_as_named(tokenizer: Any, name: str | None) -> None:
+    """Make a byte-level tokenizer split text by the file's `tokenizer.ggml.pre`, which transformers ignores.
+
+    The tokenizer is changed in place. Raises CheckpointError if the name is missing or unknown.
+    """
+    known = ALIASES.get(str(name), str(name))
+    regexes = {other: patterns for patterns, other in PATTERNS.items()}
+    regexes |= {other: regexes[first] for first, other in MERGED.items()}
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    with_regex = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    steps: list[pre_tokenizers.PreTokenizer]
+    if known == PLAIN:
+        steps = [with_regex]
+    elif known == DIGITS:
+        steps = [pre_tokenizers.Digits(individual_digits=True), with_regex]
+    elif known in regexes:
+        steps = [*(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in regexes[known]), bytes_only]
+    else:
+        names = sorted({PLAIN, DIGITS, *regexes, *ALIASES})
+        raise CheckpointError(
+            f"the file doesn't say how its tokenizer splits text (tokenizer.ggml.pre is {name!r}; known are "
+            f"{', '.join(names)}): give the model's original folder or hub id"
+        )
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps) if len(steps) > 1 else steps[0]
+    backend.model.ignore_merges = known in WHOLE_WORDS

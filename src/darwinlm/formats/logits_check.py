@@ -1,0 +1,116 @@
+"""The check of an export: logits of the written file in its engine, compared with those of the model on real text."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.loading import check_tokens
+from darwinlm.model.walk.streamed import StreamedDecoder
+from darwinlm.runtime.errors import ExportError
+
+REPORT = "export.json"
+"""File with the report in an exported folder."""
+TOKENS = 128
+TEXT = (
+    "The ferry leaves the old harbour at seven in the morning and needs a little over two hours to reach the island. "
+    "Most of its passengers are people who work there: three teachers, a doctor, the woman who repairs the radio mast. "
+    "In winter, when the wind comes from the north, the captain waits behind the breakwater until the sea is calmer, "
+    "and nobody complains. A ticket costs 4.50 for adults and half of that for those under 12; bicycles travel free. "
+    "Why does the boat carry so much flour in spring? Because the bakery on the island supplies every village on the "
+    'coast during the festival, which has been held each May since 1893. "We never planned it," says the baker, "it '
+    'just grew." Her recipe needs only flour, water, salt, and time. In 2021 the town council bought a second oven, '
+    "and since then the queue in front of the shop has become shorter, though not by much."
+)
+"""Text for the check, with figures and quotation marks."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same tokens.
+
+    Attributes:
+        relative: Relative norm of the difference of their logits, after subtracting the mean of each token.
+        same_top: Share of tokens with the same most likely next token.
+        tolerance: Largest allowed `relative`.
+    """
+
+    left: str
+    right: str
+    tokens: int
+    relative: float
+    same_top: float
+    tolerance: float
+
+
+@dataclass
+class ExportReport:
+    """Result of an export and its comparisons.
+
+    Attributes:
+        format: gguf or import.
+        bytes: Size of its weights.
+        files: Hash of each file by its path in the folder; for gguf by the file's own name.
+        notes: Differences in shape from the model, for the user.
+    """
+
+    format: str
+    path: str
+    bytes: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for the file beside the weights, which may be published: without folders of this machine."""
+        return asdict(self) | {"path": Path(self.path).name}
+
+
+def text_tokens(checkpoint: Checkpoint) -> Tensor:
+    """Tokens [t] of the text for the check. Raises ModelError without a tokenizer that fits the model."""
+    length = min(TOKENS, int(checkpoint.config.max_position_embeddings))
+    ids = checkpoint.tokenizer()(TEXT)["input_ids"][:length]
+    check_tokens(max(ids), int(checkpoint.config.vocab_size), checkpoint.source)
+    return torch.tensor(ids)
+
+
+@torch.no_grad()
+def exact_logits(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
+    """A model's logits [t, v] of tokens [t], block by block in float32 on the CPU."""
+    decoder = StreamedDecoder(checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"))
+    (states,) = decoder.through([tokens[None]])
+    with decoder.with_head():
+        return decoder.head(states[0])
+
+
+def compare_logits(left: tuple[str, Tensor], right: tuple[str, Tensor], tolerance: float) -> Comparison:
+    """Compare the logits [t, v] of two models by name. Raises ExportError if they differ by more than `tolerance`."""
+    ours, theirs = (logits - logits.mean(-1, keepdim=True) for logits in (left[1], right[1]))
+    relative = _relative(ours, theirs)
+    if not relative <= tolerance:
+        raise ExportError(
+            f"the export fails its check: {right[0]} and {left[0]} differ by {relative:.2g} in the logits (allowed: "
+            f"{tolerance:.2g}); nothing was written. Please report this with the model's config.json"
+        )
+    return Comparison(
+        left=left[0],
+        right=right[0],
+        tokens=len(ours),
+        relative=relative,
+        same_top=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
+        tolerance=tolerance,
+    )
+
+
+def _relative(left: Tensor, right: Tensor) -> float:
+    if left.shape != right.shape:
+        return float("inf")
+    # The median over tokens ignores a few outliers, which dominate the whole norm, so both must be small.
+    difference, size = (left - right).norm(dim=-1), right.norm(dim=-1).clamp_min(1e-12)
+    return float(torch.maximum(difference.norm() / size.norm(), (difference / size).median()))

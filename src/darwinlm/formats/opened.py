@@ -1,0 +1,133 @@
+"""Models to evaluate and to talk to: in PyTorch, or GGUF files as they are in llama.cpp."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
+from darwinlm.formats.resolve import resolve_finished
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.loading import check_finite, check_tokens
+from darwinlm.model.walk.streamed import StreamedDecoder
+from darwinlm.runtime.compute import resolve_device, resolve_dtype
+from darwinlm.runtime.errors import CheckpointError, FamilyError
+from darwinlm.steps.vocabulary.cut import cut_weights
+
+
+@dataclass
+class Opened:
+    """A model to use. The engine runs it: PyTorch or llama.cpp.
+
+    Attributes:
+        whole: The model, if llama.cpp runs it.
+        checkpoint: Its files, if PyTorch runs it.
+        work: Folder for weights that are made from its files, as long as it is used.
+    """
+
+    source: str
+    tokenizer: Any
+    engine: str = "PyTorch"
+    whole: Any = None
+    checkpoint: Checkpoint | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    work: Path = Path()
+
+    @cached_property
+    def model(self) -> Any:
+        """The whole model; PyTorch loads it when it is first asked for."""
+        return self.whole if self.checkpoint is None else self.checkpoint.load(self.dtype, self.device)
+
+    def cut(self, rows: Sequence[int]) -> None:
+        """Keep only the tokens with these numbers, in this order. Raises CheckpointError, StorageError."""
+        assert self.checkpoint is not None
+        cut_weights(self.checkpoint, rows, self.work / "cut")
+        self.checkpoint = Checkpoint.open(self.work / "cut", self.source)
+
+    def decoder(self, tokens: Tensor) -> Any:
+        """The model to read these tokens with, block by block if it can be."""
+        if self.checkpoint is None:
+            return self.model
+        checkpoint = self.checkpoint
+
+        def weights(block: int) -> dict[str, Tensor]:
+            prefix = checkpoint.block_prefix(block)
+            found = checkpoint.read(prefix, mapped=False)
+            check_finite({prefix + name: tensor for name, tensor in found.items()}, checkpoint.folder)
+            return found
+
+        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
+        return StreamedDecoder(checkpoint, tokens, **how, weights=weights)
+
+    @property
+    def config(self) -> Any:
+        """Its configuration."""
+        return self.model.config if self.checkpoint is None else self.checkpoint.config
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of its embedding."""
+        if self.checkpoint is None:
+            return len(self.model.get_input_embeddings().weight)
+        return int(self.config.vocab_size)
+
+    @property
+    def params(self) -> int:
+        """Number of parameters; a tied embedding counts once."""
+        model = self.model if self.checkpoint is None else self.checkpoint.skeleton()
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    def check_tokens(self, tokens: Tensor) -> None:
+        """Refuse tokens beyond the embedding's rows. Raises ModelError."""
+        check_tokens(int(tokens.max()), self.vocabulary, self.source)
+
+
+def open_model(source: str, *, dtype: str = "auto", device: str = "auto", dequantised: bool = False) -> Opened:
+    """Load a model and its tokenizer.
+
+    `source` is a hub id, folder, output folder of a run, or GGUF file; `dtype` and `device` are named as in options. A
+    GGUF file runs in llama.cpp as it is, if that is installed. PyTorch runs its weights with a `dtype` or `device`, or
+    if `dequantised` weights are asked for and transformers knows the architecture. Raises RecipeError, ModelError,
+    MissingExtraError, EngineError.
+    """
+    path = Path(source).expanduser()
+    file = path.suffix == ".gguf" and path.is_file()
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    if file and find_spec("cyllama") is not None and dtype == device == "auto":
+        if not dequantised:
+            return _in_llama_cpp(source, path)
+        try:
+            return _in_pytorch(source, kind, where)
+        except (CheckpointError, FamilyError):
+            return _in_llama_cpp(source, path)
+    return _in_pytorch(source, kind, where)
+
+
+def _in_pytorch(source: str, kind: torch.dtype, where: torch.device) -> Opened:
+    work = Path(tempfile.mkdtemp(prefix="darwinlm-"))
+    try:
+        checkpoint = resolve_finished(source, work / "model")
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    tokenizer = checkpoint.tokenizer()
+    opened = Opened(source, tokenizer, checkpoint=checkpoint, dtype=kind, device=where, work=work)
+    weakref.finalize(opened, shutil.rmtree, work, ignore_errors=True)
+    return opened
+
+
+def _in_llama_cpp(source: str, path: Path) -> Opened:
+    model, tokenizer = open_in_llama_cpp(path)
+    return Opened(source, tokenizer, "llama.cpp", model)

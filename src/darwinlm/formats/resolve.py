@@ -1,0 +1,112 @@
+"""From a hub id, folder or GGUF file to a local checkpoint."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+from darwinlm.formats.gguf.read import dequantise, describe_gguf
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.files import LICENCES
+from darwinlm.recipe.settled import is_here
+from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES
+from darwinlm.runtime.errors import ModelError, first_line
+from darwinlm.runtime.limits import shorten
+
+FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *LICENCES]
+"""Files of a model that are fetched from the hub."""
+
+
+def resolve_model(model: str, work: Path, say: Callable[[str], None] = lambda message: None) -> Checkpoint:
+    """Find a model (hub id `owner/name[@revision]`, folder or GGUF file) and return it as a local checkpoint.
+
+    Converted files go to the folder `work`; `say` hears what a user should know of it.
+
+    Raises:
+        ModelError: The model doesn't exist or can't be reached.
+        FamilyError: Its architecture isn't known.
+        CheckpointError: Its files are damaged.
+        MissingExtraError: A GGUF file without the extra `gguf`.
+    """
+    path, source = _found(model, whole=True)
+    folder = dequantise(path, work, say) if path.is_file() else path
+    checkpoint = Checkpoint.open(folder, source)
+    checkpoint.check_embeddings()
+    return checkpoint
+
+
+def resolve_finished(model: str, work: Path) -> Checkpoint:
+    """As `resolve_model`; of the output folder of a finished run, the model that it saved. Also raises ModelError."""
+    given = Path(model).expanduser()
+    inside = model_folder(given)
+    return resolve_model(model if inside == given else str(inside), work)
+
+
+def describe_model(model: str) -> Checkpoint:
+    """A model's configuration, without its weights.
+
+    Of a hub id only config.json is fetched, of a GGUF file only the header is read.
+
+    Raises:
+        ModelError: There is no such model, or it can't be reached.
+        FamilyError: Its architecture isn't known.
+    """
+    path, source = _found(model, whole=False)
+    if path.is_file():
+        return describe_gguf(path)
+    return Checkpoint.describe(path, source)
+
+
+def _found(model: str, *, whole: bool) -> tuple[Path, str]:
+    """Path of a model's folder or GGUF file, and its name. Of a hub id, the `whole` model or config.json is fetched.
+
+    Raises ModelError if there is none.
+    """
+    path = Path(model).expanduser()
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, None):
+            raise ModelError(f"there is no model at '{shorten(model)}': {error.strerror}") from error
+        return _from_hub(model, path, whole=whole), model
+    except ValueError:  # a zero byte
+        raise ModelError(f"there is no model at {model[:80]!r}: this isn't a path") from None
+    if path.is_dir():
+        return path, f"./{path}" if is_here(str(path)) else str(path)
+    if path.suffix != ".gguf":
+        raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
+    return path, model
+
+
+def _from_hub(model: str, path: Path, *, whole: bool) -> Path:
+    """The folder of a model of the hub in its cache."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
+    name, _, revision = model.partition("@")
+    try:
+        if whole:
+            return Path(snapshot_download(name, revision=revision or None, allow_patterns=FETCHED))
+        return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"can't find the model '{model}' on this machine or on the hub ({first_line(error)}): check the name, the "
+            "network and, for gated models, your login, or give a folder that holds its config.json"
+        ) from error
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of a model, which is `folder` itself unless that is a run's output folder.
+
+    Raises ModelError if the run isn't finished or holds several sizes.
+    """
+    if not (folder / MARKER).is_file():
+        return folder
+    if not (folder / STAGES / "export" / MANIFEST).is_file() or not (folder / "model" / "config.json").is_file():
+        if sizes := ", ".join(str(path.parent) for path in sorted(folder.glob("*/summary.json"))):
+            raise ModelError(f"{folder} holds several sizes: give one of {sizes}")
+        raise ModelError(f"the run in {folder} isn't finished: it holds no exported model yet; rerun its command")
+    return folder / "model"

@@ -1,0 +1,1 @@
+"""Folders of transformers: saved models, and published checkpoints."""

@@ -1,0 +1,195 @@
+"""Save a smaller model as a folder for transformers, and verify it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from darwinlm.model.families.checkpoint import FURTHER
+from darwinlm.model.families.family import PREFIX, is_custom
+from darwinlm.model.families.files import CARD
+from darwinlm.model.families.loading import without_bars
+from darwinlm.model.families.origin import carry
+from darwinlm.model.families.whole import is_whole, put_inside
+from darwinlm.runtime.artifact import (
+    damaged,
+    folder_digests,
+    fresh_folder,
+    read_json,
+    read_record,
+    share,
+    write_json,
+    write_text,
+)
+from darwinlm.runtime.errors import CheckpointError, NumericsError, storage_error
+from darwinlm.runtime.folders import make_folder, remove
+from darwinlm.runtime.lock import ASIDE
+
+RECORD = "darwinlm_recipe.json"
+"""File beside a model with the recipe that made it, and hashes of its files."""
+IN_MLX = (
+    *("ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "helium", "hunyuan_v1_dense", "llama"),
+    *("ministral3", "mistral", "nemotron", "olmo2", "olmo3", "qwen3", "seed_oss", "smollm3"),
+)
+"""Families whose unequal layers mlx-lm 0.32 runs."""
+MODEL_FILE = "modeling_mlx.py"
+ROUNDING = 0.05
+"""Largest relative difference of the logits of equal models in bfloat16."""
+
+
+def save_model(model: Any, folder: Path, *, tokenizer: Any = None, source: Path | None = None) -> None:
+    """Write configuration, weights, modelling file (if layers differ) and tokenizer.
+
+    The folder appears by rename when it is complete. An older folder of the same name is replaced. From `source`, the
+    folder of the original model, generation settings and licence files are copied, and parts beside the language model
+    are carried along.
+
+    Raises:
+        CheckpointError: The source's generation settings aren't JSON, or its other parts can't be loaded.
+        NumericsError: A weight isn't finite.
+        StorageError: The disk is full or the folder can't be written.
+    """
+    for name, parameter in model.named_parameters():
+        if not all(bool(part.isfinite().all()) for part in torch.split(parameter.detach(), 4096)):
+            raise NumericsError(f"{name} holds numbers that aren't finite (NaN or infinity): {folder} isn't written")
+    with unchecked(folder, "partial") as temporary, without_bars():
+        model.config.dtype = next(model.parameters()).dtype
+        if source is not None and is_whole(source):
+            put_inside(model, source).save_pretrained(temporary, save_original_format=False)
+        else:
+            model.save_pretrained(temporary)
+        for_other_engines(temporary, model.config)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        if source is not None:
+            carry(source, temporary)
+        share(temporary)
+
+
+def for_other_engines(folder: Path, config: Any) -> None:
+    """Add what other engines read of a saved model: older names of its rotary embedding, and a file for mlx-lm.
+
+    Blocks that predict further tokens aren't saved, so the configuration counts none.
+    """
+    path = folder / "config.json"
+    tree: dict[str, Any] = read_json(path)
+    if "text_config" in tree:
+        tree["text_config"] |= older_rope(tree["text_config"].get("rope_parameters") or {})
+    tree |= older_rope(tree.get("rope_parameters") or {})
+    for part in (tree, tree.get("text_config", {})):
+        part.update(dict.fromkeys((name for name in FURTHER if part.get(name)), 0))
+    if is_custom(config) and str(config.model_type).removeprefix(PREFIX) in IN_MLX and "text_config" not in tree:
+        tree["model_file"] = MODEL_FILE
+        write_text(folder / MODEL_FILE, mlx_code())
+    write_json(path, tree)
+
+
+def mlx_code() -> str:
+    """The file for mlx-lm, the same for every model."""
+    return (resources.files("darwinlm.formats.mlx") / MODEL_FILE).read_text(encoding="utf-8")
+
+
+def older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a rotary embedding under the names from before transformers 5.
+
+    Engines that only know these would silently take their own base. There are none for layers that differ in more than
+    the base.
+    """
+    if "rope_theta" in rope:
+        scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
+        part = {name: rope[name] for name in ("partial_rotary_factor",) if name in rope}
+        plain = rope.get("rope_type", "default") == "default"
+        return {"rope_theta": rope["rope_theta"], "rope_scaling": None if plain else scaling, **part}
+    full, sliding = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
+    if "rope_theta" not in full or sliding.get("rope_type") != "default" or full.get("rope_type") == "proportional":
+        return {}
+    local = {"rope_local_base_freq": sliding["rope_theta"]} if sliding["rope_theta"] != full["rope_theta"] else {}
+    return older_rope(full) | local
+
+
+@contextmanager
+def unchecked(out: Path, suffix: str = "unchecked") -> Iterator[Path]:
+    """Path of a temporary folder beside `out`, which it replaces after the body succeeds; otherwise it is deleted.
+
+    Raises:
+        StorageError: The disk is full or the folder can't be written.
+    """
+    try:
+        make_folder(out.parent)
+        with fresh_folder(out.with_name(f".{out.name}.{suffix}")) as temporary:
+            yield temporary
+            _put(temporary, out)
+    except (OSError, SafetensorError) as error:
+        raise storage_error(out, error) from error
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    """Rename a whole folder to its name; an older one is moved aside first, and removed when the new one stands."""
+    old = folder.with_name(f".{folder.name}{ASIDE}")
+    remove(old)
+    if folder.exists():
+        folder.replace(old)
+    try:
+        temporary.replace(folder)
+    except OSError:
+        if old.exists():
+            old.replace(folder)
+        raise
+    remove(old)
+
+
+def saved_bytes(folder: Path) -> int:
+    """Size of the weights in a folder in bytes."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def saved_digests(folder: Path) -> dict[str, str]:
+    """Hashes of the files of a saved model, except the card, which people edit."""
+    return folder_digests(folder, CARD)
+
+
+def recorded_digests(record: Path) -> dict[str, str]:
+    """The hashes in the field `files` of a record. Raises ArtifactError."""
+    files = read_record(record).get("files")
+    if not isinstance(files, dict) or not files or not all(isinstance(digest, str) for digest in files.values()):
+        raise damaged(record, "it holds no hashes of files")
+    return files
+
+
+@torch.no_grad()
+def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
+    """Load the folder again as transformers does: its weights must be the model's, and its logits up to rounding.
+
+    `tokens` is [n, t]. Raises CheckpointError if they differ; the message names the first differing weight.
+    """
+    whole = is_whole(folder)
+    auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
+    with without_bars():
+        again = auto.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
+    again, stored = again.eval().to(model.device), again.state_dict()
+    places = {
+        name: name.replace("model.", "model.language_model.", 1) if whole else name for name in model.state_dict()
+    }
+    differ = (
+        name
+        for name, tensor in model.state_dict().items()
+        if places[name] not in stored or not torch.equal(tensor, stored[places[name]].to(tensor))
+    )
+    where = next(differ, None)
+    if where is None:
+        ours, theirs = (each(input_ids=tokens.to(model.device), use_cache=False).logits for each in (model, again))
+        # Rounding depends on where the weights lie in memory.
+        where = None if (ours - theirs).float().norm() <= ROUNDING * ours.float().norm() else "the logits"
+    if where is not None:
+        raise CheckpointError(
+            f"the model saved in {folder} differs from the one in memory in {where}: don't use it, and please report "
+            "this"
+        )

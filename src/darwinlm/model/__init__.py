@@ -1,0 +1,1 @@
+"""Language models: families as data, checkpoints, the walk over blocks, and the sizes of their modules."""

@@ -1,0 +1,388 @@
+"""A dense or pruned model on disk: configuration, tokenizer, and tensors that are read one at a time.
+
+Hub ids are downloaded to the hub's cache, and GGUF files are dequantised once into a folder. So all stages read a local
+folder of safetensors shards, and none loads more weights than it uses.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from darwinlm.model.families.config import open_config, read_config
+from darwinlm.model.families.family import Family, family_of
+from darwinlm.model.families.files import CARD, WEIGHTS, check_files, is_named, model_files
+from darwinlm.model.families.generation import generation_of
+from darwinlm.model.families.loading import UNUSABLE, check_finite, load_tokenizer
+from darwinlm.model.families.origin import origin_of
+from darwinlm.model.families.quantised import Format, formats_of
+from darwinlm.model.families.stored import Stored, is_buffer, matches
+from darwinlm.model.families.stored_parts import Parts, tensor_parts
+from darwinlm.model.families.whole import load_whole, text_config, text_name, text_type
+from darwinlm.runtime.artifact import digest_of, file_digests, what_changed
+from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
+from darwinlm.runtime.limits import shorten
+
+FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
+"""Settings that count the blocks which predict further tokens."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A local folder with config.json, safetensors shards and a tokenizer.
+
+    `source` is the name of the model as the user gave it. If `config` is that of a text part, `whole` is that of the
+    whole model. Quantised weights are in one of `formats`, as `quantisation` says; they are read as floats.
+    """
+
+    folder: Path
+    config: Any
+    family: Family
+    source: str
+    whole: Any = None
+    formats: tuple[Format, ...] = ()
+    quantisation: Any = None
+
+    @classmethod
+    def open(cls, folder: Path, source: str | None = None) -> Checkpoint:
+        """Open a folder.
+
+        Raises:
+            ModelError: The folder holds no readable model.
+            FamilyError: Its architecture isn't known.
+            CheckpointError: Shards are missing or reach outside the folder.
+        """
+        checkpoint = cls.describe(folder, source)
+        missing = [shard for shard in sorted(set(checkpoint.stored.shards.values())) if not (folder / shard).is_file()]
+        if missing:
+            raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
+        checkpoint._check_tensors()
+        return checkpoint
+
+    @classmethod
+    def describe(cls, folder: Path, source: str | None = None) -> Checkpoint:
+        """Read only the configuration of a folder, without checking for weights. Raises as `open`."""
+        path = folder / "config.json"
+        if not path.is_file():
+            inside = folder / "model"
+            hint = f"; give {inside}, the model of this run" if (inside / "config.json").is_file() else ""
+            raise ModelError(f"{folder} holds no model: there is no config.json in it{hint}")
+        check_files(folder)
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(f"{folder} holds an adapter of another model: merge the two first, and give the result")
+        plain = read_config(path)
+        generation_of(folder)
+        model_type = plain.get("model_type", "")
+        if not model_type or not isinstance(model_type, str):
+            raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
+        kind = text_type(plain, path)
+        config = open_config(folder, model_type)
+        whole = config if kind is not None else None
+        config = config if whole is None else text_config(whole)
+        family = family_of(config)
+        formats = formats_of(plain, path)
+        if formats and whole is not None:
+            raise CheckpointError(
+                f"{path}: a quantised {whole.model_type} model can't be read: use the one that it was made from"
+            )
+        if formats:
+            del config.quantization_config  # a saved model is none
+        quantisation = plain.get("quantization_config")
+        made = cls(folder, config, family, source or str(folder), whole, formats, quantisation)
+        assert made.beside  # as it is now
+        return made
+
+    def _check_tensors(self) -> None:
+        shapes, model = self.shapes(), self.outline
+        for name, tensor in model.state_dict().items():
+            if name not in shapes:
+                if name in self._tied:
+                    continue
+                raise CheckpointError(
+                    f"{self.folder} lacks the tensor {name}, which its config.json requires: fetch the model again"
+                )
+            if shapes[name] != tuple(tensor.shape):
+                raise CheckpointError(
+                    f"{self.folder}: the tensor {name} is {_sizes(shapes[name])}, but config.json requires "
+                    f"{_sizes(tuple(tensor.shape))}: fetch the model again"
+                )
+        for name in sorted(self.tensors.keys() - model.state_dict().keys()):  # which would be ignored silently
+            if name not in self._tied and not is_buffer(name) and not matches(name, self._ignored):
+                raise CheckpointError(
+                    f"{self.folder} holds the tensor {shorten(name)}, which a {self.family.model_type} model with its "
+                    "config.json does not have: fetch the model again"
+                )
+        self._check_tied()
+
+    def _check_tied(self) -> None:
+        """Refuse a head that should be the embedding and isn't: transformers uses both, but saves only one."""
+        for name, other in self._tied.items():
+            if {name, other} <= self.tensors.keys():
+                left, right = (self.read(each)[""] for each in (name, other))
+                if left.shape != right.shape or not torch.equal(left, right):
+                    raise CheckpointError(
+                        f"{self.folder} holds {name} and another {other}, but its config.json says that they are the "
+                        'same: set "tie_word_embeddings" to false there, or remove the tensor that is wrong'
+                    )
+
+    @property
+    def _tied(self) -> dict[str, str]:
+        """Tensors that are another one, by name, if the configuration ties them."""
+        tied = getattr(self.config, "tie_word_embeddings", False)
+        return (getattr(self.outline, "_tied_weights_keys", None) or {}) if tied else {}
+
+    def check_carried(self) -> None:
+        """Read early what the last stages read of a model: its origin and the parts around its language model.
+
+        Raises CheckpointError if they are damaged.
+        """
+        origin_of(self.folder, self.source)
+        if self.whole is not None:
+            load_whole(self.folder, self.dtype)
+
+    def check_embeddings(self) -> None:
+        """Refuse values outside the blocks that aren't finite, also in rows of tokens that calibration doesn't use.
+
+        Raises:
+            CheckpointError: A value isn't finite; the message names the tensor.
+        """
+        for name in self.names_outside_blocks():
+            check_finite({name: self.read(name)[""]}, self.folder)
+
+    @cached_property
+    def stored(self) -> Stored:
+        """The tensors of its shards."""
+        return Stored(self.folder, self.formats)
+
+    @cached_property
+    def tensors(self) -> dict[str, Parts]:
+        """Stored parts of each tensor of the model, by its name in the model."""
+        unused, further = self._ignored, {*self.further}
+        names = (*self.stored.plain, *self.stored.packed)
+        stored = (name for name in names if name not in further and not matches(name, unused))
+        return tensor_parts(self.family, stored, *([] if self.whole is None else [text_name]))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor of the model that is stored, from the headers of its shards. Raises CheckpointError."""
+        stored = self.stored.shapes()
+        parts = {name: parts for name, parts in self.tensors.items() if all(part in stored for part in parts.flat())}
+        return {name: part.shape(stored.__getitem__) for name, part in parts.items()}
+
+    @cached_property
+    def further(self) -> tuple[str, ...]:
+        """Stored tensors that predict further tokens (multi-token prediction); no class of a causal model has them."""
+        stated = getattr(self.config, FURTHER[0], None)
+        last = self.n_blocks + (stated if isinstance(stated, int) else 0)
+        block = re.compile(rf"{re.escape(self.family.layers)}\.(\d{{1,9}})\.")
+        unused = self._ignored
+
+        def is_further(name: str) -> bool:
+            number = int(found[1]) if (found := block.match(name)) else -1
+            beyond = number >= self.n_blocks and (number < last or matches(name, unused))
+            return beyond or re.search(r"(^|\.)mtp", name) is not None
+
+        return tuple(name for name in (*self.stored.plain, *self.stored.packed) if is_further(name))
+
+    @property
+    def left_out(self) -> str:
+        """What of the stored model is neither read nor saved, as a clause; empty if there is nothing."""
+        count = len(self.further)
+        return f"multi-token prediction ({count} tensor{'s' if count > 1 else ''}) is left out" if count else ""
+
+    @cached_property
+    def exact(self) -> tuple[str, ...]:
+        """Parts of the names of tensors that stay in float32, whatever the type of the others."""
+        listed = getattr(self.outline, "_keep_in_fp32_modules_strict", None) or ()
+        return tuple(map(re.escape, (*listed, *self.family.exact)))
+
+    @property
+    def _ignored(self) -> tuple[str, ...]:
+        """Patterns of the names of stored tensors that the model's class ignores."""
+        return tuple(getattr(self.outline, "_keys_to_ignore_on_load_unexpected", None) or ())
+
+    def cast(self, name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in an element type; scores of experts stay in float32 where the family asks for it."""
+        return tensor.to(torch.float32 if matches(name, self.exact) else dtype)
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the configuration and of all weights."""
+        quantised = {"quantisation": self.quantisation} if self.formats else {}
+        return digest_of({"config": self.plain_config(), "files": self.weights, **quantised})
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """Hashes of the shards by name."""
+        return self._digests_of(sorted(set(self.stored.shards.values())))
+
+    @cached_property
+    def beside(self) -> dict[str, str]:
+        """Hashes of the configuration, the tokenizer and the other files beside the weights, by name."""
+        return self._digests_of(name for name, _ in model_files(self.folder) if not is_named(name, (CARD, *WEIGHTS)))
+
+    def _digests_of(self, names: Iterable[str]) -> dict[str, str]:
+        paths = {name: self.folder / name for name in names}
+        found = file_digests(paths.values())
+        return {name: found[path] for name, path in paths.items()}
+
+    def check_unchanged(self) -> None:
+        """Refuse a model of which a file was changed since it was opened.
+
+        Raises CheckpointError: results of a run would be a mixture of two models.
+        """
+        for name, digest in (self.beside | self.weights).items():
+            path = self.folder / name
+            if wrong := what_changed(path, digest):
+                raise CheckpointError(
+                    f"{path}: {wrong.replace('after it was written', 'during this run')}, so the results so far may be "
+                    "of two models: prune the present one into a new folder"
+                )
+
+    def plain_config(self) -> dict[str, Any]:
+        """The configuration without its path and version, for JSON: infinite numbers are words."""
+        tree: dict[str, Any] = json.loads(json.dumps(self.config.to_dict()), parse_constant=str)
+        return {name: value for name, value in tree.items() if name not in ("_name_or_path", "transformers_version")}
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of blocks."""
+        return int(self.config.num_hidden_layers)
+
+    def block_prefix(self, block: int) -> str:
+        """Prefix of the tensor names of a block, including the dot."""
+        return f"{self.family.layers}.{block}."
+
+    def read(
+        self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """Read all tensors whose name in the model starts with `prefix`; it is removed from the names.
+
+        Without a `dtype`, the stored one is kept; quantised weights have the configuration's. Tensors that aren't
+        `mapped` are in memory; of mapped ones, a disk that vanishes ends the process. Raises CheckpointError if a shard
+        is damaged, or has gone.
+        """
+        wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
+        weights = [part for parts in wanted.values() for part in parts.flat()]
+        weight = self.stored.reader(weights, self.dtype if dtype is None else dtype, "mmap" if mapped else "pread")
+        tensors = {}
+        for name, parts in wanted.items():
+            tensor = parts.join(weight)
+            tensors[name.removeprefix(prefix)] = tensor if dtype is None else self.cast(name, tensor, dtype)
+        return tensors
+
+    def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
+        """Read some rows of a tensor. Raises CheckpointError if a shard is damaged."""
+        (stored,) = self.tensors[name].flat()
+        if stored in self.stored.packed:
+            return self.read(name, dtype=dtype)[""].index_select(0, index)
+        return self.stored.rows(stored, index).to(dtype)
+
+    def names_outside_blocks(self) -> Iterator[str]:
+        """Names of the tensors that belong to no block: embedding, final norm, head."""
+        return (name for name in self.tensors if not name.startswith(self.family.layers + "."))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type in the configuration; float32 if it has none."""
+        dtype = getattr(self.config, "dtype", None) or torch.float32
+        return getattr(torch, dtype) if isinstance(dtype, str) else dtype  # that of a GGUF header is a name
+
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            ModelError: The folder has no readable tokenizer.
+            CheckpointError: Transformers would read it as a tokenizer of another kind.
+        """
+        return load_tokenizer(self.folder, self.whole or self.config)
+
+    def load(
+        self,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        *,
+        weights: Callable[[int], dict[str, torch.Tensor]] | None = None,
+        keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+        each: Callable[[torch.nn.Module], object] = lambda block: None,
+    ) -> Any:
+        """The whole model, in evaluation mode, read as every stage reads it.
+
+        One block is read at a time, so that for a GPU main memory never holds more than one. Weights in their stored
+        type stay in the checkpoint's mapped files. `weights` gives those of a block by name in it; without, they are
+        the checkpoint's. `keep` puts every tensor in its place. `each` gets every block once it has its weights; it may
+        shard them before the next one is read.
+
+        Raises:
+            CheckpointError: The weights don't fit the configuration, or aren't finite.
+        """
+        model, device = self.skeleton(dtype), torch.device(device)
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if not buffer.is_meta:
+                    module._buffers[name] = buffer.to(device)
+        blocks = {self.block_prefix(block): block for block in range(self.n_blocks)}
+        for prefix in (*self.names_outside_blocks(), *blocks):
+            read = self.read(prefix) if weights is None or prefix not in blocks else weights(blocks[prefix])
+            tensors = {prefix + name: self.cast(prefix + name, tensor, dtype) for name, tensor in read.items()}
+            check_finite(tensors, self.folder)
+            tensors = {name: keep(tensor.to(device)) for name, tensor in tensors.items()}
+            try:
+                model.load_state_dict(tensors, strict=False, assign=True)
+            except RuntimeError as error:
+                raise CheckpointError(f"can't load the weights in {self.folder}: {first_line(error)}") from error
+            if prefix in blocks:
+                del read, tensors
+                each(model.get_submodule(prefix.removesuffix(".")))
+        model.tie_weights()
+        left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+        if left:
+            raise CheckpointError(f"{self.folder} lacks the tensor {left[0]}: fetch the model again")
+        model.generation_config = generation_of(self.folder) or GenerationConfig(do_sample=False)
+        return model.eval().requires_grad_(requires_grad=False)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of saved tensors that aren't parameters, such as a router's correction of scores."""
+        model = self.outline
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        return sum(int(tensor.nbytes) for name, tensor in model.state_dict().items() if name not in parameters)
+
+    @cached_property
+    def outline(self) -> Any:
+        """A `skeleton` to look at, made once; nothing may change it."""
+        return self.skeleton()
+
+    def skeleton(self, dtype: torch.dtype | None = None) -> Any:
+        """The model with parameters on the meta device, and with the buffers that aren't saved.
+
+        `dtype` is that of its passes: Gemma's scale of embeddings is rounded to it. None is the configuration's.
+        """
+        how = {} if dtype is None else {"dtype": dtype}
+        try:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), trust_remote_code=False, **how)
+        except UNUSABLE as error:
+            raise CheckpointError(
+                f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"
+            ) from error
+        for module in model.modules():
+            names = {name for name, _ in module.named_buffers(recurse=False)}
+            if names & module._non_persistent_buffers_set:
+                for name in names:
+                    module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+                model._init_weights(module)
+        model.tie_weights()
+        return model.eval().requires_grad_(requires_grad=False)
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"

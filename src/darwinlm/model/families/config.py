@@ -1,0 +1,104 @@
+"""Configurations of checkpoints: config.json, checked and opened."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from darwinlm.model.families.family import family_of
+from darwinlm.model.families.loading import UNUSABLE
+from darwinlm.model.families.pruned import register
+from darwinlm.runtime.errors import CheckpointError, first_line
+from darwinlm.runtime.limits import load_json, shorten
+
+LAYERS = re.compile(r"(layers?|block_count)$")
+SIZES = re.compile(r"(_size|_dim|n_embd|d_model|heads?|_kv|experts?|(embedding|key|value|feed_forward)_length|_count)$")
+"""Ends of names of numbers by which a configuration makes lists and buffers."""
+POSITIVE = frozenset(
+    {"num_hidden_layers", "block_count", "hidden_size", "intermediate_size", "embedding_length", "context_length"}
+)
+DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
+IMPLEMENTATIONS = frozenset({"eager", "sdpa", "grouped_mm", "batched_mm"})
+"""What a configuration may choose for attention and experts; other words can name code on the hub that would run."""
+OURS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False, "is_encoder_decoder": False}
+"""Fields that say how a model is called, not what it is: they have our values, whatever a checkpoint says."""
+
+
+def open_config(folder: Path, model_type: str) -> Any:
+    """The configuration of transformers for a folder, from the model type in its config.json. Its own code isn't used.
+
+    Raises:
+        FamilyError: The architecture isn't known.
+        CheckpointError: The file is damaged.
+    """
+    register(model_type)
+    if model_type not in CONFIG_MAPPING:
+        family_of(type("Unknown", (), {"model_type": model_type}))
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **OURS)
+    except UNUSABLE as error:
+        raise CheckpointError(f"can't read {folder / 'config.json'}: {first_line(error)}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read and check a config.json. Raises CheckpointError if it is damaged, or has unrealistic numbers."""
+    try:
+        plain = load_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} isn't JSON ({shorten(error)}): fetch the model again") from error
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{path} names no model_type: it holds a {type(plain).__name__}, not a mapping")
+    check_config(plain, path)
+    if taken := next((name for name in plain if _is_method(name)), None):
+        raise CheckpointError(f"{path}: {shorten(taken)} is a name that transformers uses itself: remove the field")
+    return plain
+
+
+def _is_method(name: str) -> bool:
+    """Whether a configuration's class would lose a method or a computed value to a field of this name."""
+    known = inspect.getattr_static(PreTrainedConfig, name, None)
+    computed = isinstance(known, property) and known.fset is None
+    return computed or callable(known) or isinstance(known, classmethod | staticmethod)
+
+
+def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
+    """Refuse a configuration, the contents of config.json or of a GGUF header without prefix, with unrealistic numbers.
+
+    Raises CheckpointError, which names the path and the field.
+    """
+    for where, value in _leaves(plain):
+        if "_implementation" in where and isinstance(value, str) and value not in IMPLEMENTATIONS:
+            raise CheckpointError(
+                f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
+                "remove the field"
+            )
+        if where.startswith("per_layer_config.") and where.endswith(("vocab_size", "hidden_size")):
+            raise CheckpointError(f"{path}: {shorten(where)} can't differ between layers: fetch the model again")
+        most = 2048 if LAYERS.search(where) else 1 << 24 if SIZES.search(where) else 1 << 53
+        least = 1 if where.rpartition(".")[2] in POSITIVE else -most
+        if (isinstance(value, int) and not least <= value <= most) or value != value:  # noqa: PLR0124 - NaN
+            raise CheckpointError(f"{path}: {shorten(where)} is {shorten(value)}, which no model has: fetch it again")
+    dtype = plain.get("dtype", plain.get("torch_dtype"))
+    if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
+        raise CheckpointError(
+            f"{path}: dtype is {shorten(dtype)}, but weights must be float32, float16 or bfloat16: use the model as it "
+            "was before it was quantised"
+        )
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The plain values in a tree, each with the names that lead to it."""
+    waiting: list[tuple[str, Any]] = [("", tree)]
+    while waiting:
+        where, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(f"{where}.{name}" if where else str(name), inner) for name, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(where, inner) for inner in value]
+        else:
+            yield where, value

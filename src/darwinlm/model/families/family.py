@@ -1,0 +1,158 @@
+"""Model families as data: one small YAML file for each family beside this module.
+
+`parts.py` describes the sub-layers. A file may name a family in `like`: fields that it leaves out, of its own, of a
+sub-layer and its experts, or of a `gguf` without a name, are those of the other one. `family_of` finds the description
+for a configuration.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from darwinlm.model.families.architecture import Architecture
+from darwinlm.model.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
+from darwinlm.runtime.errors import FamilyError
+
+PREFIX = "darwinlm_"
+
+
+class Family(Closed):
+    """One architecture of transformers."""
+
+    title: str
+    """Usual name of the models, for the documentation."""
+    model_type: str
+    """Model type in config.json, which is the name of the file unless there is a switch."""
+    inside: tuple[str, ...] = ()
+    """Model types that contain such a language model and other parts, such as a vision tower."""
+    layers: str = "model.layers"
+    """Name of the list of blocks."""
+    embedding: str = "model.embed_tokens"
+    """Token embedding."""
+    head: str = "lm_head"
+    """Output projection to the vocabulary."""
+    attention: Attention
+    """Names of the attention."""
+    mixer: Mixer | None = None
+    """Names of the token mixer that some blocks have instead of an attention."""
+    mlp: Mlp
+    """Names of the MLP."""
+    tail: Tail | None = None
+    """Names of what follows the MLP."""
+
+    gguf: Architecture | None = None
+    """Its architecture in llama.cpp, if there is one."""
+    exact: tuple[str, ...] = ()
+    """Name patterns of weights that transformers creates in float32 without listing them."""
+    switch: str | None = None
+    """Configuration field that is set in this family, and not in the other of its model type. Layers without an MLP
+    set it to zero, so that they have no experts."""
+
+    @property
+    def key(self) -> str:
+        """Name of its file."""
+        return self.model_type if self.switch is None else f"{self.model_type}_experts"
+
+    @property
+    def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]], tuple[str, str]]:
+        """Class prefix, package, class infix, norms and sub-layers, which define the classes of the modelling file."""
+        from transformers.models.auto.configuration_auto import model_type_to_module_name
+
+        if self.switch is not None:
+            return families()[self.model_type].class_names
+        infix = "Text" if self.model_type.endswith("_text") else ""
+        norms, names = (self.attention.norms, self.mlp.norms), (self.attention.name, self.mlp.name)
+        return class_prefix(self.model_type), model_type_to_module_name(self.model_type), infix, norms, names
+
+    def residual_scale(self, config: Any) -> float:
+        """Factor a on every sub-layer's output before it is added to the residual stream (Granite).
+
+        Least-squares fits of an output projection divide their target by it.
+        """
+        return float(getattr(config, "residual_multiplier", 1.0))
+
+    def applies(self, config: Any) -> bool:
+        """Whether the switch is set in any layer."""
+        layers = getattr(config, "per_layer_config", None) or [config]
+        return self.switch is not None and any(getattr(layer, self.switch, None) for layer in layers)
+
+    @property
+    def kinds(self) -> tuple[ModuleKind, ...]:
+        """Kinds of modules of its blocks."""
+        return tuple(kind for kind in KINDS if kind in ("attention", "mlp") or getattr(self, kind) is not None)
+
+    def cut_kinds(self, config: Any, block: int) -> list[ModuleKind]:
+        """Kinds of the modules of a block that are cut or removed."""
+        sources = self.attention.sources(config)
+        kept = self.attention.cut == "never" or block in sources or block in sources.values()
+        return ["mlp"] if kept else ["attention", "mlp"]
+
+    def linked(self, config: Any) -> bool:
+        """Whether blocks have inputs besides the residual stream: per-layer embeddings, or keys of earlier blocks."""
+        per_layer = self.tail is not None and getattr(config, self.tail.width)
+        return bool(per_layer) or bool(self.attention.sources(config))
+
+    def module(self, kind: ModuleKind) -> Part:
+        """The names of one of `kinds`."""
+        part: Part | None = getattr(self, kind)
+        assert part is not None
+        return part
+
+
+def is_custom(config: Any) -> bool:
+    """Whether a configuration is one of ours, so that the model needs the modelling file beside it."""
+    return str(config.model_type).startswith(PREFIX)
+
+
+def class_prefix(model_type: str) -> str:
+    """Prefix of the classes of a model type in transformers: `Llama` for LlamaForCausalLM."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return str(CONFIG_MAPPING_NAMES[model_type]).removesuffix("Config").removesuffix("Text")
+
+
+DATA = resources.files("darwinlm.model.families") / "data"
+
+
+@cache
+def _description(name: str) -> dict[str, Any]:
+    """Contents of a family's file, completed by those of the family it is `like`."""
+    own: dict[str, Any] = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
+    base = _description(own.pop("like")) if "like" in own else {}
+    return _merged(base, own if "switch" in own else {"model_type": name, **own})
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Fields of both; own ones take precedence. Parts are merged in turn, but `gguf` only if its name is the same."""
+    both = [part for part in (*KINDS, "experts", "gguf") if base.get(part) and own.get(part)]
+    merged = {part: _merged(base[part], own[part]) for part in both if part != "gguf" or "name" not in own[part]}
+    return base | own | merged
+
+
+@cache
+def families() -> dict[str, Family]:
+    """All known families by model type; those with a switch by another name."""
+    names = sorted(entry.name.removesuffix(".yaml") for entry in DATA.iterdir() if entry.name.endswith(".yaml"))
+    return {name: Family.model_validate(_description(name)) for name in names}
+
+
+def family_of(config: Any) -> Family:
+    """The family of a transformers configuration, including our own configurations.
+
+    Raises:
+        FamilyError: No description exists for the model type.
+    """
+    model_type = str(config.model_type).removeprefix(PREFIX)
+    family = families().get(model_type)
+    if family is None:
+        known = ", ".join(dict.fromkeys(family.model_type for family in families().values()))
+        raise FamilyError(
+            f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "
+            "darwinlm/families/data (docs/extending.md)"
+        )
+    more = families().get(f"{model_type}_experts")
+    return more if more is not None and more.applies(config) else family

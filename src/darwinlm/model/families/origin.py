@@ -1,0 +1,108 @@
+"""Files that accompany a model: generation settings, licence, and origin."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darwinlm.model.families.files import CARD, GENERATION, LICENCES, PROCESSORS, model_files
+from darwinlm.runtime.artifact import read_json, read_record, write_json
+from darwinlm.runtime.limits import TEXT_BYTES, parse_yaml, read_text, shorten, visible
+
+RECORD = "origin.json"
+"""Metadata of a GGUF file, saved beside the weights from it."""
+
+_REPOSITORY = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Origin of a model according to its files: its name on the hub, licence, and codes of its languages.
+
+    A licence without a standard identifier has a name and a link.
+    """
+
+    base_model: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    languages: tuple[str, ...] = ()
+
+
+def origin_of(folder: Path, source: str) -> Origin:
+    """Origin of a model, from its folder and its name as the user gave it.
+
+    Raises ArtifactError if the record of a GGUF file's origin is damaged.
+    """
+    if (folder / RECORD).is_file():
+        fields = read_record(folder / RECORD)
+        named = _word(fields.get("base_model"))
+    else:
+        fields, named = _front_matter(folder / CARD), None
+        if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
+            named = source.partition("@")[0]
+        elif "darwinlm" in _words(fields.get("tags")):
+            named = next(iter(_words(fields.get("base_model"))), None)
+    licence, title, link = (_word(fields.get(name)) for name in ("license", "license_name", "license_link"))
+    return Origin(named, licence, title, link, _words(fields.get("languages", fields.get("language"))))
+
+
+def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Save licence, languages, base model and end tokens of a GGUF file, by key, beside the weights read from it.
+
+    The folder already holds config.json. Raises StorageError if the disk is full.
+    """
+    general = {key.removeprefix("general."): value for key, value in fields.items() if key.startswith("general.")}
+    urls = (general.get(name) for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
+    matches = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
+    named = next((match.group(1) for match in matches if match), None)
+    licence = {f"license_{name}": general.get(f"license.{name}") for name in ("name", "link")}
+    others = {name: general.get(name) for name in ("license", "languages")}
+    write_json(folder / RECORD, {"base_model": named, **licence, **others})
+    names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    ends = list(dict.fromkeys(int(fields[name]) for name in names if fields.get(name) is not None))
+    if ends:
+        generation = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
+        write_json(folder / GENERATION, {**generation, "eos_token_id": ends if len(ends) > 1 else ends[0]})
+
+
+def carry(source: Path, target: Path) -> None:
+    """Give a model derived from another its generation settings, processors of images and licence files.
+
+    Raises:
+        CheckpointError: The generation settings are damaged.
+        OSError: A file can't be written.
+    """
+    from darwinlm.model.families.generation import generation_of  # with PyTorch, which takes seconds
+
+    if (settings := generation_of(source)) is not None:
+        settings.save_pretrained(target)
+    for name, path in model_files(source, (*PROCESSORS, *LICENCES)):
+        shutil.copyfile(path, target / name)
+
+
+def _front_matter(path: Path) -> dict[str, Any]:
+    """The metadata of a model card; empty if it can't be read, since cards are free text."""
+    if not path.is_file():
+        return {}
+    try:
+        match = re.match(r"---\s*\n(.*?)\n---", read_text(path, TEXT_BYTES), flags=re.DOTALL)
+        metadata = parse_yaml(match.group(1)) if match else None
+    except ValueError:
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _word(value: Any) -> str | None:
+    """A value that is a word, on one line."""
+    return shorten(visible(value), 300) or None if isinstance(value, str) else None
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    """A value that is one word or a list of words."""
+    values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return tuple(word for word in map(_word, values) if word is not None)

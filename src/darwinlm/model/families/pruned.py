@@ -1,0 +1,60 @@
+"""Registered classes of models whose layers differ.
+
+The classes are in `modeling_darwinlm`, which is also the file beside a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from darwinlm.model.families.family import PREFIX, class_prefix, families
+from darwinlm.model.families.modeling_darwinlm import define_classes, define_whole
+
+
+def pruned_classes(*named: Any) -> tuple[type, type, type]:
+    """Define a family's classes and register them, so that its checkpoints load without `trust_remote_code`.
+
+    Arguments and results are those of `modeling_darwinlm.define_classes`.
+    """
+    config, model, causal = define_classes(*named)
+    AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForCausalLM.register(config, causal, exist_ok=True)
+    return config, model, causal
+
+
+def register(model_type: str) -> None:
+    """Register the classes of one of our model types, also those of a model with further parts; others need none."""
+    name = model_type.removeprefix(PREFIX)
+    known = families().values() if model_type.startswith(PREFIX) else ()
+    family = next((each for each in known if name in (each.model_type, *each.inside)), None)
+    if family is None:
+        return
+    text = pruned_classes(*family.class_names)
+    if name in family.inside:
+        config, model = define_whole(class_prefix(name), name, text)
+        AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
+        AutoModelForImageTextToText.register(config, model, exist_ok=True)
+
+
+def pruned_config(
+    config_class: type, dense: Any, per_layer: Mapping[int, Mapping[str, Any]], changes: Mapping[str, Any] | None = None
+) -> Any:
+    """The configuration of a model cut from `dense`, in the first of `pruned_classes`, with the attention of `dense`.
+
+    `per_layer` holds num_attention_heads, num_key_value_heads, intermediate_size or `skip` for each layer that differs,
+    `changes` the fields of the whole model that differ from those of `dense`.
+    """
+    of_the_class = ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config")
+    values = {name: value for name, value in dense.to_dict().items() if name not in of_the_class}
+    values |= changes or {}
+    layers = {index: dict(overrides) for index, overrides in per_layer.items()}
+    if "head_dim" in (dense.per_layer_attributes or ()):
+        for index, layer in enumerate(dense.per_layer_config):
+            layers.setdefault(index, {})["head_dim"] = layer.head_dim
+        if not values.get("stock_kv_heads"):
+            values["stock_kv_heads"] = [layer.num_key_value_heads for layer in dense.per_layer_config]
+    return config_class(**values, per_layer_config=layers, attn_implementation=dense._attn_implementation)

@@ -1,0 +1,181 @@
+"""The tensors that the shards of a checkpoint hold, by the names that they are stored under.
+
+A quantised weight consists of several of them; it is read as floats, under the name that it would have as such.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from darwinlm.model.families.files import WEIGHTS, is_named
+from darwinlm.model.families.quantised import UNUSED, Format, Packed, packed_weights
+from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.limits import load_json, shorten
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+GONE = (errno.ENOENT, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN)
+"""Errors of a disk or folder that was there before."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Element types of weights, as safetensors name them, that can be read as numbers."""
+NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"position_ids$")
+"""Buffers that old releases saved; they are recomputed."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The shards of a folder, whose quantised weights are in one of `formats`."""
+
+    folder: Path
+    formats: tuple[Format, ...] = ()
+
+    @cached_property
+    def shards(self) -> dict[str, str]:
+        """Name of the shard that holds each tensor."""
+        return shards_of(self.folder)
+
+    @cached_property
+    def packed(self) -> dict[str, Packed]:
+        """Quantised weights by the name that they would have as floats."""
+        return packed_weights(self.shards, self.formats, self.folder)
+
+    @cached_property
+    def plain(self) -> list[str]:
+        """Names of stored tensors that aren't part of a quantised weight."""
+        parts = {name for packed in self.packed.values() for name in packed.names}
+        others = [name for name in self.shards if name not in parts]
+        return [name for name in others if not (self.formats and name.rpartition(".")[2] in UNUSED)]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight, from the headers of the shards.
+
+        Raises:
+            CheckpointError: A shard is damaged or holds a tensor that the index doesn't assign to it, or a tensor isn't
+                floating-point.
+        """
+        shards = {shard: tensors_in(self.folder / shard) for shard in sorted(set(self.shards.values()))}
+        for shard, names in shards.items():
+            for name in names:
+                if self.shards.get(name) != shard and not is_buffer(name):  # transformers would read this one
+                    raise CheckpointError(
+                        f"{self.folder / shard} holds the tensor {shorten(name)}, but the index assigns it to "
+                        f"{self.shards.get(name, 'no file')}: fetch the model again"
+                    )
+        stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
+        shapes = {name: packed.shape(stored) for name, packed in self.packed.items()}
+        plain = {name: stored[name] for name in self.plain if name in stored}
+        for name, (kind, _) in plain.items():
+            if kind not in FLOATS and not is_buffer(name):
+                raise CheckpointError(
+                    f"{self.folder}: the tensor {shorten(name)} holds {kind} numbers, and nothing that turns them into "
+                    "floats: fetch the model again, or use the one that it was made from"
+                )
+        return shapes | {name: shape for name, (_, shape) in plain.items()}
+
+    def reader(
+        self, weights: Iterable[str], dtype: torch.dtype, backend: str = "mmap"
+    ) -> Callable[[str], torch.Tensor]:
+        """Read some weights, and get each of them once by name; quantised ones in `dtype`, others as they are stored.
+
+        Raises CheckpointError, also later, if a shard is damaged or has gone.
+        """
+        packed = self.packed
+        names = [name for each in weights for name in (packed[each].names if each in packed else (each,))]
+        stored = self._read(names, backend)
+
+        def weight(name: str) -> torch.Tensor:
+            return packed[name].weight(stored.pop).to(dtype) if name in packed else stored.pop(name)
+
+        return weight
+
+    def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
+        """Some rows of a tensor that isn't quantised. Raises CheckpointError if its shard is damaged."""
+        with opened(self.folder / self.shards[name]) as stream:
+            rows: torch.Tensor = stream.get_tensor(name).index_select(0, index)
+            return rows
+
+    def _read(self, names: Iterable[str], backend: str = "mmap") -> dict[str, torch.Tensor]:
+        by_shard: dict[str, list[str]] = {}
+        for name in names:
+            by_shard.setdefault(self.shards[name], []).append(name)
+        stored: dict[str, torch.Tensor] = {}
+        for shard, inside in by_shard.items():
+            with opened(self.folder / shard, backend) as stream:
+                stored |= {name: stream.get_tensor(name) for name in inside}
+        return stored
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a stored tensor is a buffer that is recomputed."""
+    return matches(name, NO_WEIGHTS)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name has one of some regular expressions in it."""
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def shards_of(folder: Path) -> dict[str, str]:
+    """Name of the shard that holds each tensor. Raises CheckpointError if there is none, or the index is damaged."""
+    index = folder / INDEX
+    if index.is_file():
+        single = folder / SINGLE
+        try:
+            shards = {str(k): str(v) for k, v in load_json(index)["weight_map"].items()}
+        except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+            raise CheckpointError(f"{index} is damaged ({shorten(error)}): fetch the model again") from error
+        for shard in set(shards.values()):
+            if Path(shard).name != shard or len(shard) > 255 or "\0" in shard or not is_named(shard, WEIGHTS[:1]):
+                raise CheckpointError(
+                    f"{index} points outside its folder, or not to safetensors ({shorten(shard)}): don't trust "
+                    "this model"
+                )
+        if single.is_file() and SINGLE not in shards.values():
+            raise CheckpointError(
+                f"{folder} holds {SINGLE}, and {INDEX} that names other files: remove the weights that aren't "
+                "the model's, since other tools read the former"
+            )
+        return shards
+    single = folder / SINGLE
+    if not single.is_file():
+        pickled = next(iter(sorted(folder.glob("*.bin"))), None)
+        why = f"; {pickled.name} is a pickle, which can run code and isn't read" if pickled is not None else ""
+        raise CheckpointError(
+            f"{folder} holds no safetensors weights ({SINGLE} or {INDEX}){why}: save the model as safetensors"
+        )
+    return dict.fromkeys(tensors_in(single), SINGLE)
+
+
+@contextmanager
+def opened(shard: Path, backend: str = "mmap") -> Iterator[Any]:
+    """A shard to read from. Raises CheckpointError if it is damaged or has gone, also while it is read."""
+    try:
+        with safe_open(shard, framework="pt", backend=backend) as stream:
+            yield stream
+    except (OSError, SafetensorError) as error:
+        if shard.is_file() and not os.access(shard, os.R_OK):  # the library says that it isn't there
+            raise CheckpointError(f"{shard} can't be read: change its permissions") from error
+        if any(os.strerror(number) in str(error) for number in GONE):
+            raise CheckpointError(
+                f"{shard} can't be read any more ({shorten(error)}): bring back its disk or folder, then rerun the "
+                "same command; finished work is kept"
+            ) from error
+        raise CheckpointError(f"{shard} is damaged ({shorten(error)}): fetch the model again") from error
+
+
+def tensors_in(shard: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Element type and shape of each tensor of a shard. Raises CheckpointError as `opened`."""
+    with opened(shard) as stream:
+        parts = {name: stream.get_slice(name) for name in stream.keys()}  # noqa: SIM118
+        return {name: (str(part.get_dtype()), tuple(part.get_shape())) for name, part in parts.items()}

@@ -1,0 +1,1 @@
+"""Cutting modules of a model to smaller sizes."""

@@ -1,0 +1,102 @@
+"""Whole blocks left out of a model with equal layers, so that the family's own class runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.family import is_custom
+from darwinlm.model.families.shapes import head_dim
+from darwinlm.steps.stitch.stitch import SKIP, empty_model, equal_config, fill, layer_sizes
+
+LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "moe_topk")
+"""Configuration fields with a value for every layer."""
+KEPT = "kept_layers"
+"""Configuration field of a model with fewer layers than its original: their numbers there. Engines ignore it."""
+
+
+def in_family_class(model: Any, checkpoint: Checkpoint) -> Any:
+    """The model without its empty blocks in the family's own class, if that runs the others; else the model itself.
+
+    `checkpoint` has the configuration of the model. Weights are shared, not copied.
+    """
+    family, table = checkpoint.family, layer_sizes(checkpoint)
+    kept = [block for block, row in table.items() if len(row.get(SKIP, ())) < 2]
+    if not is_custom(checkpoint.config) or len(kept) == len(table):
+        return model
+    columns = [head_dim(checkpoint.config, block) for block in kept]
+    rows = {number: table[block] for number, block in enumerate(kept)}
+    config = equal_config(family, _shortened(checkpoint.config.to_dict(), kept), rows, columns)
+    if config is None:
+        return model
+    small = empty_model(config, checkpoint)
+    places = zip(kept, small.get_submodule(family.layers), strict=True)
+    if not all(_alike(model.get_submodule(f"{family.layers}.{block}"), own) for block, own in places):
+        return model
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{family.layers}.")}
+    for number, block in enumerate(kept):
+        inside = model.get_submodule(f"{family.layers}.{block}").state_dict()
+        state |= {f"{family.layers}.{number}.{name}": tensor for name, tensor in inside.items()}
+    missing, surplus = fill(small, state)
+    assert not missing, f"the model lacks {missing}"
+    assert not surplus, f"the family's class has no {surplus}"
+    return small.eval().requires_grad_(requires_grad=False)
+
+
+def can_lose_blocks(checkpoint: Checkpoint) -> bool:
+    """Whether a model of the family's own class is the same without some of its blocks.
+
+    It isn't if what a block does follows from its number, as in models whose first MLPs are dense and whose other ones
+    are mixtures of experts, or if blocks read more than the residual stream.
+    """
+    family, count = checkpoint.family, checkpoint.n_blocks
+    if is_custom(checkpoint.config) or family.tail is not None or family.linked(checkpoint.config) or count < 2:
+        return False
+    kept = range(1, count)
+    short = empty_model(without_blocks(checkpoint.config, kept), checkpoint).get_submodule(family.layers)
+    whole = checkpoint.outline.get_submodule(family.layers)
+    return all(_alike(whole[block], own) for block, own in zip(kept, short, strict=True))
+
+
+def without_blocks(config: Any, kept: Sequence[int]) -> Any:
+    """A configuration of the family's own class with only some of its blocks."""
+    return AutoConfig.for_model(**_shortened(config.to_dict(), kept))
+
+
+def numbers_in(checkpoint: Checkpoint, original: Checkpoint) -> list[int]:
+    """For every block of a model its number in the original, which may have lost blocks itself."""
+    names = list(getattr(original.config, KEPT, None) or range(original.n_blocks))
+    kept = getattr(checkpoint.config, KEPT, None) or names[: checkpoint.n_blocks]
+    return [names.index(layer) for layer in kept]
+
+
+def _shortened(tree: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """A configuration as plain values, with some of its layers."""
+    names = tree.get(KEPT) or range(tree["num_hidden_layers"])
+    short = {**tree, "num_hidden_layers": len(kept), KEPT: [names[block] for block in kept]}
+    for name in LISTS:
+        if isinstance(tree.get(name), list | tuple):  # a number is that of all layers
+            short[name] = [tree[name][block] for block in kept]
+    return short
+
+
+def _alike(block: nn.Module, other: nn.Module) -> bool:
+    """Whether two blocks compute the same with the same weights, whatever their numbers."""
+    pairs = list(zip(block.named_modules(), other.named_modules(), strict=False))
+    same = all(
+        name == named and _settings(two).items() <= _settings(one).items() for (name, one), (named, two) in pairs
+    )
+    return same and len(pairs) == sum(1 for _ in block.modules()) == sum(1 for _ in other.modules())
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module computes with, apart from its weights: its class, its plain attributes, and shapes."""
+    kinds = bool | int | float | str | None
+    plain = {k: v for k, v in vars(module).items() if isinstance(v, kinds) and not k.startswith("_")}
+    shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters(recurse=False)}
+    number = {"layer_idx": None, "layer_id": None}
+    return {"class": getattr(type(module), "_parent", type(module)), **plain, **shapes, **number}

@@ -1,0 +1,89 @@
+"""A model's tensors at the sizes of a format: blocks padded with zeros, absent sub-layers filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.parts import Attention, Mixer, Mlp, Tail
+from darwinlm.model.families.shapes import head_dim, output_name
+from darwinlm.model.surgery.block_sizes import (
+    BlockSizes,
+    Tensors,
+    block_sizes,
+    own_kv_heads,
+    stock_config,
+    widen_mlp,
+    zero_sublayer,
+)
+from darwinlm.model.surgery.shrink import split_block
+
+
+class Reshaper:
+    """Reads a checkpoint's blocks at other sizes.
+
+    `sizes` are given if the configuration is the stock one and only the weights are smaller.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, sizes: Sequence[BlockSizes] | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.family = checkpoint.family
+        self.columns = head_dim(checkpoint.config)  # of the first block; see `columns_of`
+        self.sizes = block_sizes(checkpoint) if sizes is None else sizes
+        self.stock = stock_config(checkpoint) if sizes is None else checkpoint.config
+
+    @cached_property
+    def template(self) -> list[Tensors]:
+        """Names and shapes of every block of the stock model, without data."""
+        model = Checkpoint(self.checkpoint.folder, self.stock, self.family, "").skeleton()
+        state = model.state_dict()
+        blocks = []
+        for block in range(self.checkpoint.n_blocks):
+            prefix = self.checkpoint.block_prefix(block)
+            blocks.append({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        return blocks
+
+    def columns_of(self, block: int) -> int:
+        """Columns of a block's heads."""
+        return head_dim(self.checkpoint.config, block)
+
+    def block(self, target: BlockSizes) -> Tensors:
+        """All tensors of a block at the target's sizes, by name inside the block, in the checkpoint's type.
+
+        Sub-layers that the target doesn't have are left out; those that the model doesn't have are zeros.
+        """
+        sizes = self.sizes[target.block]
+        inside = self.checkpoint.read(self.checkpoint.block_prefix(target.block))
+        columns, scale = self.columns_of(target.block), self.family.tail.scale if self.family.tail else ""
+        result: Tensors = {scale: inside[scale]} if scale in inside else {}
+        for kind in self.family.kinds:
+            part = self.family.module(kind)
+            if output_name(part, self.template[target.block]) is None:
+                continue
+            attention = isinstance(part, Attention)
+            if kind in ("attention", "mlp") and not (target.heads if attention else target.width):
+                continue
+            tensors, norms = split_block(inside, part)
+            if not isinstance(part, Mixer | Tail) and not (sizes.heads if attention else sizes.width):
+                result |= zero_sublayer(self.template[target.block], part, target, columns, self.checkpoint.dtype)
+                continue
+            if isinstance(part, Attention):
+                if sizes.owners is not None:
+                    tensors = own_kv_heads(tensors, part, sizes, columns)
+            elif isinstance(part, Mlp):
+                tensors = widen_mlp(tensors, part, sizes, target)
+            result |= {f"{part.prefix}{name}": tensor for name, tensor in tensors.items()} | norms
+        return result
+
+    def outside(self) -> Iterator[tuple[str, Tensor]]:
+        """Embedding, final norm and head."""
+        for name in sorted(self.checkpoint.names_outside_blocks()):
+            yield name, self.checkpoint.read(name)[""]
+
+
+def plain_sizes(sizes: BlockSizes) -> BlockSizes:
+    """The same block with evenly shared heads: a KV head for each query head if they weren't."""
+    return sizes if sizes.owners is None else BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)

@@ -1,0 +1,137 @@
+"""Cut one module to a level: rows of its input projections, columns of its output projection."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.model.families.expert_tensors import as_stored, by_rows
+from darwinlm.model.families.family import Family
+from darwinlm.model.families.modeling_darwinlm import keep_shared_width, share_kv_heads
+from darwinlm.model.families.parts import Mlp, ModuleKind, Part, RowUnit
+from darwinlm.model.families.shapes import ModuleShape, gated_rows, row_counts, row_segments, shared_width
+from darwinlm.model.units.levels import Kept, Level
+from darwinlm.model.walk.decoder import part_of
+from darwinlm.runtime.compute import to_device
+
+ATTENTION_HEADS = "num_attention_heads"
+KV_HEADS = "num_key_value_heads"
+QUERY_GROUPS = "query_groups"
+STORED_KV_HEADS = "stored_kv_heads"
+SHARED_WIDTH = "shared_expert_width"
+
+
+def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
+    """Cut the tensors of one sub-layer (names inside it, without the block's norms)."""
+    part = family.module(shape.kind)
+    if kept.weight is None:
+        return dict(tensors)
+    if kept.experts is not None and isinstance(part, Mlp) and part.experts is not None:
+        names, device = part.experts, next(iter(tensors.values())).device
+        stay = to_device(kept.experts, device)
+        tensors = {
+            name: tensor.index_select(names.axis(name), to_device(stay, tensor.device))
+            if names.counted(name)
+            else tensor
+            for name, tensor in tensors.items()
+        }
+    tensors = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
+    sizes = row_counts(shape, shape.groups, shape.width)
+    rows = kept_rows(shape, kept)
+    cut: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        segments = row_segments(part, name)
+        if f"{part.prefix}{name}" == shape.output:
+            cut[name] = to_device(kept.weight, tensor.device).to(tensor.dtype)
+        elif segments:
+            starts = [0, *accumulate(sizes[segment] for segment in segments)]
+            chosen = [start + rows[segment] for start, segment in zip(starts, segments, strict=False)]
+            cut[name] = _take_rows(tensor, to_device(torch.cat(chosen, dim=-1), tensor.device))
+        else:
+            cut[name] = tensor
+    return {name: as_stored(part, name, tensor) for name, tensor in cut.items()}
+
+
+def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Rows [k] of a tensor [r, ...], or rows [e, k] of each expert of a tensor [e, r, c] or of biases [e, r]."""
+    if rows.ndim == 1:
+        return tensor.index_select(0, rows)
+    return tensor.gather(1, rows[:, :, None].expand(-1, -1, tensor.shape[2]) if tensor.ndim > rows.ndim else rows)
+
+
+def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
+    """Kept rows of query heads, KV heads and MLP channels (for each expert)."""
+    if kept.groups is None:
+        return {"channel": kept.columns}
+    key_value = kept.groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)
+    gated = gated_rows(kept.columns, shape.head_dim)
+    return {"query": kept.columns, "gated_query": gated, "key_value": key_value.reshape(-1)}
+
+
+def layer_overrides(
+    family: Family, shape: ModuleShape, level: Level, query_groups: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Configuration fields of a layer that a level changes.
+
+    `query_groups` is the KV head of each kept query head, if KV heads serve different numbers of them.
+    """
+    if shape.kind in ("mixer", "tail"):
+        return {}
+    if shape.kind == "mlp":
+        experts = family.mlp.experts
+        if experts is None or not shape.experts:
+            return {family.mlp.width: level.width, **family.mlp.with_width}
+        row = {experts.width: level.width, experts.count: level.experts}
+        shared = shared_width(family, shape)
+        return row if shared is None else {**row, SHARED_WIDTH: shared}
+    if query_groups is None:
+        return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.groups}
+    repeated = {QUERY_GROUPS: list(query_groups), STORED_KV_HEADS: level.groups}
+    return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.query_heads, **repeated}
+
+
+def small_module(
+    block: nn.Module,
+    config: Any,
+    family: Family,
+    shape: ModuleShape,
+    level: Level,
+    tensors: Mapping[str, Tensor],
+    query_groups: Sequence[int] | None = None,
+) -> nn.Module:
+    """Build the sub-layer at a level, in the family's class, around the given tensors.
+
+    The level must keep something. The tensors, by name inside the sub-layer, are used, not copied. The block of the
+    dense model gives the class.
+    """
+    kind: ModuleKind = shape.kind
+    overrides = layer_overrides(family, shape, level, query_groups)
+    if kind == "attention":
+        overrides = {QUERY_GROUPS: None, STORED_KV_HEADS: None, **overrides, "head_dim": shape.head_dim}
+    else:
+        overrides = {SHARED_WIDTH: None, **overrides}
+    one = copy.copy(config.per_layer_config[shape.block])
+    one.__dict__.pop("_heterogeneity_spec", None)
+    for name, value in overrides.items():
+        setattr(one, name, value)
+    with torch.device("meta"):
+        layer = type(block)(one, shape.block)
+        module = part_of(layer, family.module(kind))
+        if kind == "attention":
+            share_kv_heads(module, one)
+        else:
+            keep_shared_width(module, one)
+    module.load_state_dict(dict(tensors), assign=True)
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+def split_block(inside: Mapping[str, Tensor], part: Part) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
+    tensors = {k.removeprefix(part.prefix): v for k, v in inside.items() if part.owns(k)}
+    norms = {k: v for k, v in inside.items() if k.partition(".")[0] in part.norms}
+    return tensors, norms

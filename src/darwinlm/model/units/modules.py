@@ -1,0 +1,93 @@
+"""A model's modules at every level, as surgery and search read them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.expert_tensors import by_rows
+from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.units.levels import Kept, Level, ModuleLevels, kept_groups, module_levels
+from darwinlm.recipe import UnitsSettings
+
+Place = tuple[int, ModuleKind]
+
+
+class ModuleReader:
+    """Modules of the dense model, with its weights, whole or removed.
+
+    A method of pruning derives its reader: `best_columns` and `best_experts` decide what narrower levels keep, and
+    `weight` gives the kept weights.
+
+    Attributes:
+        shapes: Sizes of every module, by block and kind.
+        modules: Levels of every module, in the order of allocations.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:
+        self.checkpoint = checkpoint
+        self.units = units
+        self.shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
+        self.modules: tuple[ModuleLevels, ...] = tuple(
+            module_levels(checkpoint.family, shape, units) for shape in self.shapes.values()
+        )
+
+    def best_columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
+        """Columns of the output projection, [k] int64 (or [e, k] of kept experts), ascending, for 0 < k < all."""
+        raise NotImplementedError
+
+    def best_experts(self, block: int, level: Level) -> Tensor:
+        """Experts of a mixture, [e] int64, ascending, for 0 < e < all."""
+        raise NotImplementedError
+
+    def weight(self, block: int, kind: ModuleKind, level: Level) -> Tensor | None:
+        """The output projection on kept columns, [r, k] float32 (or [e, r, k]); None if it is the dense one."""
+        shape, columns = self.shapes[block, kind], self.columns(block, kind, level)
+        if not level.width:
+            outputs = int(self.checkpoint.config.hidden_size)
+            return torch.empty(*((shape.experts,) if shape.experts else ()), outputs, 0)
+        if level.is_dense(shape):
+            return None
+        W = self.dense_weight(block, kind)
+        if not shape.experts:
+            return W[:, columns]
+        kept = self.experts(block, level).tolist()
+        return torch.stack([W[expert][:, some] for expert, some in zip(kept, columns, strict=True)])
+
+    def tensors(self, block: int, name: str = "") -> dict[str, Tensor]:
+        """Tensors of a dense block whose name in it starts with `name`, which is removed from the names."""
+        return self.checkpoint.read(self.checkpoint.block_prefix(block) + name)
+
+    def release(self, reserve: int = 0) -> None:
+        """Free the memory of what can be computed again; afterwards leave `reserve` bytes of the device free."""
+
+    def experts(self, block: int, level: Level) -> Tensor:
+        """Experts of a mixture that a level keeps, [e] int64, ascending."""
+        if level.experts in (0, self.shapes[block, "mlp"].experts):
+            return torch.arange(level.experts)
+        return self.best_experts(block, level)
+
+    def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
+        """Columns of the output projection that a level keeps, [k] int64 (or [e, k] of kept experts), ascending."""
+        shape = self.shapes[block, kind]
+        if level.width in (0, shape.width):
+            columns = torch.arange(level.width)
+            return columns.expand(level.experts, -1) if shape.experts else columns
+        return self.best_columns(block, kind, level)
+
+    def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
+        """Columns and weights of a module at a level."""
+        shape, columns = self.shapes[block, kind], self.columns(block, kind, level)
+        groups, query_groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
+        experts = self.experts(block, level) if shape.experts else None
+        return Kept(columns, self.weight(block, kind, level), groups, query_groups, experts)
+
+    def dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
+        """Output projection of the dense module, [r, d] float32, or [e, r, d] for the experts of a mixture."""
+        return self._dense_weight(block, kind).float()
+
+    def _dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
+        part, name = self.checkpoint.family.module(kind), self.shapes[block, kind].output
+        return by_rows(part, name.removeprefix(part.prefix), self.tensors(block, name)[""])

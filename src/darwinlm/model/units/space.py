@@ -1,0 +1,96 @@
+"""The space of allocations: one level for every module.
+
+An allocation is a tuple of level indices in the order of the modules. Index 0 means removed, the last index dense. A
+module that is never cut has a single level, the dense one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from darwinlm.model.families.family import Family
+from darwinlm.model.units.levels import Level, ModuleLevels
+
+Allocation = tuple[int, ...]
+PerLevel = Sequence[Sequence[float]]
+"""A number for every level of every module."""
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Modules with their levels and costs. Modules are in the order of the allocation."""
+
+    modules: tuple[ModuleLevels, ...]
+
+    @property
+    def dense(self) -> Allocation:
+        """Every module at its last level."""
+        return tuple(len(module.levels) - 1 for module in self.modules)
+
+    def levels(self, allocation: Sequence[int]) -> list[Level]:
+        """The chosen level of each module."""
+        return [module.levels[index] for module, index in zip(self.modules, allocation, strict=True)]
+
+    def params(self, allocation: Sequence[int]) -> int:
+        """Block parameters of an allocation."""
+        return sum(level.params for level in self.levels(allocation))
+
+
+def kept_whole(space: SearchSpace, family: Family) -> str:
+    """The modules that are never cut, as a clause: `linear attention of 18 blocks is kept`; empty if there are none.
+
+    MLPs beside experts count as well: they are removed with the experts alone.
+    """
+    names: dict[str, str] = {"attention": "attention", "mlp": "MLP"}
+    names |= {kind: part.title for kind, part in (("mixer", family.mixer), ("tail", family.tail)) if part is not None}
+    never = Counter(names[module.kind] for module in space.modules if len(module.levels) == 1)
+    beside = sum(1 for module in space.modules if not family.mlp.name and module.levels[-1].experts)
+    never.update({"MLP beside experts": beside} if beside else {})
+    parts = [f"{name} of {count} block{'s' if count > 1 else ''}" for name, count in never.items()]
+    parts.sort(key=str.lower)
+    listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
+    return f"{listed} {'is' if len(parts) == 1 else 'are'} kept" if parts else ""
+
+
+def uniform_sizes(space: SearchSpace) -> Iterator[list[Allocation]]:
+    """For each attention level and each number of experts the uniform allocations by ascending MLP level.
+
+    If modules differ in size (in a pruned model), levels correspond by the share of the module that they keep.
+    """
+    cut = [(index, module) for index, module in enumerate(space.modules) if len(module.levels) > 1]
+    heads = {index: range(len(module.levels)) for index, module in cut if module.kind == "attention"}
+    mlp = {index: module for index, module in cut if module.kind == "mlp"}
+    # Shares of experts that mixtures may keep, ascending; only 1 if there is no mixture.
+    levels = ((level, module.levels[-1]) for module in mlp.values() for level in module.levels)
+    parts = sorted({level.experts / full.experts for level, full in levels if level.experts}) or [1.0]
+    for share, part in product(_shares(heads.values()), parts):
+        widths = {index: _of_experts(module, part) for index, module in mlp.items()}
+        sizes = []
+        for width in _shares(widths.values()):
+            candidate = list(space.dense)
+            for index, places in heads.items():
+                candidate[index] = _place_at(places, share)
+            for index, of_module in widths.items():
+                candidate[index] = _place_at(of_module, width)
+            sizes.append(tuple(candidate))
+        yield sizes
+
+
+def _of_experts(module: ModuleLevels, part: float) -> list[int]:
+    """Level indices of a module, ascending; for a mixture only those with this share of its experts, and 0."""
+    full = module.levels[-1].experts
+    counts = sorted({level.experts for level in module.levels if level.experts})
+    count = min(counts, key=lambda each: (abs(each - part * full), -each), default=0)
+    return [place for place, level in enumerate(module.levels) if level.experts in (0, count)]
+
+
+def _shares(modules: Iterable[Sequence[int]]) -> list[float]:
+    """Distinct relative positions in the lists of level indices, ascending; only 0 if there are none."""
+    return sorted({at / (len(places) - 1) for places in modules for at in range(len(places))}) or [0.0]
+
+
+def _place_at(places: Sequence[int], share: float) -> int:
+    return places[int(share * (len(places) - 1) + 1e-9)]

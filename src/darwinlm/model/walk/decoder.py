@@ -1,0 +1,331 @@
+"""A causal LM as a sequence of blocks that can be run and swapped one by one.
+
+The arguments of a block (masks, rotary embeddings, cache positions) differ between families. So they are recorded: the
+model's forward is run with recorders in place of its blocks. Likewise, the computation from the last block to the
+logits (norm, head, soft caps) is the model's forward, run on a stored residual stream.
+
+Letters: b sequences, t tokens, m residual width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.model.families.family import Family
+from darwinlm.model.families.parts import Mlp, ModuleKind, Part
+from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
+from darwinlm.runtime.compute import exact, to_device
+
+LOGIT_TOKENS, FEWEST_TOKENS = 512, 16
+"""Most and fewest tokens whose logits over the whole vocabulary are computed at once."""
+CPU_LOGITS = 24 << 20
+"""Maximum bytes of such logits on a CPU. glibc returns larger allocations to the system each time, and page faults are
+slow."""
+
+LARGE = 1e4
+"""Size of artificial logits, far above any soft cap."""
+
+
+def head_tokens(logits: int, *, on_cpu: bool) -> int:
+    """Tokens whose logits over the whole vocabulary are computed at once, from the bytes of those of one."""
+    return max(min(CPU_LOGITS // logits, LOGIT_TOKENS), FEWEST_TOKENS) if on_cpu else LOGIT_TOKENS
+
+
+def part_of(block: nn.Module, part: Part) -> nn.Module:
+    """The module of a sub-layer in its block."""
+    found = {name: getattr(block, name) for name in part.modules}
+    return found[part.name] if part.name else Beside(found)
+
+
+class _AllRecorded(Exception):  # noqa: N818
+    """Ends a forward pass once everything is recorded."""
+
+
+def input_of(module: nn.Module, call: Callable[[], object]) -> Tensor:
+    """What a call gives a module, at which it ends."""
+    seen: list[Tensor] = []
+
+    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen.append(given[0])
+        raise _AllRecorded
+
+    with module.register_forward_pre_hook(note), suppress(_AllRecorded):
+        call()
+    return seen[0]
+
+
+class _Recorder(nn.Module):
+    """Replaces a block and records its arguments."""
+
+    def __init__(self, calls: list[tuple[Tensor, dict[str, Any]]], names: Sequence[str], *, last: bool) -> None:
+        super().__init__()
+        self.calls = calls
+        self.names = names  # of the block's arguments after the residual stream
+        self.last = last
+
+    def forward(self, hidden: Tensor, *more: Any, **arguments: Any) -> Tensor:
+        self.calls.append((hidden, {**dict(zip(self.names, more, strict=False)), **arguments}))
+        if self.last:
+            raise _AllRecorded
+        return hidden
+
+
+class Given(nn.Module):
+    """Replaces a module whose result is known."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__()
+        self.result = result
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        """The result."""
+        return self.result
+
+
+class Removed(nn.Module):
+    """Replaces a removed sub-layer and returns zeros, which its block adds."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.pair = part.pair
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        """Zeros of the residual stream's shape, in the form of the sub-layer's result."""
+        nothing = torch.zeros_like(hidden_states)
+        return (nothing, None) if self.pair else nothing
+
+
+class Beside(nn.ModuleDict):
+    """Modules of a block that are one sub-layer together, by name: experts and an MLP that run beside each other."""
+
+
+def absent(part: Part) -> nn.Module:
+    """The replacement of a removed sub-layer. Of one with several modules it lacks a router of its own."""
+    if part.name:
+        return Removed(part)
+    router = part.experts.router if isinstance(part, Mlp) and part.experts is not None else ""
+    return Beside({name: Removed(part) for name in part.modules if name != router})
+
+
+class Decoder:
+    """Access to the blocks of a causal LM of transformers in evaluation mode, which is never copied.
+
+    Attributes:
+        linked: Whether the arguments of a block depend on the tokens, and hold what earlier blocks computed.
+    """
+
+    def __init__(self, model: Any, family: Family) -> None:
+        if getattr(model.config, "output_router_logits", False):
+            model.config = copy.copy(model.config)
+            model.config.output_router_logits = False  # the balancing loss needs every block to have run
+        self.model = model
+        self.family = family
+        self.blocks: nn.ModuleList = model.get_submodule(family.layers)
+        self.linked = family.linked(model.config)
+        self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embedding, and so of the tokens."""
+        device: torch.device = next(self.model.get_submodule(self.family.embedding).parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream and of what modules compute in."""
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    def walk(self, blocks: Iterable[int]) -> Iterator[int]:
+        """Blocks in this order, each with its weights while it is visited."""
+        yield from blocks
+
+    @torch.no_grad()
+    def through(
+        self, batches: Sequence[Tensor], *, keep: Sequence[int] = (), memory: HiddenMemory | None = None
+    ) -> HiddenStates:
+        """The residual stream of batches of tokens after the last block, in one walk.
+
+        `keep` is the number of last positions of each batch that stay; without, all of them.
+        """
+        hidden = HiddenStates(
+            (self.embed(batch) for batch in batches),
+            sum(batch.numel() for batch in batches) * int(self.model.config.hidden_size),
+            memory,
+        )
+        self.move(hidden, [self.block_arguments(batch) for batch in batches])
+        if not keep:
+            return hidden
+        return HiddenStates((each[:, -last:] for each, last in zip(hidden, keep, strict=True)), hidden.elements)
+
+    @torch.no_grad()
+    def move(
+        self,
+        hidden: HiddenStates,
+        arguments: Sequence[Sequence[dict[str, Any]]],
+        visiting: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Move a stream through all blocks, with the arguments of each of its batches by block.
+
+        `visiting` surrounds the work of a block; `check` is called before each batch.
+        """
+        for block in self.walk(range(len(self.blocks))):
+            with visiting(block):
+                for index, given in enumerate(arguments):
+                    check()
+                    hidden[index] = self.run_block(block, hidden[index], given[block])
+
+    def back(
+        self,
+        inputs: list[HiddenStates],
+        gradients: HiddenStates,
+        arguments: Callable[[int, int], dict[str, Any]],
+        visiting: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+        check: Callable[[], None] = lambda: None,
+    ) -> Iterator[int]:
+        """Move gradients from behind the last block to the first; yields each block that they have passed.
+
+        A block's forward pass is repeated with gradients. `inputs` are the streams before all blocks, and are used up;
+        `arguments` are those of a batch in a block.
+        """
+        for block in self.walk(reversed(range(len(self.blocks)))):
+            with visiting(block):
+                for index, hidden in enumerate(inputs.pop()):
+                    check()
+                    with torch.enable_grad():
+                        before = hidden.detach().requires_grad_()
+                        after = self.run_block(block, before, arguments(index, block))
+                    if after.grad_fn is not None:  # an empty block returns its input
+                        (gradients[index],) = torch.autograd.grad(after, before, gradients[index])
+            yield block
+
+    def reserve(self, room: int, among: int = 1) -> None:
+        """Leave so many bytes of the device free from now on; a decoder of a whole model holds all of it."""
+
+    @property
+    def head_tokens(self) -> int:
+        """Tokens whose logits over the whole vocabulary are computed at once."""
+        vocabulary = len(self.model.get_output_embeddings().weight)
+        return head_tokens(vocabulary * self.dtype.itemsize, on_cpu=self.device.type == "cpu")
+
+    @contextmanager
+    def with_head(self, like: object = None) -> Iterator[None]:
+        """The head, while the body runs; that of a model `like` this one is shared if it is equal."""
+        yield
+
+    @torch.no_grad()
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Residual stream before the first block, [b, t] -> [b, t, m]."""
+        return self._record(tokens)[0][0]
+
+    def block_arguments(self, tokens: Tensor) -> list[dict[str, Any]]:
+        """Arguments of each block's call, for unpadded tokens of this shape [b, t].
+
+        If blocks are linked, the arguments belong to these tokens and to one pass through the blocks.
+        """
+        if self.linked:
+            return [arguments for _, arguments in self._record(tokens)]
+        shape = (tokens.shape[0], tokens.shape[1])
+        if shape not in self._arguments:
+            self._arguments[shape] = [arguments for _, arguments in self._record(tokens)]
+        return self._arguments[shape]
+
+    @torch.no_grad()
+    def _record(self, tokens: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
+        calls: list[tuple[Tensor, dict[str, Any]]] = []
+        count = len(self.blocks)
+        plain = getattr(type(self.blocks[0]), "_parent", type(self.blocks[0]))
+        names = list(inspect.signature(plain.forward).parameters)[2:]  # after self and the residual stream
+        with self._stand_ins({i: _Recorder(calls, names, last=i == count - 1) for i in range(count)}):
+            try:
+                self.model(input_ids=to_device(tokens, self.device), use_cache=False)
+            except _AllRecorded:
+                return calls
+        raise AssertionError("the model's forward never reached its last block")
+
+    def run_block(self, block: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """One block, [b, t, m] -> [b, t, m]."""
+        output = self.blocks[block](hidden, **arguments)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [n, v] of residual streams after the last block, [n, m]."""
+        stand_ins: dict[int, nn.Module] = {i: Given(hidden[None]) for i in range(len(self.blocks))}
+        with self._stand_ins(stand_ins):
+            token = to_device(torch.zeros(1, 1, dtype=torch.int64), self.device)
+            logits: Tensor = self.model(input_ids=token, use_cache=False).logits
+        return logits[0]
+
+    def head_inputs(self, hidden: Tensor) -> Tensor:
+        """Inputs of the output embedding, [n, m], for residual streams after the last block, [n, m]."""
+        return input_of(self.model.get_output_embeddings(), lambda: self.head(hidden))[0]
+
+    @torch.no_grad()
+    def logit_scale(self) -> float | None:
+        """Factor on the results of the output embedding; None if the logits aren't a multiple of them."""
+        inputs: list[Tensor] = []
+
+        def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            inputs.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
+            return inputs[0].view(output.shape)
+
+        hook = self.model.get_output_embeddings().register_forward_hook(replace)
+        try:
+            hidden = torch.zeros(1, self.model.config.hidden_size, dtype=self.dtype, device=self.device)
+            logits = exact(self.head(hidden).flatten()).double()
+        finally:
+            hook.remove()
+        given = exact(inputs[0]).double()
+        scale = float(logits @ given / (given @ given))  # over all entries, so that rounding averages out
+        return scale if torch.allclose(logits, scale * given, rtol=2.0**-6, atol=0.0) else None
+
+    @contextmanager
+    def _stand_ins(self, stand_ins: dict[int, nn.Module]) -> Iterator[None]:
+        originals = {i: self.blocks[i] for i in stand_ins}
+        try:
+            for i, stand_in in stand_ins.items():
+                self.blocks[i] = stand_in
+            yield
+        finally:
+            for i, original in originals.items():
+                self.blocks[i] = original
+
+    @contextmanager
+    def without_tail(self, block: int) -> Iterator[None]:
+        """Let a block end after its MLP."""
+        tail, module = self.family.tail, self.blocks[block]
+        if tail is None:
+            yield
+            return
+        scale, width = getattr(module, tail.scale), getattr(module, tail.width)
+        setattr(module, tail.scale, torch.ones_like(scale))
+        setattr(module, tail.width, 0)
+        try:
+            yield
+        finally:
+            setattr(module, tail.scale, scale)
+            setattr(module, tail.width, width)
+
+    def has(self, block: int, kind: ModuleKind) -> bool:
+        """Whether a block has a module of this kind, even one that was replaced."""
+        names = self.family.module(kind).modules
+        return all(getattr(self.blocks[block], name, None) is not None for name in names)
+
+    def module(self, block: int, kind: ModuleKind) -> nn.Module:
+        """The current module of this kind of a block."""
+        return part_of(self.blocks[block], self.family.module(kind))
+
+    def set_module(self, block: int, kind: ModuleKind, module: nn.Module) -> None:
+        """Replace the module of this kind of a block."""
+        parts = module.items() if isinstance(module, Beside) else [(self.family.module(kind).name, module)]
+        for name, each in parts:
+            setattr(self.blocks[block], name, each)

@@ -1,0 +1,75 @@
+"""Walk a checkpoint block by block: one block's weights in memory at a time, one forward pass for each block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
+from darwinlm.model.walk.streamed import StreamedDecoder
+from darwinlm.runtime.errors import NumericsError
+from darwinlm.runtime.memory import ALL
+
+
+class BlockStream:
+    """The residual stream of some text between two blocks, moved forward one block at a time.
+
+    The text is [n, t]; `dtype` and `device` are those of the forward pass, which has `batch_tokens` tokens. Without a
+    `memory`, all of the stream is on the device. Raises StorageError if the disk has no room for a stream that doesn't
+    fit in memory.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokens: Tensor,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        batch_tokens: int,
+        memory: HiddenMemory | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.device = device
+        self.batch_sequences = max(1, batch_tokens // tokens.shape[1])
+        self.decoder = StreamedDecoder(checkpoint, tokens, dtype=dtype, device=device)
+        self.decoder.reserve(ALL)  # blocks are needed once or twice
+        batches = torch.split(tokens, self.batch_sequences) if len(tokens) else ()
+        elements = tokens.numel() * int(checkpoint.config.hidden_size)
+        self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
+        self._arguments = [self.decoder.block_arguments(batch) for batch in batches]
+        self._finite: list[Tensor] = []
+
+    def arguments(self, index: int, block: int) -> dict[str, Any]:
+        """Arguments of a block's call on a batch."""
+        return self._arguments[index][block]
+
+    def walk(self) -> Iterator[int]:
+        """All blocks in order, each loaded while it is visited; `run` moves the stream through it."""
+        return self.decoder.walk(range(len(self.decoder.blocks)))
+
+    @torch.no_grad()
+    def run(self, block: int) -> None:
+        """Move the residual stream through a loaded block. Raises NumericsError if the stream is no longer finite."""
+        for index, hidden in enumerate(self.hidden):
+            self.move(index, self.decoder.run_block(block, hidden, self.arguments(index, block)))
+        self.check(block)
+
+    def move(self, index: int, after: Tensor) -> None:
+        """Replace a batch by the stream behind a block or a part of it; `check` follows the last one."""
+        self._finite.append(torch.isfinite(after).all())  # read once for all batches: a GPU's host goes on
+        self.hidden[index] = after
+
+    def check(self, block: int) -> None:
+        """Raise NumericsError if a batch that was moved through a block isn't finite."""
+        finite, self._finite = self._finite, []
+        if finite and not bool(torch.stack(finite).all()):
+            raise NumericsError(
+                f"block {block} of {self.checkpoint.folder} gives values that aren't finite on the calibration text: "
+                "the checkpoint is broken, or try compute.dtype=float32"
+            )

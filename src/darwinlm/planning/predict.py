@@ -1,0 +1,77 @@
+"""Memory and time of a run, before it starts: `darwinlm.plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Unpack
+
+from darwinlm.formats.resolve import describe_model
+from darwinlm.model.units.space import kept_whole
+from darwinlm.planning.run_plan import DEVICES, Plan, plan_card, plan_here
+from darwinlm.recipe import Bound, Recipe, load_recipe, options
+from darwinlm.recipe.settled import settled
+from darwinlm.report.wording import large_embedding
+from darwinlm.runtime.compute import resolve_device
+from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.limits import suggestion
+from darwinlm.steps.budget.layers import choose_layers
+from darwinlm.steps.run_sizes import Sizes
+
+
+def plan(
+    model: str | None = None,
+    *,
+    device: str = "auto",
+    processes: int = 1,
+    ready_for: str | None = None,
+    recipe: Recipe | str | Path | None = None,
+    assignments: Sequence[str] = (),
+    **budget: Unpack[Bound],
+) -> Plan:
+    """Predict what each stage of a run takes, from the model's configuration alone.
+
+    Args:
+        model: Hub id, folder or GGUF file.
+        device: A device here, which is measured: "auto", "cpu", "cuda" ...; or a card such as "h100".
+        processes: Number of processes.
+        ready_for: Quantisation that will follow.
+        recipe: Recipe, path of a recipe, or name of a bundled one.
+        assignments: "section.field=value" strings.
+        budget: One bound, as for `darwinlm.prune`.
+
+    Raises:
+        RecipeError, ModelError, FamilyError: The input is wrong, or this machine has no such device.
+    """
+    chosen = load_recipe(recipe, assignments, options(model=model, **budget, ready_for=ready_for))
+    if chosen.model is None:
+        raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
+    if chosen.budget.kind == "file" and not Path(chosen.model).expanduser().is_dir():
+        raise RecipeError(
+            "budget.file is planned from weights and a tokenizer: give a model's folder, or another bound"
+        )
+    checkpoint = describe_model(chosen.model)
+    if device in DEVICES:
+        bfloat16 = chosen.compute.model_copy(update={"dtype": "bfloat16"} if chosen.compute.dtype == "auto" else {})
+        sizes = Sizes(checkpoint, chosen.model_copy(update={"compute": bfloat16}), processes)
+        return plan_card(sizes, device)
+    try:
+        here = resolve_device(device)
+    except RecipeError as error:
+        hint = suggestion(device, DEVICES, f"cards are {', '.join(DEVICES)}")
+        raise RecipeError(f"--device {device}: it isn't here ({error}), and no known card: {hint}") from error
+    return plan_here(Sizes(checkpoint, settled(chosen, here), processes), here)
+
+
+def notes_of(plan: Plan) -> list[str]:
+    """What is never cut, whether layers are equal, widths that don't fit, and a large embedding."""
+    sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
+    budget, whole = recipe.budget, checkpoint.whole is not None
+    notes = (
+        f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
+        kept_whole(sizes.space, checkpoint.family),
+        "its parts around the language model are kept, and not counted here" if whole else "",
+        choose_layers(recipe, checkpoint, sizes.space, sizes.shapes)[1],
+        recipe.vocabulary is None and large_embedding(sizes.params, sizes.blocks),
+    )
+    return [note for note in notes if note]

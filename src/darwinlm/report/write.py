@@ -1,0 +1,207 @@
+"""Report: summary.json, report.html and the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from darwinlm.formats.gguf.file_sizes import predicted_sizes
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.origin import origin_of
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.families.whole import is_whole
+from darwinlm.model.surgery.depth import numbers_in
+from darwinlm.model.units.space import kept_whole
+from darwinlm.report.card import model_card
+from darwinlm.report.page import render_page
+from darwinlm.report.summary import (
+    FILE,
+    BlockFigures,
+    BudgetFigures,
+    ExportFigures,
+    FileFigures,
+    MachineFigures,
+    PurposeFigures,
+    RecoveryFigures,
+    RefitFigures,
+    SearchFigures,
+    Summary,
+    TextFigures,
+)
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import read_record, validated, write_json, write_text
+from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
+from darwinlm.runtime.step import Task
+from darwinlm.runtime.version import VERSION
+from darwinlm.steps.budget.problem import Problem
+from darwinlm.steps.evaluate.speed import prompts_for
+from darwinlm.steps.evaluate.step import Measured
+from darwinlm.steps.export.step import Exported
+from darwinlm.steps.own_text.script import is_chat
+from darwinlm.steps.results import Corrected, Inputs
+from darwinlm.steps.search.step import SearchResult
+from darwinlm.steps.text.step import Texts
+
+PAGE = "report.html"
+
+
+def write_summary(
+    task: Task,
+    inputs: Inputs,
+    problem: Problem,
+    search: SearchResult,
+    made: Corrected,
+    chats: ChatFigures | None,
+    measured: Measured,
+    file: FileChoice | None,
+) -> Summary:
+    """Write the summary, the page and the card, on every run."""
+    dense, refit, recovered, vocabulary = inputs.dense, made.refit, made.recovered, inputs.vocabulary
+    ran = {"method": task.recipe.search.method, "generations": len(search.record["history"]) - 1}
+    summary = summary_of(
+        task,
+        dense,
+        inputs.text,
+        made.exported,
+        chats,
+        measured,
+        budget=_budget(task, problem, search, measured),
+        origin=origin_of(dense.folder, dense.source),
+        kept=kept_whole(problem.space, dense.family),
+        search=SearchFigures.model_validate({**ran, **search.record}),
+        refit=None if refit is None else RefitFigures.model_validate(refit.record),
+        recovery=None if recovered is None else RecoveryFigures.model_validate(recovered.record),
+        vocabulary=None if vocabulary is None else vocabulary.figures,
+        bounded=file,
+    )
+    write_report(task.context.folder, made.exported.folder, summary)
+    return summary
+
+
+def write_report(folder: Path, model: Path, summary: Summary) -> None:
+    """Write summary.json and report.html into an output folder, and the card beside the weights.
+
+    Among several processes the first one writes, and the others wait. Raises StorageError if the disk is full.
+    """
+
+    def write() -> None:
+        write_json(folder / FILE, summary.as_json())
+        write_text(folder / PAGE, render_page(summary))
+        write_text(model / "README.md", model_card(summary))
+
+    parallel.in_main(write)
+
+
+def summary_of(
+    task: Task,
+    dense: Checkpoint,
+    texts: Texts,
+    exported: Exported,
+    chats: ChatFigures | None,
+    models: Measured,
+    **made: Any,
+) -> Summary:
+    """Summary of a run or of a recovery alone; `made` holds the fields in which they differ."""
+    recipe, context, tokenizer = task.recipe, task.context, exported.checkpoint.tokenizer()
+    return Summary(
+        version=VERSION,
+        model=dense.source,
+        models=models,
+        prompts=prompts_for(tokenizer),
+        chat=is_chat(tokenizer),
+        chats=chats,
+        left_out=dense.left_out,
+        allocation=allocation_figures(dense, Checkpoint.describe(exported.folder)),
+        file=_file(dense, exported.checkpoint),
+        text=TextFigures(
+            source=recipe.text.source,
+            sequence_length=recipe.text.sequence_length,
+            purposes={
+                purpose: PurposeFigures(tokens=part.n_tokens, documents=len(part.document_hashes))
+                for purpose, part in texts.items()
+            },
+            training_source=(recipe.recovery.text or recipe.text.source) if recipe.recovery.tokens else None,
+        ),
+        stages=task.times,
+        time=_time(task),
+        export=ExportFigures(
+            folder=exported.folder.name,
+            custom_code=exported.custom_code,
+            dtype=str(exported.dtype).removeprefix("torch."),
+            whole=is_whole(exported.folder),
+        ),
+        machine=MachineFigures(
+            device=str(context.device),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+            compute_dtype=str(context.dtype).removeprefix("torch."),
+        ),
+        recipe=recipe.model_dump(mode="json"),
+        **made,
+    )
+
+
+def _time(task: Task) -> TimeFigures | None:
+    """The time limit and its use; a rerun that only reused stages keeps what the run said."""
+    before = task.context.folder / FILE
+    if all(each.reused for each in task.times) and before.is_file():
+        time = read_record(before).get("time")
+        return None if time is None else validated(before, TimeFigures, time)
+    limit = task.context.limit
+    if limit is None:
+        return None
+    return TimeFigures(limit=limit.seconds, seconds=round(limit.used, 1), preset=task.recipe.preset)
+
+
+def _file(dense: Checkpoint, small: Checkpoint) -> FileFigures | None:
+    """Predicted sizes of GGUF files; None if llama.cpp can't run the model or doesn't know its tokenizer."""
+    source = Path(dense.source)
+    of_dense, of_small = (predicted_sizes(each) for each in (dense, small))
+    if not of_small or not of_dense:
+        return None
+    came = source.stat().st_size if source.suffix == ".gguf" and source.is_file() else None
+    return FileFigures(dense=of_dense, predicted=of_small, bytes=came)
+
+
+def _budget(task: Task, problem: Problem, search: SearchResult, models: Measured) -> BudgetFigures:
+    """The budget and its use by the saved model. Raises BudgetError if it differs from the plan."""
+    settings, allocation = task.recipe.budget, search.allocation
+    dense, final = models["dense"], list(models.values())[-1]
+    planned = problem.space.params(allocation)
+    used = problem.cost.of(allocation)
+    if (final.block_params, final.params) != (planned, planned + problem.outside) or used > problem.budget.limit:
+        raise BudgetError(
+            f"the saved model has {final.block_params:,} block parameters and {final.params:,} in all, but "
+            f"{planned:,} and {planned + problem.outside:,} were planned for a budget of "
+            f"{problem.cost.words(problem.budget.limit)}: please report this"
+        )
+    return BudgetFigures(
+        kind=settings.kind,
+        keep=settings.keep,
+        unit=problem.cost.unit,
+        dense=problem.cost.dense,
+        upper=problem.budget.limit,
+        used=used,
+        unused=1 - used / problem.budget.limit,
+        dense_block_params=dense.block_params,
+        block_params=final.block_params,
+    )
+
+
+def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigures, ...]:
+    """The remaining part of each block of the original model, from the shapes of both models' tensors."""
+    blocks: list[dict[str, int]] = [{"block": block} for block in range(dense.n_blocks)]
+    for checkpoint, prefix in ((dense, "dense_"), (small, "")):
+        numbers = numbers_in(checkpoint, dense)
+        for shape in module_shapes(checkpoint):
+            row = blocks[numbers[shape.block]]
+            if shape.kind == "attention":
+                row |= {f"{prefix}groups": shape.groups, f"{prefix}heads": shape.width // shape.head_dim}
+            elif shape.kind == "mlp":
+                row |= {f"{prefix}width": shape.width, f"{prefix}experts": shape.experts}
+    return tuple(BlockFigures.model_validate(row) for row in blocks)

@@ -1,0 +1,141 @@
+"""Prune a model to one size: `darwinlm.prune` and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+from darwinlm import pipeline
+from darwinlm.pipeline import REPORT, STEPS, open_run
+from darwinlm.recipe import Bound, Recipe, load_recipe, options
+from darwinlm.recipe.settled import named_here
+from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.runs.loaded import Model, load
+from darwinlm.runtime.artifact import read_record, validated
+from darwinlm.runtime.clock import working_time
+from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.output import check_inputs
+from darwinlm.runtime.run import Run
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run in its output folder: the smaller model, the report, and its figures."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """Folder of the smaller model."""
+        return self.folder / "model"
+
+    @property
+    def report(self) -> Path:
+        """The page with the report."""
+        return self.folder / "report.html"
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The figures, as in summary.json. Raises ArtifactError if the run ended before its report."""
+        return read_summary(self.folder / FILE)
+
+    def load(self, *, device: str = "auto", dtype: str = "auto") -> Model:
+        """Load the smaller model, as `darwinlm.load` with the run's folder does. Raises as it does."""
+        return load(self.folder, device=device, dtype=dtype)
+
+
+SIZED_BY = ("model", "budget", "vocabulary")
+"""Settings that make another model of a run, rather than continue it."""
+
+
+def prune(
+    model: str | None = None,
+    out: str | Path = "runs/pruned",
+    *,
+    vocab: float | str | None = None,
+    time: float | str | None = None,
+    ready_for: str | None = None,
+    layers: str | None = None,
+    text: str | None = None,
+    recipe: Recipe | str | Path | None = None,
+    assignments: Sequence[str] = (),
+    overwrite: bool = False,
+    until: str = REPORT,
+    reporter: Reporter | None = None,
+    begun: float | None = None,
+    **budget: Unpack[Bound],
+) -> Result:
+    """Prune a model: the whole pipeline; `darwinlm prune` calls this.
+
+    For several sizes from one database see `darwinlm.prune_sweep`.
+
+    Args:
+        model: Hub id, folder or GGUF file; overrides the recipe's.
+        out: Output folder; an earlier run of the same kind is resumed.
+        vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
+        time: Time limit of the whole run, in minutes or as "90s" or "1h". It chooses the amount of
+            text, and ends search and recovery.
+        ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
+        layers: "equal" gives all layers the same sizes, for engines that need them; "unequal" loses less.
+        text: Source of the text; overrides the recipe's.
+        recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
+        assignments: "section.field=value" strings, applied to the recipe.
+        overwrite: Whether a finished run of another model or size in `out` may be replaced.
+        until: Last stage.
+        reporter: Receiver of progress; None prints to the terminal.
+        begun: Start of the time limit, `working_time()`; None is now.
+        budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
+            in `BudgetSettings`. It replaces the recipe's budget of any kind; without any, that one is used.
+
+    Raises:
+        DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
+    """
+    others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
+    resolved = load_recipe(recipe, assignments, options(model=model, **budget, **others))
+    run = open_size(
+        resolved,
+        Path(out).expanduser(),
+        reporter or Reporter(),
+        overwrite=overwrite,
+        until=until,
+        begun=begun or working_time(),
+    )
+    pipeline.prune(run)
+    return Result(run.folder)
+
+
+def open_size(
+    recipe: Recipe, folder: Path, reporter: Reporter, *, until: str, overwrite: bool = False, **how: Any
+) -> Run:
+    """A run of one size; `how` goes to `Run`.
+
+    Raises RecipeError if there is no stage `until`, ArtifactError if the run would write over its inputs, or replace
+    another model without `overwrite`, and as `Run`.
+    """
+    if until not in STEPS:
+        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STEPS)}")
+    check_inputs(folder, recipe)
+    if not overwrite:
+        check_replaced(recipe, folder, "replace it with --overwrite")
+    return open_run(recipe, folder, reporter, until=until, **how)
+
+
+def check_replaced(recipe: Recipe, folder: Path, otherwise: str) -> None:
+    """Refuse to replace a finished run, of any version, by one of another model or size, but `otherwise`.
+
+    Raises ArtifactError.
+    """
+    if not (folder / FILE).is_file():
+        return
+    before = validated(folder / FILE, dict[str, Any], read_record(folder / FILE).get("recipe"))
+    now = named_here(recipe).model_dump(mode="json")
+    changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
+    if changed:
+        raise ArtifactError(
+            f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "
+            f"or {otherwise}"
+        )

@@ -1,1 +1,0 @@
-"""Measured times of modules, for budgets in time."""

@@ -1,1 +1,0 @@
-"""The stages, a thin file for each: inputs, key and output."""

@@ -1,0 +1,171 @@
+"""Allocations with equal layers: all remaining blocks have the same sizes, and whole blocks may be removed.
+
+Stock engines run such models with the family's own class. There are few of them: a size of attentions, a number of
+experts and a number of removed blocks determine the widest MLP within the budget. For losses that are sums over modules
+the best blocks to remove at given sizes are those that lose least, so enumeration replaces the knapsack.
+
+Letters: w MLP widths, b blocks that can be removed, d their number plus one, n modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from darwinlm.model.units.cost import CostModel
+from darwinlm.model.units.space import Allocation, PerLevel, SearchSpace, uniform_sizes
+from darwinlm.runtime.errors import BudgetError
+
+FIRST = 12
+"""Allocations of the lowest predicted losses that are measured as first parents."""
+
+
+@dataclass(frozen=True)
+class EqualLayers:
+    """All allocations with equal layers.
+
+    Attributes:
+        cost: Cost of allocations.
+        upper: Maximum cost of the modules.
+        sizes: For each size of attentions and number of experts the allocations without a removed block, by ascending
+            MLP width.
+        blocks: Indices of the modules of each block that can be removed.
+    """
+
+    cost: CostModel
+    upper: int
+    sizes: tuple[tuple[Allocation, ...], ...]
+    blocks: tuple[tuple[int, ...], ...]
+
+    def __contains__(self, allocation: Allocation) -> bool:
+        """Whether these are the sizes of an allocation without a removed block."""
+        return any(allocation in sizes for sizes in self.sizes)
+
+    def best(self, losses: PerLevel) -> list[Allocation]:
+        """Allocations within the budget by ascending sum of `losses`.
+
+        There is one for each size of attentions, number of experts and number of removed blocks. Raises BudgetError if
+        none fits.
+        """
+        found = sorted(each for sizes in self.sizes for each in self._at(sizes, losses))
+        if not found:
+            raise BudgetError(
+                f"no model with equal layers has at most {self.cost.words(self.upper + self.cost.fixed)}: raise the "
+                "budget, or set search.layers=unequal"
+            )
+        return list(dict.fromkeys(allocation for _, allocation in found))
+
+    def _at(self, sizes: tuple[Allocation, ...], losses: PerLevel) -> Iterator[tuple[float, Allocation]]:
+        """The best allocation for each number of removed blocks, with its sum of losses."""
+        levels = np.asarray(sizes)  # [w, n]
+        loss, cost = self._sums(levels, losses), self._sums(levels, self.cost.costs)
+        order = np.argsort(loss[1], axis=1, kind="stable")  # [w, b]
+        total, price = (_removed(whole, change, order) for whole, change in (loss, cost))  # [w, d]
+        total = np.where(price <= self.upper, total, np.inf)
+        for count in range(self.most_removed + 1):
+            width = int(total[:, count].argmin())
+            if np.isfinite(total[width, count]):
+                gone = {int(block) for block in order[width, :count]}
+                yield float(total[width, count]), self._without(sizes[width], gone)
+
+    def _sums(self, levels: np.ndarray, table: PerLevel) -> tuple[np.ndarray, np.ndarray]:
+        """Sum [w] over all modules at their levels, and its change [w, b] if a block is removed."""
+        at = np.stack([np.asarray(row)[levels[:, index]] for index, row in enumerate(table)], axis=1)
+        gone = at - np.asarray([row[0] for row in table])
+        change = [-gone[:, list(block)].sum(axis=1) for block in self.blocks]
+        return at.sum(axis=1), np.stack(change, axis=1) if change else np.zeros((len(levels), 0))
+
+    @property
+    def most_removed(self) -> int:
+        """Largest number of removed blocks: one must remain."""
+        removable = {index for block in self.blocks for index in block}
+        everything = removable == set(range(len(self.cost.costs)))
+        return len(self.blocks) - int(everything)
+
+    @property
+    def smallest(self) -> int:
+        """Cost of the smallest model."""
+        gone = set(range(self.most_removed))
+        return min(self.cost.of(self._without(sizes[0], gone)) for sizes in self.sizes)
+
+    def first(self, losses: PerLevel) -> list[Allocation]:
+        """Allocations to begin with: those of the lowest losses, and the best one for each number of removed blocks."""
+        ranked = self.best(losses)
+        by_count: dict[int, Allocation] = {}
+        for each in ranked:
+            by_count.setdefault(sum(not any(each[index] for index in block) for block in self.blocks), each)
+        return list(dict.fromkeys([*ranked[:FIRST], *by_count.values()]))
+
+    def _without(self, allocation: Allocation, gone: set[int]) -> Allocation:
+        removed = {index for number in gone for index in self.blocks[number]}
+        return tuple(0 if index in removed else level for index, level in enumerate(allocation))
+
+    def _widest(self, sizes: tuple[Allocation, ...], gone: set[int]) -> Allocation | None:
+        """The widest MLPs within the budget without these blocks."""
+        limit = self.upper + self.cost.fixed
+        fitting = [each for each in (self._without(one, gone) for one in sizes) if self.cost.of(each) <= limit]
+        return fitting[-1] if fitting and len(gone) <= self.most_removed else None
+
+    def neighbours(self, parent: Allocation) -> list[Allocation]:
+        """Allocations with other attentions or experts, one removed block more, less, or exchanged."""
+        gone = {number for number, block in enumerate(self.blocks) if not any(parent[index] for index in block)}
+        own = next(
+            sizes for sizes in self.sizes if any(self._without(allocation, gone) == parent for allocation in sizes)
+        )
+        there = set(range(len(self.blocks))) - gone
+        sets = [gone - {old} for old in gone] + [gone | {new} for new in there]
+        sets += [gone - {old} | {new} for old, new in product(gone, there)]
+        found = [self._widest(own, each) for each in sets] + [self._widest(sizes, gone) for sizes in self.sizes]
+        return [each for each in dict.fromkeys(found) if each is not None and each != parent]
+
+
+def _removed(whole: np.ndarray, change: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Sums [w, d] after the removal of the first blocks in `order` [w, b], from [w] and changes [w, b]."""
+    steps = np.cumsum(np.take_along_axis(change, order, axis=1), axis=1)
+    sums: np.ndarray = whole[:, None] + np.concatenate([np.zeros((len(whole), 1)), steps], axis=1)
+    return sums
+
+
+def equal_layers(
+    space: SearchSpace, cost: CostModel, upper: int, *, runs: Callable[[Allocation], str | None], removable: bool
+) -> EqualLayers:
+    """All allocations with equal layers.
+
+    Args:
+        space: Modules and levels.
+        cost: Cost of allocations.
+        upper: Maximum cost of the modules.
+        runs: Why the sizes of an allocation can't be used; None if they can. Of dense models, only the narrowest and
+            the widest MLP are tried with each size of attentions.
+        removable: Whether whole blocks may be removed.
+
+    Raises:
+        BudgetError: No such allocation can be used; the message has the reason.
+    """
+    sizes: dict[tuple[Allocation, ...], None] = {}
+    reason: str | None = None
+    cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
+    mixture = any(module.levels[-1].experts for module in space.modules)
+    for uniform in uniform_sizes(space):
+        standing = [each for each in uniform if all(each[index] for index in cut)]
+        # The width of shared experts may have to be a multiple of that of the others, so all are tried.
+        tried = standing if mixture else [*standing[:1], *standing[-1:]]
+        refusals = {each: runs(each) for each in tried}
+        reason = next(filter(None, refusals.values()), reason)
+        if any(refusals.values()):
+            standing = [each for each in tried if refusals[each] is None]
+        if standing:
+            sizes[tuple(dict.fromkeys(standing))] = None
+    if not sizes:
+        raise BudgetError(f"--layers equal: {reason or 'no module can be cut'}")
+    blocks: dict[int, list[int]] = {}
+    for index, module in enumerate(space.modules):
+        blocks.setdefault(module.block, []).append(index)
+    whole = [block for block in blocks.values() if all(index in cut for index in block)]
+    attending = [block for block in blocks.values() if any(space.modules[index].kind == "attention" for index in block)]
+    if 0 < len(attending) < len(blocks) and all(block in whole for block in attending):
+        whole.remove(attending[0])  # transformers' caches of hybrid models need one attention
+    return EqualLayers(cost, upper, tuple(sizes), tuple(map(tuple, whole)) if removable else ())

@@ -1,0 +1,1 @@
+"""Figures of chat models on the dense model's answers."""

@@ -1,0 +1,117 @@
+"""Figures of chat models: closeness to the dense one on answers that it has written itself, and coding tasks.
+
+Closeness is that of next tokens of answers, given the prompt and the earlier tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.evaluation.score_tables import percent
+from darwinlm.model.walk.hidden import HiddenMemory
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import ModelError
+from darwinlm.runtime.figures import AnswerFigures, ChatFigures
+from darwinlm.runtime.tables import Table
+from darwinlm.steps.chats.code import compare_code, write_code
+from darwinlm.steps.evaluate.quality import measure_quality
+from darwinlm.steps.own_text.sampler import Sampled, Sampler
+from darwinlm.steps.own_text.script import chats
+
+FIRST = 1 << 40
+"""Number of the first chat, which no text for pruning reaches."""
+LENGTH = 512
+"""Maximum number of tokens of a chat."""
+CHATS_AT_ONCE = 16
+"""Chats that a process begins before it counts their tokens."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Chats [n, t], padded on the right with 0, and whether each token belongs to an answer, [n, t] bool."""
+
+    tokens: Tensor
+    answer: Tensor
+
+
+@torch.no_grad()
+def write_answers(dense: Any, tokenizer: Any, tokens: int) -> Answers | str:
+    """Let the dense model write chats with at least `tokens` answer tokens, or the reason why it can't.
+
+    Processes share the work. Chats without an answer are left out.
+    """
+    length = min(LENGTH, getattr(dense.config, "max_position_embeddings", None) or LENGTH)
+    script = chats(dense, tokenizer, length)
+    if isinstance(script, str):
+        return script
+    sampler = Sampler(dense, script.prefix, script.segments, length, 0)
+    written: list[Sampled] = []
+    number, count, wanted = FIRST + parallel.place(), 0, -(-tokens // parallel.size())
+    most = wanted // CHATS_AT_ONCE + CHATS_AT_ONCE  # so that a model without answers comes to an end
+    while count < wanted and len(written) < most:
+        numbers = range(number, number + CHATS_AT_ONCE * parallel.size(), parallel.size())
+        number = numbers.stop
+        for sampled in sampler.sample(iter(numbers)):
+            written.append(sampled)
+            count += len(sampled.tokens) - sampled.begins[1] if len(sampled.begins) > 1 else 0
+    together = sorted((each for part in parallel.gather(written) for each in part), key=lambda each: each.number)
+    together = [each for each in together if len(each.begins) > 1 and len(each.tokens) > each.begins[1]]
+    if not together:
+        return "the dense model doesn't end the user's turn"
+    padded = torch.zeros(len(together), max(len(each.tokens) for each in together), dtype=torch.int64)
+    answer = torch.zeros_like(padded, dtype=torch.bool)
+    for row, each in enumerate(together):
+        padded[row, : len(each.tokens)] = torch.tensor(each.tokens)
+        answer[row, each.begins[1] : len(each.tokens)] = True
+    return Answers(padded, answer)
+
+
+def measure_answers(
+    dense: Any, models: Mapping[str, Any], answers: Answers, *, batch_tokens: int, memory: HiddenMemory | None = None
+) -> dict[str, AnswerFigures]:
+    """Compare models with the dense one on its answers; processes share the chats.
+
+    Models are decoders, or whole models of transformers; streams of decoders may go where `memory` says.
+    """
+    how: dict[str, Any] = {"batch_tokens": batch_tokens, "where": answers.answer, "memory": memory}
+    quality = measure_quality(dense, models, answers.tokens, **how)
+    return {
+        name: AnswerFigures(tokens=each.tokens, kl=each.kl, agreement=each.agreement) for name, each in quality.items()
+    }
+
+
+def measure_chats(models: Mapping[str, Any], *, tokens: int, batch_tokens: int) -> ChatFigures:
+    """Measure a model against the dense one; processes share the work.
+
+    `models` are these two by name, `engines.opened.Opened`. The dense one writes at least `tokens` tokens of answers.
+    Raises ModelError if the models can't chat.
+    """
+    (name, small), (original, dense) = models.items()
+    written = write_answers(dense.model, small.tokenizer, tokens)
+    if isinstance(written, str):
+        raise ModelError(f"{original} writes no chats: {written}")
+    readers = {name: small.decoder(written.tokens)}
+    answers = measure_answers(dense.decoder(written.tokens), readers, written, batch_tokens=batch_tokens)
+    blocks = {key: write_code(each.model, small.tokenizer) for key, each in models.items()}
+    code = {key: compare_code(each, blocks[original]) for key, each in blocks.items()}
+    return ChatFigures(answers=answers, code={key: each for key, each in code.items() if each is not None})
+
+
+def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterator[Table]:
+    """Closeness to the dense model, and code; `name` gives a model's name for people."""
+    if found.answers:
+        cells = [(name(key), f"{each.kl:.3f}", f"{percent(each.agreement)} %") for key, each in found.answers.items()]
+        tokens = next(iter(found.answers.values())).tokens
+        remarks = [f"{tokens:,} tokens of new answers that the dense model wrote itself"]
+        yield ("answers of the dense model", "KL", "same first token"), cells, remarks
+    if found.code:
+        both = ((name(key), each.parsed, each.same) for key, each in found.code.items())
+        shares = [(key, f"{percent(parsed)} %", f"{percent(same)} %") for key, parsed, same in both]
+        tasks = next(iter(found.code.values())).tasks
+        remarks = [f"code: {tasks} Python functions that the dense model writes; same: the same syntax tree"]
+        yield ("coding answers", "parse as Python", "same as the dense model's"), shares, remarks

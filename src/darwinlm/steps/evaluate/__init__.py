@@ -1,0 +1,1 @@
+"""Figures of every model on held-out text."""

@@ -1,0 +1,184 @@
+"""Use of context: copying of lists and passages, by length and distance.
+
+A list of random words, or a passage of text, is given twice. All tokens of the second occurrence but the first can be
+copied. Accuracy is the share of them that the model ranks first; loss is their mean cross-entropy.
+
+Letters: b sequences, t tokens in each, n repeated tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.model.divergence import token_losses
+from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact
+from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.figures import CopyingScore
+from darwinlm.steps.evaluate.quality import reading
+from darwinlm.steps.text.packing import added_bos
+
+FEWEST_LISTS, LISTS, LIST_TOKENS = 4, 16, 2048
+"""Fewest and most sequences of each kind and length, and evaluation tokens for each of them."""
+
+SEED = 0
+"""Seed of the lists, so that all models with the same tokenizer get the same ones."""
+
+FEWEST_WORDS = 256
+"""Minimum number of words in a vocabulary for lists; with fewer, too many would repeat."""
+
+SHORTEST_WORD = 3
+"""Letters of the shortest word."""
+
+MARKS = ("Ġ", "▁", " ")
+"""Prefixes of tokens that begin a word."""
+
+LIST_LENGTHS = (16, 64)
+PASSAGES = ((64, 0), (64, 192))
+"""Tokens of a passage, and tokens between its two occurrences."""
+
+
+@dataclass(frozen=True)
+class Copying:
+    """Sequences that repeat a list or a passage.
+
+    Attributes:
+        name: Name for tables: `64 words`, `64 tokens of text, 192 apart`.
+        n: Number of repeated tokens.
+        tokens: Int64 [b, t]; the last n of each are the second occurrence.
+    """
+
+    name: str
+    n: int
+    tokens: Tensor
+
+
+def number_of_lists(evaluation_tokens: int) -> int:
+    """Number of sequences of each kind and length beside so many tokens of text."""
+    return min(max(evaluation_tokens // LIST_TOKENS, FEWEST_LISTS), LISTS)
+
+
+def word_tokens(tokenizer: Any) -> list[int]:
+    """Tokens that are whole words: three or more lower-case letters, after the prefix of a word's beginning if any."""
+    special = set(tokenizer.all_special_ids)
+    marked: list[int] = []
+    bare: list[int] = []
+    for piece, token in sorted(tokenizer.get_vocab().items(), key=lambda each: each[1]):
+        begins = piece[:1] in MARKS
+        word = piece[1:] if begins else piece
+        if token not in special and len(word) >= SHORTEST_WORD and word.isalpha() and word == word.lower():
+            (marked if begins else bare).append(token)
+    return marked or bare
+
+
+def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS) -> Copying:
+    """Lists of n different random words of the tokenizer's vocabulary, each twice. Raises DataError."""
+    words = word_tokens(tokenizer)
+    if len(words) < FEWEST_WORDS:
+        raise DataError(
+            f"the tokenizer has {len(words)} tokens that are words of {SHORTEST_WORD} letters or more, but lists of "
+            f"random words take {FEWEST_WORDS}: copying of lists can't be measured with it, only that of text"
+        )
+    draw = random.Random(f"{SEED}:{n}")  # noqa: S311 - no secret hangs on it
+    drawn = torch.tensor([draw.sample(words, n) for _ in range(lists)])
+    return Copying(f"{n} words", n, _after_bos(tokenizer, drawn, drawn))
+
+
+def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int = LISTS) -> Copying | None:
+    """Passages of a text, each given twice, with other text of the same block in between.
+
+    `text` is [B, T]. `gap` tokens of other text stand between the occurrences. A block gives at most one of the `lists`
+    sequences. Returns None if the text's blocks are shorter than n + gap.
+    """
+    blocks = text[:lists, 1 : 1 + n + gap]
+    if blocks.shape[1] < n + gap or not len(blocks):
+        return None
+    name = f"{n} tokens of text" + (f", {gap} apart" if gap else "")
+    return Copying(name, n, _after_bos(tokenizer, blocks, blocks[:, :n]))
+
+
+def _after_bos(tokenizer: Any, *parts: Tensor) -> Tensor:
+    """Tokens [b, t] joined, after bos if the tokenizer adds it."""
+    bos = added_bos(tokenizer)
+    before = parts[0].new_full((len(parts[0]), 0 if bos is None else 1), bos or 0)
+    return torch.cat([before, *parts], dim=1)
+
+
+def longest_sequence(config: Any) -> int | None:
+    """Maximum sequence length by the configuration of a model; None if it isn't stated."""
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    return longest
+
+
+def all_copying(
+    tokenizer: Any, text: Tensor, longest: int | None, *, lists: int = LISTS
+) -> tuple[list[Copying], list[str]]:
+    """The standard sequences: lists of 16 and 64 words, passages of 64 tokens repeated at once and after 192 tokens.
+
+    `text` is [B, T]. `longest` is the model's longest sequence; None has no limit. Returns
+    remarks about those that were left out, too.
+    """
+    sequences: list[Copying] = []
+    remarks = []
+    try:
+        sequences += [word_lists(tokenizer, n, lists=lists) for n in LIST_LENGTHS]
+    except DataError as error:
+        remarks.append(str(error))
+    for n, gap in PASSAGES:
+        passage = passages(tokenizer, text, n, gap, lists=lists)
+        if passage is None:
+            remarks.append(f"copying of text wasn't measured over {n + gap} tokens: sequences of text are shorter")
+        else:
+            sequences.append(passage)
+    kept = []
+    for each in sequences:
+        if longest is None or each.tokens.shape[1] <= longest:
+            kept.append(each)
+        else:
+            remarks.append(f"copying of {each.name} takes {each.tokens.shape[1]} tokens, and the model {longest}")
+    return kept, remarks
+
+
+@torch.no_grad()
+def measure_copying(
+    models: Mapping[str, Any], copying: Sequence[Copying], *, batch_tokens: int
+) -> dict[str, list[CopyingScore]]:
+    """Accuracy and loss of several models on the same sequences, which processes share, in one walk of each model."""
+    kind_of, batches = _batches(copying, batch_tokens)
+    sums = torch.zeros(len(models), len(copying), 3, dtype=torch.float64)
+    for rows, model in zip(sums, map(reading, models.values()), strict=True):
+        walk = model.through(batches, keep=[copying[kind].n for kind in kind_of]) if batches else ()
+        with model.with_head():
+            for kind, batch, states in zip(kind_of, batches, walk, strict=True):
+                targets = batch[:, 1 - copying[kind].n :].flatten().to(states.device)
+                parts = (torch.split(each, model.head_tokens) for each in (states[:, :-1].flatten(0, 1), targets))
+                for state, target in zip(*parts, strict=True):
+                    logits = model.head(state)
+                    right = (logits.argmax(-1) == target).sum()
+                    lost = exact(token_losses(logits, target)).sum(dtype=torch.float64)
+                    rows[kind] += torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64)
+    return {
+        name: [
+            CopyingScore(kind.name, right / count, lost / count, int(count))
+            for kind, (right, lost, count) in zip(copying, rows, strict=True)
+        ]
+        for name, rows in zip(models, parallel.all_reduce(sums).tolist(), strict=True)
+    }
+
+
+def _batches(kinds: Sequence[Copying], batch_tokens: int) -> tuple[list[int], list[Tensor]]:
+    """This process's share of all sequences in batches, and the kind of each batch."""
+    kind_of: list[int] = []
+    batches: list[Tensor] = []
+    for kind, each in enumerate(kinds):
+        share = each.tokens[parallel.place() :: parallel.size()]
+        if len(share):
+            batches += torch.split(share, max(1, batch_tokens // each.tokens.shape[1]))
+        kind_of += [kind] * (len(batches) - len(kind_of))
+    return kind_of, batches

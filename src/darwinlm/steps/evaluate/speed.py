@@ -1,0 +1,104 @@
+"""Tokens per second of several models, timed alternately so that drift of the machine affects all of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.runtime.compute import now
+from darwinlm.steps.own_text.script import is_chat
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Name three fruits.",
+    "Rewrite in the past tense: I walk to the market and buy bread.",
+)
+"""Prompts for chat models: a fact, knowledge to be put together, and work on text that is given."""
+BEGINNINGS = ("The capital of France is", "Water boils when", "To make bread, you first")
+"""Prompts for other models."""
+
+NEW_TOKENS = 32
+"""Tokens of a continuation, and of a timed one."""
+
+WARM_TOKENS = 2
+"""Tokens of a continuation that warms up: a prompt, and one token after it."""
+
+SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
+"""Most timed rounds, and seconds after which no further one begins: long passes need no repetition."""
+
+
+@torch.no_grad()
+def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, dict[str, Any]]:
+    """Time prompt processing and decoding: one warm-up, then up to `SPEED_ROUNDS` rounds over all models.
+
+    The prompt is [1, t] tokens. Returns fields of `ModelFigures` for each model. Speeds are medians: of a prompt in one
+    forward pass, and of greedy decoding after it. The spread is by how much the fastest run exceeds the slowest, as a
+    share of the median, the larger of both; None after a single run.
+    """
+    prompts: dict[str, list[float]] = {name: [] for name in models}
+    decodes: dict[str, list[float]] = {name: [] for name in models}
+    timed = 0.0
+    for number in range(SPEED_ROUNDS + 1):
+        for name, model in models.items():
+            tokens = prompt.to(model.device)
+            seconds = _seconds(partial(model, input_ids=tokens, use_cache=False), model.device)
+            new = NEW_TOKENS if number else WARM_TOKENS
+            whole = _seconds(partial(_decode, model, tokens[:, :16], new), model.device)
+            if number:
+                prompts[name].append(prompt.shape[1] / seconds)
+                decodes[name].append(NEW_TOKENS / whole)
+                timed += seconds + whole
+        if number and timed > SPEED_SECONDS:
+            break
+    return {name: _speed(prompts[name], decodes[name]) for name in models}
+
+
+def _speed(prompts: list[float], decodes: list[float]) -> dict[str, Any]:
+    medians = [statistics.median(runs) for runs in (prompts, decodes)]
+    spreads = [(max(runs) - min(runs)) / middle for runs, middle in zip((prompts, decodes), medians, strict=True)]
+    spread = max(spreads) if len(prompts) > 1 else None
+    return {"tokens_per_second": medians[0], "decode_tokens_per_second": medians[1], "speed_spread": spread}
+
+
+def _greedy(model: Any, ids: Tensor, new: int, **more: Any) -> Tensor:
+    """Prompt and continuation; the arguments override the checkpoint's generation_config.json."""
+    how = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": new}
+    tokens: Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), **how, **more)
+    return tokens
+
+
+def _decode(model: Any, tokens: Tensor, new: int) -> None:
+    # min_new_tokens, so that a model that ends its text early doesn't look fast.
+    _greedy(model, tokens, new, min_new_tokens=new, pad_token_id=0)
+
+
+def _seconds(action: Callable[[], Any], device: torch.device) -> float:
+    begun = now(device)
+    action()
+    return now(device) - begun
+
+
+def prompts_for(tokenizer: Any) -> tuple[str, ...]:
+    """The prompts that suit a model."""
+    return QUESTIONS if is_chat(tokenizer) else BEGINNINGS
+
+
+@torch.no_grad()
+def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...]) -> list[str]:
+    """Greedy answer to each prompt of a chat model, else its continuation; both without the prompt."""
+    continuations, chat = [], is_chat(tokenizer)
+    end = model.config.eos_token_id
+    for prompt in prompts:
+        text = prompt
+        if chat:
+            asked = [{"role": "user", "content": prompt}]
+            text = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=text == prompt)["input_ids"].to(model.device)
+        tokens = _greedy(model, ids, NEW_TOKENS, pad_token_id=end if isinstance(end, int) else 0)
+        continuations.append(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
+    return continuations

@@ -1,0 +1,1 @@
+"""The GGUF file that a budget bounds."""

@@ -1,0 +1,1 @@
+"""Second moments of the gradients at the outputs of modules."""

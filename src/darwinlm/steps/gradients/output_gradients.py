@@ -1,0 +1,129 @@
+"""Second moments of the output gradients of every module, which weight output errors by their effect on the loss.
+
+A forward pass stores the inputs of the blocks. The gradient of the dense model's loss is then propagated back block by
+block: the block's weights are read again, and its forward pass is repeated with gradients. Only one block is in memory
+at a time, besides the residual streams (on the device, in main memory or in files). Where later blocks reuse a block's
+keys and values (Gemma 4), the gradient through these isn't included.
+
+Letters: b sequences, t tokens, m residual width, r outputs. Source: the Fisher option of the DarwinLM code; S of
+`database/order.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.walk.chunks import chunked_gradient, next_tokens
+from darwinlm.model.walk.expert_inputs import expert_module, output_sizes
+from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
+from darwinlm.model.walk.moments import SecondMoment
+from darwinlm.model.walk.outputs import norm_divisor, norm_gain, output_projection
+from darwinlm.model.walk.stream import BlockStream
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import NumericsError
+
+
+def output_gradients(
+    stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None = None
+) -> Iterator[tuple[int, dict[ModuleKind, Tensor]]]:
+    """Second moments of the gradient of the summed cross-entropy, from the last block to the first.
+
+    Args:
+        stream: Stream over these tokens, before the first block; it is used up.
+        tokens: [n, t], the text.
+        memory: Allowed places for residual streams; None keeps all of them on the device.
+
+    Yields:
+        A block and, for each of its modules, E[g gᵀ], [r, r] float32, with the gradient g at the module's output for
+        one token. A norm behind the module divides the output by its length s, and the inputs are divided by it too
+        (`stream_moments`); g is then the gradient at the divided output, with s as a constant. The derivative of s
+        would make changes along the output free, and the module's removal is such a change. Several processes, each
+        with a part of the text, get the moments over all of it.
+
+    Raises:
+        NumericsError: A gradient isn't finite.
+        StorageError: The disk has no room for the residual streams.
+    """
+    moments: dict[ModuleKind, SecondMoment] = {}
+    inputs: list[HiddenStates] = []
+    with parallel.agree():
+        for block in stream.walk():
+            inputs.append(stream.hidden.copied(memory))
+            stream.run(block)
+        with stream.decoder.with_head():
+            gradients = _behind_last_block(stream, tokens, memory)
+    watching = partial(_output_moments, stream, moments)
+    blocks = stream.decoder.back(inputs, gradients, stream.arguments, watching)
+    for _ in range(stream.checkpoint.n_blocks):
+        with parallel.agree():
+            block = next(blocks)
+        found = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
+        if not all(bool(torch.isfinite(moment.diagonal()).all()) for moment in found.values()):
+            raise NumericsError(
+                f"the gradient in block {block} of {stream.checkpoint.folder} isn't finite: try "
+                "compute.dtype=float32, or database.metric=output"
+            )
+        yield block, found
+
+
+def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
+    """Gradients of the summed next-token cross-entropy at the residual stream after the last block."""
+    batches = torch.split(tokens, stream.batch_sequences)
+
+    def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
+        following = next_tokens(batch).to(hidden.device)
+
+        def loss(piece: slice, part: Tensor) -> Tensor:
+            logits = stream.decoder.head(part).float()
+            return nn.functional.cross_entropy(logits, following[piece], ignore_index=-1, reduction="sum")
+
+        return chunked_gradient(loss, hidden)
+
+    pairs = zip(stream.hidden, batches, strict=True)
+    return HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), stream.hidden.elements, memory)
+
+
+@contextmanager
+def _output_moments(stream: BlockStream, moments: dict[ModuleKind, SecondMoment], block: int) -> Iterator[None]:
+    """Collect second moments at the outputs of a block's modules."""
+    moments.clear()
+    layer, mlp = stream.decoder.blocks[block], stream.checkpoint.family.mlp
+    with ExitStack() as hooks:
+        for kind, module, width in _outputs(stream, block):
+            moment = moments[kind] = SecondMoment(width, device=stream.device)
+            gain = norm_gain(layer, stream.checkpoint, kind)
+
+            def watch(
+                module: nn.Module, _: Any, output: Tensor, to: SecondMoment = moment, gain: Tensor | None = gain
+            ) -> None:
+                # Experts have a norm of their own behind them, in front of the one that they share with the MLP beside.
+                mixture = gain is not None and module is expert_module(layer, mlp)
+                factor = norm_divisor(stream.checkpoint, "mlp", output.detach()) if mixture else gain
+
+                def add(g: Tensor) -> None:
+                    to.add(g if factor is None else g.float() * factor)
+
+                output.register_hook(add)  # type: ignore[no-untyped-call]
+
+            hooks.enter_context(module.register_forward_hook(watch))
+        yield
+
+
+def _outputs(stream: BlockStream, block: int) -> Iterator[tuple[ModuleKind, nn.Module, int]]:
+    """Outputs of the modules of a block with their widths: the output projection, a norm behind it, or all experts."""
+    family, layer = stream.checkpoint.family, stream.decoder.blocks[block]
+    for kind in family.cut_kinds(stream.checkpoint.config, block):
+        output = output_projection(layer, family, kind)
+        if output is not None:
+            norm = family.module(kind).post_norm
+            yield kind, output if norm is None else getattr(layer, norm), output.out_features
+    mixture = expert_module(layer, family.mlp)
+    if mixture is not None and family.mlp.experts is not None:
+        yield "mlp", mixture, output_sizes(mixture, family.mlp.experts)[1]

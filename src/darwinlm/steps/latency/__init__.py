@@ -1,0 +1,1 @@
+"""Times of modules, for budgets in time."""

@@ -1,0 +1,150 @@
+"""Time whole models of given sizes on the present device, in their saved form but with random weights.
+
+On a CUDA device decoding is timed as a CUDA graph (`graphs.py`), elsewhere in eager mode.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.families.shapes import ModuleShape
+from darwinlm.model.surgery.shrink import layer_overrides
+from darwinlm.model.units.levels import Level, kept_groups
+from darwinlm.recipe import BudgetSettings
+from darwinlm.runtime.compute import now
+from darwinlm.steps.latency.graphs import GraphedDecoding, cache_name
+from darwinlm.steps.stitch.stitch import Chosen, empty_model, layer_table, smaller_config
+
+DECODE_STEPS = 8
+"""Number of decoded tokens whose median time is used for all."""
+
+STEADY = 0.01
+"""Standard error of the ratio of times at which timing ends."""
+
+PATIENCE = 3
+"""Largest factor on the number of passes if the ratios disagree."""
+
+
+class ModelTimer:
+    """Times models alternately with the dense one, so that drift of the machine affects both.
+
+    The budget states the request; the checkpoint's weights aren't read. `runs` is the number of timed passes of each
+    model, up to three times as many if the machine's speed changes.
+
+    Attributes:
+        graphs: Whether decoding is timed as a CUDA graph; False after a graph of a model couldn't be recorded.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        shapes: Mapping[tuple[int, ModuleKind], ModuleShape],
+        budget: BudgetSettings,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        runs: int,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.shapes = shapes
+        self.budget = budget
+        self.dtype = dtype
+        self.device = device
+        self.runs = runs
+        self.graphs = device.type == "cuda"
+        self._graphed: dict[int, GraphedDecoding] = {}
+        self._reference: Any = None
+        generator = torch.Generator().manual_seed(0)
+        self._noise = torch.randn(1 << 16, generator=generator).mul_(0.02).to(dtype)
+        length = max(budget.prefill_tokens, 1) + budget.decode_tokens // 2
+        vocabulary = int(checkpoint.config.vocab_size)
+        self._tokens = torch.randint(vocabulary, (1, length), generator=generator).to(device)
+
+    def compare(self, dense: Chosen, choice: Chosen) -> tuple[float, float]:
+        """Time of a model relative to the dense one (median of paired passes), and the dense one's time in seconds."""
+        if self._reference is None:
+            self._reference = self.build(dense)
+            self.seconds(self._reference)
+        model = self.build(choice)
+        self.seconds(model)
+        pairs: list[tuple[float, float]] = []
+        while len(pairs) < self.runs or (len(pairs) < PATIENCE * self.runs and not steady([b / a for a, b in pairs])):
+            pairs.append((self.seconds(self._reference), self.seconds(model)))
+        self._graphed.pop(id(model), None)
+        return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
+
+    def build(self, choice: Chosen) -> Any:
+        """A model with modules at the given levels; other modules are removed."""
+        table = layer_table(self.checkpoint.n_blocks, choice, self._sizes)
+        model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                values = self._noise.repeat(-(-parameter.numel() // len(self._noise)))[: parameter.numel()]
+                filled = values.view(parameter.shape).clone()
+                module.register_parameter(name, nn.Parameter(filled, requires_grad=False))
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_meta:  # a saved one, such as a factor or a router's correction
+                    module.register_buffer(name, torch.ones_like(buffer, device="cpu"))
+        model.tie_weights()
+        return model.to(self.device)
+
+    def _sizes(self, block: int, kind: ModuleKind, level: Level) -> dict[str, Any]:
+        shape, query_groups = self.shapes[block, kind], None
+        if shape.kind == "attention" and not level.heads:
+            # The choice of query heads isn't known yet and hardly affects the time, so use the first ones.
+            _, query_groups = kept_groups(shape, level, torch.arange(level.width))
+        return layer_overrides(self.checkpoint.family, shape, level, query_groups)
+
+    @torch.inference_mode()
+    def seconds(self, model: Any) -> float:
+        """Time of one pass: the prompt, and the generated tokens."""
+        prompt = max(self.budget.prefill_tokens, 1)
+        begun = now(self.device)
+        output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
+        total = now(self.device) - begun if self.budget.prefill_tokens else 0.0
+        if not self.budget.decode_tokens:
+            return total
+        graphed = self._graph_of(model)
+        if graphed is not None:
+            graphed.rewind()
+            step: Callable[[], Any] = graphed.step
+        else:
+            cache = {cache_name(model): output.past_key_values}
+            if self._tokens.shape[1] > prompt:  # tokens are timed with a cache of average length
+                model(input_ids=self._tokens[:, prompt:], use_cache=True, logits_to_keep=1, **cache)
+            step = functools.partial(model, input_ids=self._tokens[:, :1], use_cache=True, **cache)
+        steps = []
+        for _ in range(min(DECODE_STEPS, self.budget.decode_tokens)):
+            begun = now(self.device)
+            step()
+            steps.append(now(self.device) - begun)
+        return total + self.budget.decode_tokens * statistics.median(steps)
+
+    def _graph_of(self, model: Any) -> GraphedDecoding | None:
+        """A model's decoding as a CUDA graph; None if graphs aren't available, then also for later models."""
+        if self.graphs and id(model) not in self._graphed:
+            try:
+                self._graphed[id(model)] = GraphedDecoding(model, self._tokens, DECODE_STEPS)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                self.graphs = False
+                self._graphed.clear()
+        return self._graphed[id(model)] if self.graphs else None
+
+
+def steady(ratios: Sequence[float]) -> bool:
+    """Whether the standard error of the ratios' median is small enough; a single ratio always is."""
+    middle = statistics.median(ratios)
+    spread = statistics.median(abs(each - middle) for each in ratios)
+    # For normal errors, the deviation is 1.48 median distances, and a median has 1.25 times the error of a mean.
+    return 1.25 * 1.48 * spread / math.sqrt(len(ratios)) <= STEADY * middle

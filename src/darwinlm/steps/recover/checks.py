@@ -1,0 +1,40 @@
+"""Checks before a training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.runtime.errors import ModelError, RecipeError
+
+_SAMPLE = "The quick brown fox, 3.14 apples:\n\tif (x != y) { return 'naïve café'; }  Ünïcode — 東京 🙂"
+
+
+def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -> None:
+    """Refuse a dense model whose vocabulary or tokens differ from the smaller model's. Raises ModelError."""
+    sizes = int(teacher.config.vocab_size), int(student.config.vocab_size)
+    if sizes[0] != sizes[1]:
+        raise ModelError(
+            f"the teacher {teacher.source} has a vocabulary of {sizes[0]}, but {student.source} has one of {sizes[1]}: "
+            "distillation needs the model that the smaller one was cut from"
+        )
+    if _spoken(teacher.tokenizer()) != _spoken(tokenizer):
+        raise ModelError(
+            f"the tokenizer of the teacher {teacher.source} gives different tokens than that of {student.source}: "
+            "distillation needs the model that the smaller one was cut from"
+        )
+
+
+def _spoken(tokenizer: Any) -> tuple[dict[str, int], list[int]]:
+    return tokenizer.get_vocab(), tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
+
+
+def check_length(length: int, *checkpoints: Checkpoint) -> None:
+    """Refuse sequences longer than a model allows. Raises RecipeError."""
+    for checkpoint in checkpoints:
+        longest = getattr(checkpoint.config, "max_position_embeddings", None)
+        if longest and length > longest:
+            raise RecipeError(
+                f"text.sequence_length is {length}, but {checkpoint.source} allows {longest} tokens: "
+                f"--set text.sequence_length={longest}"
+            )

@@ -1,0 +1,309 @@
+"""The training loop of recovery: from a smaller model and text to the trained weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sized
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from darwinlm.recipe import RecoverySettings
+from darwinlm.runtime import parallel
+from darwinlm.runtime.clock import working_time
+from darwinlm.runtime.compute import to_device
+from darwinlm.runtime.errors import NumericsError
+from darwinlm.steps.recover.checkpoints import Checkpoints, TrainingState
+from darwinlm.steps.recover.losses import needs_dense
+from darwinlm.steps.recover.schedule import Steps, rate_share
+from darwinlm.steps.recover.sharding import sharder, spread
+from darwinlm.steps.recover.trained_model import Losses, prepared, run_dense
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
+"""AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
+
+RATE, RATE_KL = 0.0015, 0.9
+"""Learning rate of a model that lost `RATE_KL` nats or more, and of one whose loss isn't known, as a share of the root
+mean square of its weights (notebook, "A learning rate by the weights")."""
+
+LOG_EVERY = 10
+"""Steps between two lines of the log."""
+
+
+def _whole(norm: Any) -> float:
+    """A norm of weights or gradients, also of sharded ones."""
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+@dataclass(eq=False)
+class Training:
+    """One training in this process, which resumes from the last checkpoint in `folder`.
+
+    Attributes:
+        student: Builds the smaller model, float32 in main memory, the same one each time; `each` gets every block.
+        teacher: Dense model on the device, in the type of the forward pass, or this process's share of it; None if the
+            objective doesn't need it.
+        text: One epoch.
+        held_out: Validation text, [n, t].
+        key: Identity of the training, as JSON.
+        dtype: Element type of forward and backward passes; trained weights are always float32.
+        mesh: The processes that share the weights (`sharding_mesh`); None if each has all of them.
+        ends: When it must end, on the monotonic clock.
+        progress: Gets the finished steps and all of them, after each step and before its checkpoint.
+    """
+
+    student: Callable[..., Any]
+    teacher: Any
+    text: Dataset[dict[str, Tensor]]
+    held_out: Tensor
+    steps: Steps
+    settings: RecoverySettings
+    folder: Path
+    key: dict[str, Any]
+    _: KW_ONLY
+    device: torch.device
+    dtype: torch.dtype
+    mesh: DeviceMesh | None = None
+    ends: float = math.inf
+    say: Callable[[str], None] = lambda message: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+    def train(self) -> tuple[Any, dict[str, Any]]:
+        """Train, or resume.
+
+        Returns:
+            The better of the trained and the original model, float32, only in the first process; and the record: steps,
+            tokens, seconds, which model was kept, and the log of losses and held-out figures by step.
+
+        Raises:
+            NumericsError: The loss isn't finite; the last checkpoint is kept.
+            StorageError: The disk is full; the last checkpoint is kept.
+            ArtifactError: A checkpoint belongs to another training, or is damaged.
+        """
+        settings = self.settings
+        self.checkpoints = Checkpoints(self.folder, self.key)
+        newest = self.checkpoints.newest()
+        low = torch.bfloat16 if self.dtype == torch.bfloat16 else None
+        self.model = prepared(self.student(each=sharder(low, self.mesh)), settings)
+        with parallel.agree():
+            self.checkpoints.check_room(self.model)
+        self.order: tuple[int, Tensor] | None = None
+        self.sharded = self.mesh is not None
+        losses = Losses(self.model, self.teacher, settings, low, sharded=self.sharded)
+        self.call = spread(losses, self.device, self.mesh).train()
+        self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        # The fused optimizer doesn't copy the tensors that it updates.
+        self.optimizer = torch.optim.AdamW(self.trained.values(), betas=BETAS, weight_decay=0.0, fused=True)
+        # Before a checkpoint is loaded, so that a resumed training has the same rate.
+        matrices = [weight for weight in self.trained.values() if weight.ndim > 1]
+        elements = sum(weight.numel() for weight in matrices)
+        self.magnitude = _whole(nn.utils.get_total_norm(matrices)) / math.sqrt(elements)  # their root mean square
+        self.state = TrainingState()
+        self.last = self.steps.count
+        if newest is not None:
+            self.say(f"recovery: resuming from {newest.name}")
+            self.load(newest)
+        self.run()
+        return self.result(), self.record()
+
+    # ------------------------------------------------------------------------------------------------- a step
+
+    def run(self) -> None:
+        """Run all remaining steps with their evaluations and checkpoints, or as many as the time limit allows."""
+        self.begun, self.first = working_time(), self.state.step
+        self.before = self.state.seconds
+        if not self.state.step:
+            self.evaluate()
+        self.stepping = working_time()
+        if self.first:
+            self.last = self._last_step(self.first)
+            if self.last == self.first < self.steps.count:
+                self.say("recovery: the time limit leaves no time for another step")
+        every = max(1, self.settings.save_every // self.steps.tokens)
+        while self.state.step < self.last:
+            self.update(self.state.step)
+            done = self.state.step = self.state.step + 1
+            self.last = self._last_step(done)
+            self.progress(done, self.last)
+            if done % every == 0 or done == self.last:
+                self.evaluate()
+                self.save()
+
+    def _last_step(self, done: int) -> int:
+        """The last step that ends before the time limit, with an evaluation as long as the first one.
+
+        At the start of a resumed training, when it is the step of the checkpoint, steps take as long as until then.
+        """
+        now = working_time()
+        left = self.ends - now
+        if left == math.inf:
+            return self.steps.count
+        left -= self.stepping - self.begun
+        taken, seconds = (done - self.first, now - self.stepping) if done > self.first else (done, self.before)
+        more = int(left * taken / max(seconds, 1e-9))
+        return parallel.broadcast(min(done + max(more, 0), self.steps.count))
+
+    def update(self, step: int) -> None:
+        """One step: gradients of all its batches, the check of the loss, and the update. Raises NumericsError."""
+        torch.manual_seed(step * parallel.size() + parallel.rank())
+        rate = self.rate * rate_share(self.last, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.device)
+        for number in range(self.steps.accumulation):
+            with self._unsynchronized(number):
+                loss = self.loss_of(self._batch(step, number)) / self.steps.accumulation
+                torch.autograd.backward(loss)
+            total += loss.detach()
+        mean = float(parallel.all_reduce(total)) / parallel.size()
+        if not math.isfinite(mean):
+            raise NumericsError(
+                f"recovery stopped before step {step + 1}: the loss is {mean}. The last checkpoint is kept: "
+                "lower recovery.learning_rate, and delete the stage's folder to start again"
+            )
+        norm: Any = nn.utils.clip_grad_norm_(self.trained.values(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.unlogged.append(mean)
+        if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == self.last:
+            norm = _whole(norm)
+            losses, self.state.unlogged = self.state.unlogged, []
+            logged = sum(losses) / len(losses)
+            where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
+            speed = (step + 1 - self.first) * self.steps.tokens / max(working_time() - self.begun, 1e-9)
+            self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
+
+    def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
+        """Let processes, or nodes that share a copy, accumulate gradients and sum them only once per step."""
+        call, waits = cast(Any, self.call), number + 1 < self.steps.accumulation
+        if self.sharded:
+            call.set_requires_all_reduce(not waits)
+        held: AbstractContextManager[None] = call.no_sync() if waits and hasattr(call, "no_sync") else nullcontext()
+        return held
+
+    @cached_property
+    def rate(self) -> float:
+        """The highest learning rate: the recipe's, or one by the weights and the loss before training."""
+        if self.settings.learning_rate is not None:
+            return self.settings.learning_rate
+        return RATE * self.magnitude * min(self.state.log[0].get("eval_kl", RATE_KL) / RATE_KL, 1.0)
+
+    def _batch(self, step: int, number: int) -> Tensor:
+        """Tokens of a micro-batch of this process. The text is one epoch, whose order differs between epochs."""
+        epoch, place = divmod(step, self.steps.per_epoch)
+        if self.order is None or self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(epoch)
+            self.order = epoch, torch.randperm(len(cast(Sized, self.text)), generator=generator)
+        begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
+        rows = self.order[1][begin : begin + self.steps.rows].tolist()
+        return to_device(torch.stack([self.text[row]["input_ids"] for row in rows]), self.device)
+
+    def loss_of(self, tokens: Tensor) -> Tensor:
+        """Mean loss per token of a batch [b, t]."""
+        dense = run_dense(self.teacher, tokens) if needs_dense(self.settings) else None
+        loss: Tensor = self.call(tokens, dense)
+        return loss
+
+    # ------------------------------------------------------------------------------------- evaluation and the log
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        """Log perplexity, and KL to the dense model in nats per token, on validation text."""
+        self.call.eval()
+        rows, sums = self.steps.rows, torch.zeros(3, dtype=torch.float64)
+        # All processes run equally many passes, because FSDP gathers weights collectively.
+        most = -(-len(self.held_out) // parallel.size())
+        share = self.held_out[parallel.place() :: parallel.size()]
+        for start in range(0, most, rows):
+            batch = share[start : start + rows]
+            tokens = (batch if len(batch) else self.held_out[:1]).to(self.device)
+            dense = None if self.teacher is None else run_dense(self.teacher, tokens)
+            loss, divergence = self.call(tokens, dense, held_out=True)
+            sums += torch.tensor([loss, divergence, 1.0 * len(tokens)], dtype=torch.float64) * bool(len(batch))
+        self.call.train()
+        loss, divergence, counted = parallel.all_reduce(sums).tolist()
+        length = self.held_out.shape[1]
+        figures = {"eval_perplexity": math.exp(min(loss / (counted * (length - 1)), 700.0))}
+        if self.teacher is not None:
+            figures["eval_kl"] = max(divergence / (counted * length), 0.0)
+        where = self._log(self.state.step, figures)
+        kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
+        self.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
+
+    def _log(self, step: int, figures: dict[str, int | float]) -> str:
+        tokens = step * self.steps.tokens
+        self.state.log.append({"step": step, "tokens": tokens, **figures})
+        return f"recovery: step {step}/{self.steps.count}, {tokens:,} tokens"
+
+    # ------------------------------------------------------------------------------------- checkpoints and the end
+
+    def _tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Weights and moments by name; moments of weights without a gradient so far are zeros."""
+        for weight in self.trained.values():
+            if not self.optimizer.state[weight]:
+                step = torch.zeros((), device=weight.device)
+                moments = {name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")}
+                self.optimizer.state[weight].update(step=step, **moments)
+        kept = {name: self.optimizer.state[weight] for name, weight in self.trained.items()}
+        first, second = ({name: state[kind] for name, state in kept.items()} for kind in ("exp_avg", "exp_avg_sq"))
+        return {"weights": dict(self.trained), "first_moments": first, "second_moments": second}
+
+    def save(self) -> None:
+        """Write a checkpoint. Raises StorageError."""
+        self.state.seconds = round(self.before + working_time() - self.begun, 1)
+        tensors = self._tensors()
+        self.state.updates = [int(self.optimizer.state[weight]["step"]) for weight in self.trained.values()]
+        self.checkpoints.save(self.state, tensors)
+
+    def load(self, checkpoint: Path) -> None:
+        """Load a checkpoint."""
+        self.state = self.checkpoints.load(checkpoint, self._tensors())
+        for weight, updates in zip(self.trained.values(), self.state.updates, strict=True):
+            self.optimizer.state[weight]["step"].fill_(updates)
+
+    def _better(self) -> bool:
+        """Whether training lowered the objective on held-out text."""
+        held_out = [entry for entry in self.state.log if "eval_perplexity" in entry]
+        share = self.settings.distillation
+        goals = [
+            share * entry.get("eval_kl", 0.0) + (1 - share) * math.log(entry["eval_perplexity"])
+            for entry in (held_out[0], held_out[-1])
+        ]
+        return goals[1] <= goals[0]
+
+    def record(self) -> dict[str, Any]:
+        """Record of the training for the report."""
+        return {
+            "steps": self.state.step,
+            "tokens": self.state.step * self.steps.tokens,
+            "seconds": round(self.before + working_time() - self.begun, 1),
+            "processes": parallel.size(),
+            "sharded": self.sharded,
+            "kept": "trained" if self._better() else "before",
+            "log": self.state.log,
+        }
+
+    def result(self) -> Any:
+        """The better model with plain weights, in the first process; sharded weights are gathered."""
+        model = self.model
+        if not self._better():
+            self.say("recovery: no improvement on held-out text, so the weights before training are kept")
+            model = self.student() if parallel.is_main() else None
+        elif self.sharded:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+            whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights = get_model_state_dict(self.model, options=whole)  # empty in other processes
+            model = self.student() if parallel.is_main() else None
+            if model is not None:
+                model.load_state_dict(weights)
+        return model if model is None else model.cpu().eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,172 @@
+"""The trained model: its trainable weights, and its losses.
+
+Losses are computed from the last residual stream in pieces, so that the logits of a whole batch never exist at once.
+The computation between decoder and logits (head, scaling, soft caps) is the family's own forward pass, with a stored
+result in place of the decoder's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from darwinlm.model.families.family import family_of
+from darwinlm.model.walk.chunks import chunked_loss, next_tokens
+from darwinlm.model.walk.decoder import Given
+from darwinlm.recipe import RecoverySettings
+from darwinlm.steps.recover.losses import Loss, forward_kl, next_token_loss, weighted
+
+LOGIT_TOKENS, LOGITS = 1024, 1 << 26
+"""Most tokens whose logits are in memory at once, and most numbers in them: 2 GB at the peak."""
+
+
+def logit_tokens(vocabulary: int) -> int:
+    """Tokens whose logits are in memory at once."""
+    return min(LOGIT_TOKENS, max(LOGITS // vocabulary, 1))
+
+
+def prepared(model: Any, settings: RecoverySettings) -> Any:
+    """The model with its trainable weights: all, or all but embedding and head."""
+    if settings.gradient_checkpointing:
+        options = {"use_reentrant": False}
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    experts = family_of(model.config).mlp.experts
+    # It only changes the choice of experts, so it gets no gradient, for which DDP would wait.
+    still = experts.correction if experts is not None else None
+    for name, weight in model.named_parameters():
+        weight.requires_grad = still is None or not name.endswith(still)
+    if not settings.trains_embeddings:
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            module.requires_grad_(requires_grad=False)
+    return model
+
+
+class _Result(BaseModelOutputWithPast):  # type: ignore[misc]
+    """Result of a decoder. Fields that some families add, such as the logits of routers, are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+@contextmanager
+def _stored(model: Any, hidden: Tensor) -> Iterator[None]:
+    decoder = decoder_of(model)
+    setattr(model, model.base_model_prefix, Given(_Result(last_hidden_state=hidden)))
+    try:
+        yield
+    finally:
+        setattr(model, model.base_model_prefix, decoder)
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """Logits [n, v] of residual streams [n, m] after the last block and the final norm."""
+    with _stored(model, hidden[None]):
+        # The forward of the class, since that of the instance may be the caller.
+        tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+        result: Tensor = type(model).forward(model, input_ids=tokens, use_cache=False).logits[0]
+    return result
+
+
+def decoder_of(model: Any) -> nn.Module:
+    """The model without its head."""
+    decoder: nn.Module = getattr(model, model.base_model_prefix)
+    return decoder
+
+
+def _streams(model: Any, tokens: Tensor) -> Tensor:
+    """Residual streams of tokens [b, t] after the final norm, [b, t, m]."""
+    hidden: Tensor = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _at_once(model: Any) -> int:
+    return logit_tokens(len(model.get_output_embeddings().weight))
+
+
+@torch.no_grad()
+def run_dense(teacher: Any, tokens: Tensor) -> Tensor:
+    """Residual streams of the dense model on tokens [b, t] after its final norm, [b, t, m]."""
+    return _streams(teacher, tokens)
+
+
+def batch_loss(
+    model: Any,
+    teacher: Any,
+    tokens: Tensor,
+    dense: Tensor | None,
+    losses: Sequence[tuple[float, Loss]],
+    *,
+    again: bool = False,
+) -> Tensor:
+    """Mean loss per token of a batch, a differentiable scalar.
+
+    Tokens are [b, t], `dense` the dense model's streams on them, [b, t, m]. `losses` are the terms with their weights;
+    if none needs the dense model, it and its streams are None. `again` is that of `chunked_loss`.
+    """
+    hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
+    n_following = tokens[:, 1:].numel()
+    flat = None if dense is None else dense.flatten(0, 1)
+
+    def reference(rows: slice) -> Tensor | None:
+        with torch.no_grad():
+            return None if flat is None else logits_of(teacher, flat[rows])
+
+    def loss_of(rows: slice, part: Tensor) -> Tensor:
+        logits, expected = logits_of(model, part), reference(rows)
+        total = logits.new_zeros((), dtype=torch.float32)
+        for weight, loss in losses:
+            of_rows = loss.of(logits, expected if loss.dense else following[rows])
+            total = total + weight * of_rows / (len(hidden) if loss.dense else n_following)
+        return total
+
+    # The trained weights between the last residual stream and the logits, including a tied embedding.
+    head = [weight for weight in model.get_output_embeddings().parameters() if weight.requires_grad]
+    return chunked_loss(loss_of, hidden, head, _at_once(model), again=again)
+
+
+@torch.no_grad()
+def held_out_sums(model: Any, teacher: Any, tokens: Tensor, dense: Tensor | None) -> tuple[float, float]:
+    """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t].
+
+    `dense` holds its streams on them, [b, t, m]; without them, KL is 0.
+    """
+    hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
+    loss, divergence, most = 0.0, 0.0, _at_once(model)
+    for start in range(0, len(hidden), most):
+        piece = slice(start, start + most)
+        logits = logits_of(model, hidden[piece])
+        loss += float(next_token_loss(logits, following[piece]))
+        if dense is not None:
+            divergence += float(forward_kl(logits, logits_of(teacher, dense.flatten(0, 1)[piece])))
+    return loss, divergence
+
+
+class Losses(nn.Module):
+    """A model whose call returns losses, because DDP and FSDP only act on a module's call."""
+
+    def __init__(
+        self, model: Any, teacher: Any, settings: RecoverySettings, low: torch.dtype | None, *, sharded: bool
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.teacher = (teacher,)  # a tuple, so that it isn't a submodule
+        self.losses = weighted(settings)
+        self.low = low
+        self.sharded = sharded
+
+    def forward(self, tokens: Tensor, dense: Tensor | None = None, *, held_out: bool = False) -> Any:
+        """`batch_loss` of tokens [b, t], or `held_out_sums` of them, with the dense model's streams."""
+        (teacher,) = self.teacher
+        with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):
+            if held_out:
+                return held_out_sums(self.model, teacher, tokens, dense)
+            return batch_loss(self.model, teacher, tokens, dense, self.losses, again=self.sharded)

@@ -1,0 +1,1 @@
+"""Correction of the smaller model's output projections."""

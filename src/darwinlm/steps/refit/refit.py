@@ -1,0 +1,149 @@
+"""Least-squares correction of a stitched model towards the dense one, block by block.
+
+The residual streams of the dense and the smaller model pass through the blocks together. Each output projection is
+fitted so that the smaller stream, with its accumulated error, matches the dense stream after that module. λ regularises
+towards the stitched weights and is chosen on validation text. If no fit is better there, the stitched weights stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.model.families.expert_tensors import as_stored, by_rows
+from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.families.shapes import output_name
+from darwinlm.model.walk.stream import BlockStream
+from darwinlm.model.walk.sublayers import BlockWalk
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import write_tensors
+from darwinlm.steps.database.block_files import block_file
+from darwinlm.steps.refit.expert_fit import fit_experts, mixture_of
+from darwinlm.steps.refit.projection_fit import (
+    errors_behind_norm,
+    fit_output,
+    module_moments,
+    output_gain,
+    watched_spread,
+)
+
+STRENGTHS = (0.5, 0.75, 1.0)
+"""Candidate factors of interpolation from the stitched to the fitted weights; 50 to 75 % were the best of five, see
+docs/notebook/training.md."""
+
+
+@dataclass
+class Streams:
+    """Residual streams of the dense and the smaller model on the same text, this process's share of it."""
+
+    dense: BlockStream
+    small: BlockStream
+
+
+def refit(
+    folder: Path, fit: Streams, validation: Streams, progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[float | None]:
+    """Fit every output projection of the smaller model, and write the weights of each block by name in it.
+
+    The streams stand before the first block; they end after the last one. Processes share the text and fit the same
+    weights from moments of all of it; the first process writes them. A block without an accepted fit has no file.
+
+    Returns:
+        The best λ of each module on validation text; None if the stitched weights were kept.
+
+    Raises:
+        NumericsError: Values aren't finite.
+        StorageError: The disk is full.
+    """
+    chosen: list[float | None] = []
+    total = fit.dense.checkpoint.n_blocks
+    streams = (fit.dense, fit.small, validation.dense, validation.small)
+    for block, *_ in zip(*(stream.walk() for stream in streams), strict=True):
+        weights, fits = _refit_block(block, fit, validation)
+        path = folder / block_file(block)
+        if weights:
+            parallel.in_main(write_tensors, path, weights)
+        else:  # an interrupted run may have left one
+            parallel.in_main(path.unlink, True)
+        chosen += fits
+        progress(block + 1, total)
+    return chosen
+
+
+def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Set weights of a block by name, converted to the block's type."""
+    parameters = dict(block.named_parameters())
+    for name, weight in weights.items():
+        parameters[name].data = weight.to(parameters[name].device, parameters[name].dtype)
+
+
+def _refit_block(block: int, fit: Streams, validation: Streams) -> tuple[dict[str, Tensor], list[float | None]]:
+    """Move all streams through one block and fit its modules."""
+    checkpoint = fit.small.checkpoint
+    dense = (BlockWalk(fit.dense, block), BlockWalk(validation.dense, block))
+    small = (BlockWalk(fit.small, block), BlockWalk(validation.small, block))
+    prefix = checkpoint.block_prefix(block)
+    present = {name.removeprefix(prefix) for name in checkpoint.tensors if name.startswith(prefix)}
+    weights: dict[str, Tensor] = {}
+    chosen: list[float | None] = []
+    for kind in checkpoint.family.kinds:
+        part = checkpoint.family.module(kind)
+        name = output_name(part, present) if kind != "tail" else None
+        spreads = []
+        with parallel.agree():
+            for walk in dense:
+                with watched_spread(walk, kind) as spread:
+                    walk.finish(kind)
+                spreads.append(spread)
+        if name is not None:
+            inner = name.removeprefix(part.prefix)
+            stitched = checkpoint.read(prefix + name, dtype=torch.float32)[""]
+            weight, ridge = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched))
+            chosen.append(ridge)
+            if ridge is not None:
+                weights[name] = as_stored(part, inner, weight)
+                for walk in small:
+                    put_weights(walk.stream.decoder.blocks[block], {name: weights[name]})
+        with parallel.agree():
+            for walk in small:
+                walk.finish(kind)
+    return weights, chosen
+
+
+def _fit_module(
+    kind: ModuleKind,
+    small: Sequence[BlockWalk],
+    dense: Sequence[BlockWalk],
+    spreads: Sequence[list[Tensor]],
+    W0: Tensor,
+) -> tuple[Tensor, float | None]:
+    """The best weights of an output projection on validation text, and their λ, as `fit_output`.
+
+    `small` are the smaller streams before the module, on the fitted text and on validation text; `dense` are the dense
+    streams after it, and `spreads` as in `watched_spread`, in the same order. W0 are the stitched weights, float32.
+    """
+    walk = small[0]
+    label = f"block {walk.block} {kind}"
+    W0 = W0.to(walk.stream.device)
+    if W0.ndim == 3:
+        triples = zip(small, dense, spreads, strict=True)
+        seen, held_out = (mixture_of(walk, goal.stream.hidden, made) for walk, goal, made in triples)
+        return fit_experts(seen, held_out, W0, label)
+    gain = output_gain(walk.stream.decoder.blocks[walk.block], walk.stream.checkpoint, kind)
+    fitted = module_moments(walk, kind, dense[0].stream.hidden, spreads[0], gain)
+    if spreads[0]:
+
+        def errors(candidates: Sequence[Tensor]) -> list[float]:
+            return errors_behind_norm(small[1], kind, dense[1].stream.hidden, candidates)
+
+    else:
+
+        def errors(candidates: Sequence[Tensor]) -> list[float]:
+            unseen = module_moments(small[1], kind, dense[1].stream.hidden, [], gain)
+            return unseen.errors([W if gain is None else gain[:, None] * W for W in candidates])
+
+    return fit_output(fitted, errors, W0, gain, label, normed=bool(spreads[0]))

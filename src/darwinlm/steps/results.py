@@ -1,0 +1,39 @@
+"""What the steps of a run give each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.units.cost import CostModel
+from darwinlm.steps.export.step import Exported
+from darwinlm.steps.recover.step import Recovered
+from darwinlm.steps.refit.step import Refitted
+from darwinlm.steps.text.step import Texts
+from darwinlm.steps.vocabulary.step import CutVocabulary
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads; sizes of a sweep share it.
+
+    Attributes:
+        original: The dense model, with all of its tokens.
+        dense: The same with the smaller vocabulary, if there is one.
+        latency: Costs in time, if the budget is one.
+    """
+
+    original: Checkpoint
+    dense: Checkpoint
+    vocabulary: CutVocabulary | None
+    text: Texts
+    latency: CostModel | None
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """The smaller model after refit and training, and as it is saved."""
+
+    refit: Refitted | None
+    recovered: Recovered | None
+    exported: Exported

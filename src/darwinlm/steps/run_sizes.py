@@ -1,0 +1,96 @@
+"""Sizes of a model under a recipe, from its configuration alone."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import prod
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import ModuleShape, module_shapes
+from darwinlm.recipe import Recipe
+from darwinlm.recipe.settled import GPU_TOKENS
+from darwinlm.runtime.compute import DTYPES
+from darwinlm.steps.budget.bounds import Counted, bounded
+from darwinlm.steps.budget.problem import space_of
+from darwinlm.steps.vocabulary.choose import kept_size
+
+
+class Sizes:
+    """Sizes for one of several processes that share the work.
+
+    Attributes:
+        cut: Shapes of modules with several levels.
+        params: Number of parameters of the dense model with the recipe's vocabulary; a tied embedding counts once.
+        blocks: Number of parameters in its blocks.
+        block: Number of parameters of the largest one.
+        outside: Number of parameters outside its blocks: embedding, head, last norm.
+        channels: Channels of the stream and of the widest attention and MLP, of which a token uses its own experts.
+        saved: Bytes of a saved weight.
+        pass_tokens: Tokens in one pass.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, processes: int = 1) -> None:
+        self.checkpoint, self.recipe, self.processes = checkpoint, recipe, processes
+        self.shapes = module_shapes(checkpoint)
+        self.space = space_of(recipe, checkpoint, self.shapes)
+        modules = zip(self.shapes, self.space.modules, strict=True)
+        self.cut = [shape for shape, module in modules if len(module.levels) > 1]
+        self.width, rows = int(checkpoint.config.hidden_size), int(checkpoint.config.vocab_size)
+        self.vocabulary, self.depth = kept_size(recipe.vocabulary or 1, rows), checkpoint.n_blocks
+        self.blocks = self.space.params(self.space.dense)
+        self.block = max(self.params_of(block) for block in range(self.depth))
+        self.params: int = sum(
+            each.numel() // rows * self.vocabulary
+            if each.shape[:1] == (rows,) and not name.startswith(f"{checkpoint.family.layers}.")
+            else each.numel()
+            for name, each in checkpoint.outline.named_parameters()
+        )
+        self.outside = self.params - self.blocks
+        widths = {shape.kind: 0 for shape in self.shapes}
+        for shape in self.shapes:
+            widths[shape.kind] = max(widths[shape.kind], shape.width * max(shape.chosen, 1))
+        self.channels = self.width + sum(widths.values())
+        self.dtype = DTYPES["float32" if recipe.compute.dtype == "float32" else "bfloat16"]
+        self.size, self.saved = self.dtype.itemsize, checkpoint.dtype.itemsize
+        self.pass_tokens = max(recipe.compute.batch_tokens or GPU_TOKENS, recipe.text.sequence_length)
+
+    def params_of(self, block: int) -> int:
+        """Number of parameters of a block."""
+        blocks = self.checkpoint.outline.get_submodule(self.checkpoint.family.layers)
+        return sum(each.numel() for each in blocks[block].parameters())
+
+    @cached_property
+    def kept_blocks(self) -> tuple[int, int]:
+        """Smallest and largest number of block parameters to keep; approximate for a budget in bytes.
+
+        A budget in time is measured in the run; an equal share of the blocks, or half of them, stands for it. Raises
+        BudgetError if the budget is too small or too large.
+        """
+        recipe, equal = self.recipe, self.recipe.search.layers == "equal"
+        cost = Counted(recipe, self.checkpoint, self.space, self.shapes, self.outside, equal).cost
+        if cost is None:
+            return 0, round(self.blocks / (recipe.budget.speedup or 2))
+        bounds = bounded(cost, recipe, self.checkpoint)
+        share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
+        return round(share * bounds.lower), round(share * bounds.upper)
+
+    @property
+    def kept(self) -> float:
+        """Largest share of block parameters to keep."""
+        return self.kept_blocks[1] / self.blocks
+
+    def operations(self, tokens: float, kept: float = 1.0, *, blocks: float = 1.0, heads: float = 0.0) -> float:
+        """Operations of passes of tokens through a model. A backward pass counts as two."""
+        return tokens * (blocks * kept * self.through + heads * 2.0 * self.width * self.vocabulary)
+
+    @cached_property
+    def through(self) -> float:
+        """Operations of one token's pass through all blocks: products with weights, and attention."""
+        return sum(map(self.through_module, self.shapes))
+
+    def through_module(self, shape: ModuleShape) -> float:
+        """Those of one module; a token meets its own experts."""
+        own = shape.chosen / shape.experts if shape.experts else 1.0
+        weights = sum(prod(size) * (own if len(size) == 3 else 1.0) for size in shape.tensors.values() if len(size) > 1)
+        attention = 4.0 * self.recipe.text.sequence_length * shape.width if shape.kind == "attention" else 0.0
+        return 2.0 * weights + attention

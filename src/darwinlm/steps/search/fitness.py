@@ -1,0 +1,244 @@
+"""KL of candidates to the dense model.
+
+All candidates of a round go through the blocks together: a block's weights are there once, and every candidate runs
+with its own modules. All see the same tokens, so their differences are paired. The loss of a candidate on each sequence
+is stored; a later round on more text only runs the new text. Several processes share the candidates of a round and
+their text.
+
+A loss depends only on the candidate and the sequences, never on the process or the order of evaluations; up to
+rounding, since several processes run fewer sequences at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.model.divergence import DenseDistribution, log_probabilities, summed_kl
+from darwinlm.model.units.space import Allocation
+from darwinlm.model.walk.chunks import LossOf
+from darwinlm.model.walk.decoder import Decoder
+from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
+from darwinlm.runtime import parallel
+from darwinlm.runtime.clock import working_time
+from darwinlm.runtime.compute import exact
+from darwinlm.runtime.errors import NumericsError, TimeLimitError
+from darwinlm.runtime.memory import memory_of
+from darwinlm.steps.search.dense_side import ExpectedRows, LinearHead
+from darwinlm.steps.search.module_cache import PlacedModules
+
+Window = tuple[int, int]
+"""Range of sequences on which candidates are compared, or a piece of it for one forward pass: first index, end."""
+
+
+@dataclass
+class Clock:
+    """Wall-clock time of a search in seconds, with those `before` an interruption, and its limit."""
+
+    limit: float = math.inf
+    before: float = 0.0
+    begun: float = field(default_factory=working_time)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds used so far."""
+        return self.before + working_time() - self.begun
+
+    @property
+    def left(self) -> float:
+        """Seconds left, negative after the limit."""
+        return self.limit - self.seconds
+
+    def check(self) -> None:
+        """Raise TimeLimitError after the limit."""
+        if self.left < 0:
+            raise TimeLimitError("the search has used its time")
+
+
+class Fitness:
+    """KL(dense ‖ candidate) in nats per token.
+
+    The fitness text is [n, t]; streams of candidates may go where `memory` says.
+
+    Attributes:
+        dense: The dense model's stream after the last block, [n, t, m].
+        evaluations: Number of evaluations of a candidate.
+        clock: Time limit that stops an evaluation, once there is a first result.
+    """
+
+    def __init__(
+        self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, memory: HiddenMemory | None = None
+    ) -> None:
+        self.placed = placed
+        self.memory = memory
+        self.decoder = placed.decoder
+        self.tokens = tokens
+        self.n_sequences, self.sequence_length = tokens.shape
+        self.evaluations = 0
+        self.clock = Clock()
+        self._batch_sequences = max(1, batch_tokens // parallel.size() // self.sequence_length)
+        self._known: dict[Allocation, dict[int, float]] = {}
+        streams = self._through(list(self.pieces(0, self.n_sequences)))
+        self.dense = torch.cat(list(streams))
+        with torch.no_grad(), self.decoder.with_head():
+            head = LinearHead.of(self.decoder)
+            self._sides = [ExpectedRows(self.decoder, head, each.flatten(0, 1)) for each in streams] if head else []
+
+    def pieces(self, begin: int, end: int) -> Iterator[Window]:
+        """Parts of a range for one forward pass each, with fixed borders."""
+        while begin < end:
+            border = min((begin // self._batch_sequences + 1) * self._batch_sequences, end)
+            yield begin, border
+            begin = border
+
+    def sequences(self, n_tokens: int) -> int:
+        """Number of whole sequences with `n_tokens` tokens, limited to the text."""
+        return min(-(-n_tokens // self.sequence_length), self.n_sequences)
+
+    def windows(self, n_tokens: int) -> list[Window]:
+        """Windows of whole sequences with `n_tokens` tokens; the last one may be longer."""
+        length = self.sequences(n_tokens)
+        starts = range(0, max(self.n_sequences - length, 0) + 1, length)
+        return [(start, self.n_sequences if start == starts[-1] else start + length) for start in starts]
+
+    def kl(self, allocation: Allocation, n_tokens: int) -> float:
+        """Mean KL over the first `n_tokens` fitness tokens, rounded up to whole sequences.
+
+        Raises NumericsError if the candidate's logits aren't finite.
+        """
+        mean = self.kls([allocation], n_tokens)[0]
+        if math.isinf(mean):
+            raise NumericsError(
+                f"the candidate {allocation} gives values that aren't finite: try compute.dtype=float32"
+            )
+        return mean
+
+    def kls(self, allocations: Sequence[Allocation], n_tokens: int) -> list[float]:
+        """Mean KL of each candidate over the first tokens; see `kl_on`."""
+        return self.kl_on(allocations, (0, self.sequences(n_tokens)))
+
+    def kl_on(self, allocations: Sequence[Allocation], window: Window) -> list[float]:
+        """Mean KL of each candidate over a window; infinite where its logits aren't finite.
+
+        Raises TimeLimitError if the clock's limit has passed.
+        """
+        wanted = range(*window)
+        missing = [(each, piece) for each in dict.fromkeys(allocations) for piece in self._missing(each, window)]
+        with parallel.agree():
+            measured = memory_of(self.decoder.device).survive(self._evaluate, parallel.portion(missing))
+        for part in parallel.gather(measured):
+            for each, losses in part.items():
+                self._known.setdefault(each, {}).update(losses)
+        self.evaluations += len({each for each, _ in missing})
+        return [_mean([self._known[each][number] for number in wanted], self.sequence_length) for each in allocations]
+
+    @torch.no_grad()
+    def kl_in_place(self, n_tokens: int) -> float:
+        """Mean KL of the decoder's current modules, in this process; infinite where its logits aren't finite."""
+        pieces = list(self.pieces(0, self.sequences(n_tokens)))
+        found = zip(pieces, self._through(pieces), strict=True)
+        losses = [loss for piece, end in found for loss in self._losses(piece, [end])[0]]
+        return _mean(losses, self.sequence_length)
+
+    def losses(self, allocation: Allocation) -> list[float]:
+        """Summed KL of a candidate for each sequence, up to the first one that wasn't measured."""
+        known = self._known.get(allocation, {})
+        return [known[number] for number in itertools.takewhile(known.__contains__, itertools.count())]
+
+    def remember(self, allocation: Allocation, losses: Sequence[float]) -> None:
+        """Store losses that an earlier run of the same search measured."""
+        self._known[allocation] = dict(enumerate(losses))
+
+    @torch.no_grad()
+    def _evaluate(self, missing: Sequence[tuple[Allocation, Window]]) -> dict[Allocation, dict[int, float]]:
+        """Losses of candidates on some sequences, by candidate and number of the sequence."""
+        if not missing:
+            return {}
+        by_candidate: dict[Allocation, list[Window]] = {}
+        for each, piece in missing:
+            by_candidate.setdefault(each, []).append(piece)
+        text = {piece: self.tokens[slice(*piece)] for _, piece in missing}
+        embedded = {piece: self.decoder.embed(tokens) for piece, tokens in text.items()}
+        streams: dict[Allocation, HiddenStates] = {}
+        arguments: dict[Allocation, list[list[dict[str, Any]]]] = {}
+        for each, pieces in by_candidate.items():
+            elements = sum(embedded[piece].numel() for piece in pieces)
+            streams[each] = HiddenStates((embedded[piece] for piece in pieces), elements, self.memory)
+            arguments[each] = [self.decoder.block_arguments(text[piece]) for piece in pieces]
+        del embedded
+        self._walk(streams, arguments)
+        measured: dict[Allocation, dict[int, float]] = {each: {} for each in by_candidate}
+        with self.decoder.with_head():
+            for piece in text:
+                self.clock.check()
+                there = [each for each, pieces in by_candidate.items() if piece in pieces]
+                ends = [streams[each][by_candidate[each].index(piece)] for each in there]
+                for each, losses in zip(there, self._losses(piece, ends), strict=True):
+                    measured[each] |= zip(range(*piece), losses, strict=True)
+        return measured
+
+    def _walk(
+        self, streams: Mapping[Allocation, HiddenStates], arguments: Mapping[Allocation, list[list[dict[str, Any]]]]
+    ) -> None:
+        """Move candidates through the blocks together."""
+        for block in self.decoder.walk(range(len(self.decoder.blocks))):
+            with self.placed.visiting(block):
+                # Candidates with the same modules follow each other, so that those are placed once.
+                for each in sorted(streams, key=lambda each: self.placed.levels(block, each)):
+                    self.placed.put(block, each)
+                    for number, given in enumerate(arguments[each]):
+                        self.clock.check()
+                        streams[each][number] = self.decoder.run_block(block, streams[each][number], given[block])
+
+    def _missing(self, allocation: Allocation, window: Window) -> Iterator[Window]:
+        """Parts of a window that weren't evaluated for a candidate."""
+        known = self._known.get(allocation, {})
+        for piece in self.pieces(*window):
+            unknown = [number for number in range(*piece) if number not in known]
+            if unknown:
+                yield unknown[0], unknown[-1] + 1
+
+    def _through(self, pieces: Sequence[Window]) -> HiddenStates:
+        """Streams after the last block, of the modules that are in the decoder."""
+        return self.decoder.through([self.tokens[slice(*piece)] for piece in pieces], memory=self.memory)
+
+    def _losses(self, piece: Window, ends: Sequence[Tensor]) -> list[list[float]]:
+        """Losses of the sequences of a piece, for each candidate's stream after the last block."""
+        if self._sides:
+            side, start = self._sides[piece[0] // self._batch_sequences], piece[0] % self._batch_sequences
+            divergence = torch.stack([side.kl(each.flatten(0, 1), start * self.sequence_length) for each in ends])
+        else:
+            divergence = self._compared(piece, ends)
+        losses = exact(divergence).view(len(ends), -1, self.sequence_length).sum(2, dtype=torch.float64).tolist()
+        return [[loss if math.isfinite(loss) else math.inf for loss in each] for each in losses]
+
+    def _compared(self, piece: Window, ends: Sequence[Tensor]) -> Tensor:
+        """KL of each token, [candidates, n], from logits that are no linear function of the head's input."""
+        size = self.decoder.head_tokens
+        dense, *candidates = (torch.split(each.flatten(0, 1), size) for each in (self.dense[slice(*piece)], *ends))
+        found: list[list[Tensor]] = []
+        for number, part in enumerate(dense):
+            of_part = DenseDistribution(self.decoder.head(part))
+            found.append([of_part.kl(self.decoder.head(each[number])) for each in candidates])
+        return torch.stack([torch.cat(parts) for parts in zip(*found, strict=True)])
+
+
+def kl_of_pieces(decoder: Decoder, dense: Tensor) -> LossOf:
+    """Summed KL(dense ‖ model) of pieces of tokens, from both streams after the last block, [n, m]."""
+
+    def loss(piece: slice, hidden: Tensor) -> Tensor:
+        with torch.no_grad():
+            expected = log_probabilities(decoder.head(dense[piece]))
+        return summed_kl(decoder.head(hidden), expected)
+
+    return loss
+
+
+def _mean(losses: Sequence[float], sequence_length: int) -> float:
+    return max(math.fsum(losses) / (len(losses) * sequence_length), 0.0)

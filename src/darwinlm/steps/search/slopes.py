@@ -1,0 +1,234 @@
+"""First-order change of the loss if one module of an allocation moves to another level.
+
+The gradient g of KL(dense ‖ allocation) is propagated through the allocation's blocks. On the same stream, a module at
+another level would have the output y' = W_k x_k. Here x is the input of the dense module's output projection. With
+C = Σ g xᵀ over tokens, [r, d],
+
+    loss(level) - loss(gone) ≈ ⟨W_k, C_k⟩ = Σ_{j < k} ⟨T_j, (C_π L⁻ᵀ)_j⟩,
+
+beside the bias, and one triangular solve gives all widths (`database/factors.py` has the letters). Only differences
+between the levels of a module are meaningful, and only near the allocation, since they leave out curvature.
+
+A norm behind the module doesn't see the length of y, so a derivative in front of it is zero along y, and removing the
+module would seem free. There g is the gradient behind the norm, and loss(level) - loss(gone) ≈ Σ ⟨g, norm(W_k x + b)⟩
+over tokens, b the bias. The outputs of all widths are partial sums, W_k x = Σ_{j < k} T_j (L⁻¹ x_π)_j.
+
+First-order (Taylor) importance was proposed for single weights and channels (Molchanov et al. 2019, arXiv 1906.10771).
+Here it applies to whole levels, with the weights of each level.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from darwinlm.model.units.space import Allocation
+from darwinlm.model.walk.chunks import chunked_gradient
+from darwinlm.model.walk.decoder import Removed, input_of
+from darwinlm.model.walk.hidden import HiddenStates
+from darwinlm.runtime import parallel
+from darwinlm.runtime.compute import exact
+from darwinlm.runtime.errors import NumericsError
+from darwinlm.runtime.memory import memory_of
+from darwinlm.steps.database.factors import NestedFactors
+from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.search.fitness import Fitness, Window, kl_of_pieces
+
+
+class Gradients:
+    """First-order losses of all levels around an allocation, on the text of a fitness, whose clock can stop it."""
+
+    def __init__(self, fitness: Fitness, database: DatabaseReader) -> None:
+        self.fitness = fitness
+        self.placed, self.decoder, self.database = fitness.placed, fitness.decoder, database
+
+    def around(self, allocation: Allocation, window: Window) -> list[list[float]]:
+        """First-order losses of every level, in nats per token; zero for a mixture, where routing would change.
+
+        Processes share the text; up to rounding, the result does not depend on their number. `window` selects sequences
+        of the text.
+
+        Raises:
+            NumericsError: The gradient isn't finite.
+            TimeLimitError: The limit of the fitness's clock has passed.
+        """
+        pieces = list(self.fitness.pieces(*window))
+        with parallel.agree():
+            own = memory_of(self.decoder.device).survive(self._of_pieces, allocation, parallel.mine(pieces))
+        total = torch.stack(parallel.gather(own)).sum(0)
+        if not bool(torch.isfinite(total).all()):
+            raise NumericsError(
+                "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
+                "search.method=paper"
+            )
+        n_tokens = (window[1] - window[0]) * self.fitness.sequence_length
+        split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
+        return [row.tolist() for row in split]
+
+    def _of_pieces(self, allocation: Allocation, pieces: Sequence[Window]) -> Tensor:
+        """Concatenated slopes of all levels of all modules, summed over the tokens of the pieces, float64.
+
+        The text moves through the blocks together, and its gradients back through them.
+        """
+        rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
+        if not pieces:
+            return torch.cat(rows)
+        parts = [self.fitness.tokens[slice(*piece)] for piece in pieces]
+        arguments = [self.decoder.block_arguments(part) for part in parts]
+        hidden = self._states(self.decoder.embed(part) for part in parts)
+        inputs: list[HiddenStates] = []
+
+        @contextmanager
+        def visiting(block: int) -> Iterator[None]:
+            inputs.append(hidden.copied(self.fitness.memory))
+            with self.placed.visiting(block):
+                self.placed.put(block, allocation)
+                yield
+
+        self.decoder.move(hidden, arguments, visiting, self.fitness.clock.check)
+        with self.decoder.with_head():
+            dense = (self.fitness.dense[slice(*piece)] for piece in pieces)
+            gradients = self._states(map(self._behind_last_block, hidden, dense))
+
+        @contextmanager
+        def back_at(block: int) -> Iterator[None]:
+            with self.placed.visiting(block):
+                self.placed.put(block, allocation)
+                places = [index for index, module in enumerate(self.placed.space.modules) if module.block == block]
+                watched = [one for one in map(self._watched, places) if one is not None]
+                with ExitStack() as hooks:
+                    for one in watched:
+                        one.watch(hooks)
+                    yield
+                for one in watched:
+                    if one.gradients:
+                        x, g = torch.cat(one.inputs), torch.cat(one.gradients)
+                        rows[one.index] = self._levels(one.index, x, g, one.norm)
+
+        def given(index: int, block: int) -> dict[str, Any]:
+            return arguments[index][block]
+
+        for _ in self.decoder.back(inputs, gradients, given, back_at, self.fitness.clock.check):
+            pass
+        return torch.cat(rows)
+
+    def _states(self, streams: Iterable[Tensor]) -> HiddenStates:
+        """The stream of some pieces of the text between two blocks, in an allowed place."""
+        return HiddenStates(streams, self.fitness.dense.numel(), self.fitness.memory)
+
+    def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
+        """Gradient of the summed KL at the stream after the last block."""
+        return chunked_gradient(kl_of_pieces(self.decoder, dense.flatten(0, 1)), hidden)
+
+    def _watched(self, index: int) -> _Watched | None:
+        """A module whose slopes can be computed; None for fixed modules and mixtures."""
+        module, family = self.placed.space.modules[index], self.decoder.family
+        if len(module.levels) == 1 or self.database.shapes[module.block, module.kind].experts:
+            return None
+        present = self.decoder.module(module.block, module.kind)
+        part = family.module(module.kind)
+        norm = None if part.post_norm is None else getattr(self.decoder.blocks[module.block], part.post_norm)
+        return _Watched(index, present, self.placed.dense[index], part.output, norm)
+
+    def _levels(self, index: int, x: Tensor, g: Tensor, norm: nn.Module | None) -> Tensor:
+        """Slope of every level of a module, float64, from inputs [n, d] and gradients [n, r] of n tokens."""
+        module, reader = self.placed.space.modules[index], self.database
+        C, x, g = (g.T @ x).to(reader.device, torch.float32), x.float(), g.float()
+        output = getattr(self.placed.dense[index], self.decoder.family.module(module.kind).output)
+        bias = 0.0 if output.bias is None else output.bias.float()
+        slopes = torch.zeros(len(module.levels), dtype=torch.float64)
+        by_variant: dict[int, dict[int, int]] = {}
+        for at, level in enumerate(module.levels):
+            if level.width:
+                by_variant.setdefault(reader.variant(module.block, module.kind, level), {})[level.width] = at
+        for variant, places in by_variant.items():
+            (factors,) = reader.factors(module.block, module.kind, variant)
+            widths = sorted(places)
+            if norm is None:
+                sums = inner_products(factors, C)[widths] + exact(g * bias).sum(dtype=torch.float64)
+            else:
+                at_widths = outputs(factors, x.to(reader.device), widths)
+                behind = (norm(y.to(g.device) + bias) for y in at_widths)
+                sums = torch.stack([exact(each * g).sum(dtype=torch.float64) for each in behind])
+            slopes[[places[width] for width in widths]] = sums.cpu()
+        return slopes
+
+
+@torch.no_grad()
+def inner_products(factors: NestedFactors, C: Tensor) -> Tensor:
+    """⟨W_k, C_k⟩ for every width k: optimal weights times the same columns of a matrix C, [r, d] floating.
+
+    Returns [p + 1] float64, zero first, for factors that may keep p of the d columns.
+    """
+    solved = torch.linalg.solve_triangular(factors.factor.T, C.float()[:, factors.columns], upper=True, left=False)
+    sums = torch.linalg.vecdot(factors.target, solved, dim=0).double().cumsum(0)
+    return torch.cat([sums.new_zeros(1), sums])
+
+
+@torch.no_grad()
+def outputs(factors: NestedFactors, x: Tensor, widths: Sequence[int]) -> Iterator[Tensor]:
+    """Outputs W_k x, [n, r] float32, for ascending widths k > 0 and inputs x, [n, d] floating."""
+    solved = torch.linalg.solve_triangular(factors.factor, x.float()[:, factors.columns].T, upper=False)
+    y = solved.new_zeros(len(x), len(factors.target))
+    for start, end in itertools.pairwise((0, *widths)):
+        y = y + solved[start:end].T @ factors.target[:, start:end].T
+        yield y
+
+
+class _Watched:
+    """Hooks on a module: gradients at its output, and on the same stream the input of the dense output projection.
+
+    The output is that of the norm behind the module, if there is one. `inputs` [n, d] and `gradients` [n, r] have an
+    entry for each batch that went back.
+    """
+
+    def __init__(
+        self, index: int, present: nn.Module, dense: nn.Module, projection: str, norm: nn.Module | None
+    ) -> None:
+        self.index = index
+        self.present = present
+        self.dense = dense
+        self.projection = projection
+        self.norm = norm
+        self.inputs: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+        self._input: Tensor | None
+        self._call: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def watch(self, hooks: ExitStack) -> None:
+        """Install the hooks."""
+
+        def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            self._call, self._input = (arguments, named), None
+
+        def projected(_: nn.Module, __: Any, output: Tensor) -> None:
+            output.register_hook(self._collect)  # type: ignore[no-untyped-call]
+
+        def absent(_: nn.Module, __: Any, output: Any) -> Any:
+            arguments, named = self._call
+            zeros = 0 * (arguments[0] if arguments else named["hidden_states"])  # with a gradient
+            zeros.register_hook(self._collect)
+            return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
+
+        gone = isinstance(self.present, Removed)
+        last = self.norm or (self.present if gone else getattr(self.present, self.projection))
+        hooks.enter_context(self.present.register_forward_pre_hook(called, with_kwargs=True))
+        hooks.enter_context(last.register_forward_hook(absent if gone else projected))
+        if self.present is self.dense:
+            hooks.enter_context(getattr(self.dense, self.projection).register_forward_pre_hook(self._note))
+
+    def _note(self, _: nn.Module, given: tuple[Tensor]) -> None:
+        self._input = given[0].detach()
+
+    @torch.no_grad()
+    def _collect(self, gradient: Tensor) -> None:
+        if self._input is None:
+            arguments, named = self._call
+            self._input = input_of(getattr(self.dense, self.projection), lambda: self.dense(*arguments, **named))
+        self.inputs.append(self._input.flatten(0, 1))
+        self.gradients.append(gradient.flatten(0, 1))

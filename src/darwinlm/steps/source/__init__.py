@@ -1,0 +1,1 @@
+"""The dense model of a run."""

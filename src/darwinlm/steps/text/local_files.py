@@ -1,0 +1,257 @@
+"""Read the documents of local files, in a seeded random order.
+
+The library `datasets` reads Parquet and Arrow, and shuffles. JSON and CSV are read with Python's own modules, because
+the library gives the arguments of all tool calls the same fields, refuses records that differ after 10 MB, and shifts
+the columns of a CSV table without a word if rows have more cells than the first line.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import random
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from darwinlm.runtime.errors import DataError, first_line
+from darwinlm.runtime.limits import parse_json, shorten
+from darwinlm.steps.text.records import CHAT_COLUMNS, text_fields, text_of
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+    from transformers import PreTrainedTokenizerBase
+
+_TEXT_EXTENSIONS = (".txt", ".txt.gz", ".md")
+_JSON_EXTENSIONS = (".jsonl", ".jsonl.gz", ".json")
+_CSV_EXTENSIONS = (".csv", ".csv.gz", ".tsv")
+EXTENSIONS = (*_TEXT_EXTENSIONS, *_JSON_EXTENSIONS, *_CSV_EXTENSIONS, ".parquet", ".arrow")
+"""Supported file extensions."""
+
+OPEN_FILES = 64
+"""Maximum number of files of a folder that are read at once."""
+BUFFER_DOCUMENTS = 10_000
+"""Maximum number of documents in the buffer of the shuffle, all files together."""
+BUFFER_CHARACTERS = 1 << 28
+"""Maximum number of characters in the buffer, estimated from the first records: single ones may be whole books."""
+PASSAGE_CHARACTERS = 1 << 14
+"""Length from which a text file is divided at single blank lines too, and from twice as much anywhere."""
+CELL_CHARACTERS = 1 << 22
+"""Maximum length of a cell of a CSV table."""
+
+_SAMPLE = 32
+_ROWS_PER_BATCH = 64
+
+
+def extension_of(path: Path) -> str | None:
+    """The extension of a file among `EXTENSIONS`."""
+    name = path.name.lower()
+    return next((extension for extension in EXTENSIONS if name.endswith(extension)), None)
+
+
+def read_files(
+    files: Sequence[Path], field: str | None, seed: int | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Iterator[str]:
+    """Read the documents of files, one of each in turn, so that the first documents come from all files.
+
+    At most `OPEN_FILES` are read at once; when one ends, the next one is opened. `field` holds the text of a record;
+    None finds it by its name. Without `seed`, the order is kept. Only chats need the tokenizer. Raises DataError.
+    """
+    order = list(files)
+    if seed is not None:
+        random.Random(seed).shuffle(order)  # noqa: S311 - no secret depends on it
+    at_once = min(len(files), OPEN_FILES)
+    waiting = [_documents(path, field, seed, tokenizer, at_once) for path in order]
+    while waiting:
+        ended = []
+        for documents in waiting[:OPEN_FILES]:
+            try:
+                yield next(documents)
+            except StopIteration:
+                ended.append(documents)
+        waiting = [documents for documents in waiting if documents not in ended]
+
+
+def _documents(
+    path: Path, field: str | None, seed: int | None, tokenizer: PreTrainedTokenizerBase | None, files: int
+) -> Iterator[str]:
+    rows: Any = _rows(str(path), field)
+    if seed is not None:
+        from datasets.packaged_modules.generator.generator import Generator
+
+        rows = _stream(Generator, generator=_rows, gen_kwargs={"path": str(path), "field": field})
+        rows = shuffled(rows, f"{seed} {path.name}", files)
+    for row in rows:
+        yield text_of(row["record"], row["fields"], row["where"], tokenizer)
+
+
+def shuffled(rows: IterableDataset, seed: str, files: int = 1) -> IterableDataset:
+    """Rows in a random order, drawn from a buffer that `files` share; a file that fits into it is shuffled as a whole.
+
+    The first rows tell how long they are.
+    """
+    lengths = [len(str(row)) for row in rows.take(_SAMPLE)]
+    fit = BUFFER_CHARACTERS * len(lengths) // max(sum(lengths), 1)
+    number = random.Random(seed).getrandbits(32)  # noqa: S311 - no secret depends on it
+    return rows.shuffle(seed=number, buffer_size=max(1, min(BUFFER_DOCUMENTS, fit) // files))
+
+
+def _stream(builder: Any, **options: Any) -> IterableDataset:
+    """Rows by a builder of `datasets`, read as they are needed and never cached."""
+    from datasets.utils.logging import CRITICAL, set_verbosity
+
+    set_verbosity(CRITICAL)  # it logs an error before it raises it
+    with TemporaryDirectory() as locks:
+        rows: IterableDataset = builder(cache_dir=locks, **options).as_streaming_dataset("train")
+        return rows
+
+
+def _rows(path: str, field: str | None) -> Iterator[dict[str, Any]]:
+    """The records of a file, without what isn't text, with their text fields and their place for messages.
+
+    All have the text fields of the first.
+    """
+    for where, record in _records(Path(path), field):
+        fields = text_fields(list(record), field, where)
+        field = "+".join(fields)
+        kept = {name: record[name] for name in (*fields, *CHAT_COLUMNS) if name in record}
+        yield {"where": where, "fields": fields, "record": kept}
+
+
+def _records(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    extension = extension_of(path)
+    if extension in _TEXT_EXTENSIONS:
+        if field is not None:
+            raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
+        return _passages(path)
+    if extension in _JSON_EXTENSIONS:
+        return json_records(path)
+    return _csv_records(path) if extension in _CSV_EXTENSIONS else _table_records(path, field)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
+    """Open a text file, unpacked if its name ends in ``.gz``; errors of reading become a `DataError`."""
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with cast("IO[str]", opened(path, "rt", encoding="utf-8-sig")) as file:
+            yield file
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: the file can't be read as UTF-8 text ({first_line(error)}). Convert it (for example with iconv), "
+            "pack it again, or check its permissions."
+        ) from error
+
+
+def _passages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The documents of a text file, which two or more blank lines separate, as records.
+
+    Where they are rare, as in a book, `PASSAGE_CHARACTERS` or a little more are a document, up to the next blank line.
+    """
+    kept: list[str] = []
+    length, blank = 0, 0
+    with _opened(path) as file:
+        while line := file.readline(PASSAGE_CHARACTERS):
+            if "\0" in line:
+                raise DataError(f"{path}: there is a zero byte, so this isn't text. Give a text file.")
+            if line.isspace():
+                blank += 1
+                continue
+            enough = blank >= 2 or (blank and length >= PASSAGE_CHARACTERS) or length >= 2 * PASSAGE_CHARACTERS
+            if kept and enough:
+                yield str(path), {"text": "".join(kept).rstrip("\n")}
+                kept, length = [], 0
+            if kept and blank:
+                kept.append("\n")
+            kept.append(line)
+            length += len(line)
+            blank = 0
+    if kept:
+        yield str(path), {"text": "".join(kept).rstrip("\n")}
+
+
+def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place for messages, record) of a file with one record per line, or with one list of records, read whole.
+
+    Raises DataError.
+    """
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            if line.lstrip().startswith("["):
+                for index, record in enumerate(_parsed(line + file.read(), str(path)), start=1):
+                    yield _record(record, f"{path}, record {index}")
+                return
+            if not line.isspace():
+                yield _record(_parsed(line, where), where)
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise DataError(
+            f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record, or the file one "
+            "list of records."
+        ) from error
+
+
+def _record(record: Any, where: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(record, dict):
+        raise DataError(
+            f"{where}: this is a {type(record).__name__}, not a record. "
+            'Give one object like {"text": "..."} on every line, or one list of such objects.'
+        )
+    return where, record
+
+
+def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, record) of a table with commas, semicolons or tabs, whose first line names the columns."""
+    csv.field_size_limit(CELL_CHARACTERS)
+    with _opened(path) as file:
+        first = file.readline()
+        table = csv.DictReader(chain([first], file), delimiter=max(",;\t", key=first.count), strict=True)
+        wrong: object = "there are more cells than columns in the first line"
+        try:
+            for record in table:
+                if None in record:
+                    break
+                yield f"{path}, line {table.line_num}", record
+            else:
+                return
+        except csv.Error as error:
+            wrong = error
+        raise DataError(f"{path}, line {table.line_num}: {wrong}. Correct the table, with such cells in quotes.")
+
+
+def _table_records(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (place, record) of a Parquet or Arrow file; columns that hold no text aren't read from Parquet."""
+    try:
+        for number, record in enumerate(_table(path, field), start=1):
+            yield f"{path}, row {number}", record
+    except DataError:
+        raise
+    except Exception as error:  # the libraries have no common class for what a damaged file leads to
+        kind = "Parquet" if path.suffix.lower() == ".parquet" else "Arrow"
+        reason = shorten(error, 200)
+        raise DataError(f"{path}: the file is damaged or isn't {kind} ({reason}). Write it again.") from error
+
+
+def _table(path: Path, field: str | None) -> IterableDataset:
+    files = {"train": [glob.escape(str(path))]}
+    if path.suffix.lower() == ".arrow":
+        from datasets.packaged_modules.arrow.arrow import Arrow
+
+        return _stream(Arrow, data_files=files)
+    import pyarrow.parquet as pq
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    names = pq.read_schema(path).names
+    fields = text_fields(names, field, str(path))
+    columns = [name for name in names if name in (*fields, *CHAT_COLUMNS)]
+    return _stream(Parquet, data_files=files, columns=columns, batch_size=_ROWS_PER_BATCH)

@@ -1,0 +1,1 @@
+"""A vocabulary with fewer tokens."""

@@ -1,1 +1,0 @@
-"""Construction of physically smaller modules and models."""

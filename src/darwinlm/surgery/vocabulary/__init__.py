@@ -1,1 +1,0 @@
-"""A smaller vocabulary: the choice of its tokens, the cut tokenizer, embedding and head."""

@@ -1,1 +1,0 @@
-"""Text that a model writes itself: batched sampling, chats from the model's own template, and documents."""
