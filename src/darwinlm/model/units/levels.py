@@ -11,7 +11,7 @@ from torch import Tensor
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.families.shapes import ModuleShape, module_parameters
-from darwinlm.recipe import UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import RecipeError
 
 MOST_COUNTS = 16

@@ -10,7 +10,7 @@ from darwinlm.model.families.expert_tensors import by_rows
 from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.units.levels import Kept, Level, ModuleLevels, kept_groups, module_levels
-from darwinlm.recipe import UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
 
 Place = tuple[int, ModuleKind]
 
