@@ -24,9 +24,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from darwinlm.pipeline import open_run
 from darwinlm.recipe import load_recipe
 from darwinlm.recipe import recipe as sections
+from darwinlm.runs.opening import open_run
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.run import Run

@@ -39,10 +39,10 @@ def plans(setup: Setup) -> None:
     from transformers import AutoConfig
 
     from darwinlm.model.families.checkpoint import Checkpoint
-    from darwinlm.planning.run_plan import plan_here
     from darwinlm.recipe import load_recipe
-    from darwinlm.recipe.settled import settled
-    from darwinlm.steps.run_sizes import Sizes
+    from darwinlm.runs.prediction import plan_of
+    from darwinlm.runtime.context import settled
+    from darwinlm.steps.run_sizes import RunSizes
 
     if setup.tiny:
         return
@@ -52,10 +52,11 @@ def plans(setup: Setup) -> None:
         config.max_position_embeddings = 4096
         config.save_pretrained(folder)
         for name in PLANNED:
-            recipe = settled(load_recipe(name, (), {"model": folder}), setup.kind)
-            plan = plan_here(Sizes(Checkpoint.describe(Path(folder)), recipe), setup.kind)
+            recipe = load_recipe(name, (), {"model": folder})
+            recipe = recipe.model_copy(update={"compute": settled(recipe.compute, setup.kind)})
+            plan = plan_of(RunSizes(Checkpoint.describe(Path(folder)), recipe), setup.kind)
             for row in plan.rows:
-                setup.told("plan", f"{name} {row.stage}", plan.seconds(row)[0] / 60, "min")
+                setup.told("plan", f"{name} {row.step}", plan.seconds(row)[0] / 60, "min")
             setup.told("plan", f"{name} all", plan.seconds()[0] / 3600, "h")
 
 

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from darwinlm.pipeline import open_run, prune
+from darwinlm.pipeline import prune
 from darwinlm.recipe import load_recipe
+from darwinlm.runs.opening import open_run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter

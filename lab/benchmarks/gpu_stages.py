@@ -17,14 +17,15 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.units.levels import variants
 from darwinlm.model.units.space import SearchSpace
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.stream import BlockStream
-from darwinlm.recipe import UnitsSettings, load_recipe
+from darwinlm.recipe import load_recipe
 from darwinlm.recipe import recipe as sections
-from darwinlm.recipe.settled import GPU_TOKENS
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_tensors
+from darwinlm.runtime.compute_settings import GPU_TOKENS
 from darwinlm.steps.database.block_files import Curve, block_file, module_tensors
 from darwinlm.steps.database.factors import pack_lower
 from darwinlm.steps.database.store import DatabaseReader

@@ -100,14 +100,15 @@ class Setup:
 
     def plan(self, part: str, checkpoint: Any, stage: str, *settings: str) -> float:
         """Bytes on a device that the plan says for a stage at the benchmark's budget."""
+        from darwinlm.pipeline import STEPS
         from darwinlm.planning.run_plan import plan_card
         from darwinlm.recipe import load_recipe
-        from darwinlm.steps.run_sizes import Sizes
+        from darwinlm.steps.run_sizes import RunSizes
 
         more = ("compute.dtype=bfloat16", "text.looking_back=0", "budget.tolerance=0.1", *settings)
         recipe = load_recipe(None, more, {"model": str(checkpoint.folder), "budget.keep": "38%"})
-        rows = plan_card(Sizes(checkpoint, recipe), "h100").rows
-        planned = next(row for row in rows if row.stage == stage).bytes
+        rows = plan_card(STEPS, RunSizes(checkpoint, recipe), "h100").rows
+        planned = next(row for row in rows if row.step == stage).cost.bytes
         self.told(part, f"{part} planned", planned / 1e9, "GB")
         return planned
 
@@ -131,13 +132,13 @@ class Setup:
 
 def planned_bytes(run: Any) -> dict[str, float]:
     """Planned bytes of the device by stage of a run."""
-    from darwinlm.planning.run_plan import plan_here
-    from darwinlm.steps.run_sizes import Sizes
-    from darwinlm.steps.source.step import open_model
+    from darwinlm.runs.prediction import plan_of
+    from darwinlm.steps.run_sizes import RunSizes
+    from darwinlm.steps.source.whole_model import open_model
 
-    sizes = Sizes(open_model(run.context, run.recipe.model), run.recipe)
-    plan = plan_here(sizes, run.context.device, math.inf)
-    return {row.stage: row.bytes for row in plan.rows}
+    sizes = RunSizes(open_model(run.context, run.recipe.model), run.recipe)
+    plan = plan_of(sizes, run.context.device, math.inf)
+    return {row.step: row.cost.bytes for row in plan.rows}
 
 
 def machine(setup: Setup) -> None:
@@ -217,8 +218,8 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
     from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
     from tests.tiny.stages import run_stages
 
-    from darwinlm.pipeline import open_run
     from darwinlm.recipe import load_recipe
+    from darwinlm.runs.opening import open_run
     from darwinlm.runtime.console import Reporter
 
     model, text = setup.work / family, setup.work / "text.txt"

@@ -8,8 +8,9 @@ from unittest import mock
 
 import torch
 
-from darwinlm.pipeline import open_run, prune
-from darwinlm.recipe import load_recipe
+from darwinlm.pipeline import prune
+from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.runs.opening import open_run
 from darwinlm.runtime.artifact import MANIFEST, StageFolder
 from darwinlm.runtime.compute import exact_device
 from darwinlm.runtime.console import Reporter
@@ -113,7 +114,7 @@ def whole(setup: Setup) -> None:
     """Search, stitch and refit of the whole model, whose blocks are read one after the other."""
     folder = random_database(setup, model_of(setup, layers_of(setup)))
 
-    def built(run: Run, inputs: Inputs) -> PruningDatabase:
+    def built(run: Run[Recipe], inputs: Inputs) -> PruningDatabase:
         reader = DatabaseReader(folder, inputs.dense, run.recipe.units, device=exact_device(run.context.device))
         return PruningDatabase(StageFolder(folder, {"stage": "database"}), reader)
 

@@ -27,14 +27,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from darwinlm.pipeline import STEPS, open_run, prune
-from darwinlm.planning.run_plan import plan_here
+from darwinlm.pipeline import ORDER, prune
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo_recipe import demo_model, demo_recipe
+from darwinlm.runs.opening import open_run
+from darwinlm.runs.prediction import plan_of
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.run import Run
-from darwinlm.steps.run_sizes import Sizes
-from darwinlm.steps.source.step import open_model
+from darwinlm.steps.run_sizes import RunSizes
+from darwinlm.steps.source.whole_model import open_model
 from lab.benchmarks.random_llama import write_llama
 
 LITTLE = (
@@ -65,7 +66,7 @@ def anonymous() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
-def opened(recipe: Recipe, folder: Path) -> Run:
+def opened(recipe: Recipe, folder: Path) -> Run[Recipe]:
     """Open the run again, to reuse its finished stages."""
     return open_run(recipe, folder, Reporter(Console(quiet=True)))
 
@@ -73,8 +74,8 @@ def opened(recipe: Recipe, folder: Path) -> Run:
 def prepare(recipe: Recipe, folder: Path, stage: str) -> None:
     """Run all stages before one of them."""
     run = opened(recipe, folder)
-    if stage != STEPS[0]:
-        run.until = STEPS[STEPS.index(stage) - 1]
+    if stage != ORDER[0]:
+        run.until = ORDER[ORDER.index(stage) - 1]
         prune(run)
 
 
@@ -97,8 +98,8 @@ def random_model(folder: Path, **sizes: Any) -> Path:
 def planned(recipe: Recipe, folder: Path) -> dict[str, dict[str, float]]:
     """Planned bytes and seconds by stage."""
     run = opened(recipe, folder)
-    plan = plan_here(Sizes(open_model(run.context, run.recipe.model), run.recipe), run.context.device)
-    return {row.stage: {"planned_gb": row.bytes / 1e9, "planned_s": plan.seconds(row)[0]} for row in plan.rows}
+    plan = plan_of(RunSizes(open_model(run.context, run.recipe.model), run.recipe), run.context.device)
+    return {row.step: {"planned_gb": row.cost.bytes / 1e9, "planned_s": plan.seconds(row)[0]} for row in plan.rows}
 
 
 def watched(recipe: Recipe, folder: Path, stage: str) -> dict[str, Any]:

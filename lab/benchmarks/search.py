@@ -29,9 +29,11 @@ from torch.nn import functional
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.units.space import Allocation
 from darwinlm.model.walk.decoder import Decoder
-from darwinlm.pipeline import build, open_run, read_inputs
+from darwinlm.pipeline import build, read_inputs
 from darwinlm.pipeline import plan as plan_of
+from darwinlm.recipe import Recipe
 from darwinlm.runs.demo_recipe import demo_recipe
+from darwinlm.runs.opening import open_run
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.run import Run
 from darwinlm.steps.database.store import DatabaseReader
@@ -164,7 +166,7 @@ def measure_rate(options: argparse.Namespace) -> None:
     )
 
 
-def machine(run: Run) -> Json:
+def machine(run: Run[Recipe]) -> Json:
     return {
         "device": str(run.context.device),
         "threads": torch.get_num_threads(),

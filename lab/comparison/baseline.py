@@ -1,4 +1,4 @@
-"""A baseline as a stage: it gives a stitched model, as the search and the database do for ours."""
+"""A baseline as a step: it gives a stitched model, as the search and the database do for ours."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 from darwinlm.formats.transformers.saved import save_model
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.units.space import Allocation
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.mapped import in_file
-from darwinlm.runtime.step import Stage, Task
+from darwinlm.runtime.step import Step, Task, Uses
 from darwinlm.steps.budget.problem import Problem
 from darwinlm.steps.database.step import PruningDatabase
+from darwinlm.steps.search.step import SearchSettings
 from darwinlm.steps.stitch.step import Stitched
 from darwinlm.steps.stitch.stitch import stitch
 from darwinlm.steps.text.sequences import TokenSequences
@@ -24,7 +26,7 @@ RESULT = "result.json"
 
 
 @dataclass(frozen=True)
-class Baseline:
+class BaselineResult:
     """The model of a baseline, its allocation, and what it recorded."""
 
     stitched: Stitched
@@ -32,41 +34,55 @@ class Baseline:
     record: dict[str, Any]
 
 
-def baseline_stage(
-    name: str,
-) -> Stage[[Checkpoint, TokenSequences, TokenSequences, Problem, PruningDatabase | None], Baseline]:
-    """The stage of a method in `BASELINES`; methods that don't use the database get none."""
-    method = BASELINES[name]
+@dataclass(frozen=True, eq=False)
+class Baseline(Step[BaselineResult]):
+    """The model of a method in `BASELINES`.
 
-    def make(
-        task: Task,
-        dense: Checkpoint,
-        calibration: TokenSequences,
-        fitness: TokenSequences,
-        plan: Problem,
-        database: PruningDatabase | None,
-    ) -> None:
-        given = MethodInputs(task.context, task.recipe, dense, calibration.tokens, fitness.tokens, plan, database)
-        result = method.make(given, task.folder)
-        used = plan.cost.of(result.allocation)
-        if used > plan.budget.limit:
-            raise BudgetError(f"{name} needs {plan.cost.words(used)}, more than the budget: please report this")
+    Attributes:
+        method: Name of the method.
+        minutes: Time limit of the search, for methods that search.
+        database: None for methods that don't use it.
+    """
+
+    name = "method"
+    version = 3
+    writes = "the model of a baseline"
+    settings = (Uses(UnitsSettings), Uses(SearchSettings, only=("rounds", "seed")))
+    arithmetic = True
+
+    method: str
+    minutes: float | None
+    dense: Checkpoint
+    calibration: TokenSequences
+    fitness: TokenSequences
+    problem: Problem
+    database: PruningDatabase | None
+
+    @property
+    def label(self) -> str:
+        """Title of the method."""
+        return BASELINES[self.method].title
+
+    @property
+    def folder_name(self) -> str:
+        """Each method has its own folder."""
+        return f"method_{self.method}"
+
+    def work(self, task: Task) -> None:
+        """Make the model. Raises BudgetError if it exceeds the budget."""
+        texts = self.calibration.tokens, self.fitness.tokens
+        given = MethodInputs(task.context, task.recipe, self.dense, *texts, self.problem, self.database)
+        result = BASELINES[self.method].make(given, task.folder)
+        used = self.problem.cost.of(result.allocation)
+        if used > self.problem.budget.limit:
+            words = self.problem.cost.words(used)
+            raise BudgetError(f"{self.method} needs {words}, more than the budget: please report this")
         place = partial(in_file, folder=task.folder)
         save_model(stitch(result.reader, result.allocation, place), task.folder / "model")
         write_json(task.folder / RESULT, {"allocation": result.allocation, "record": result.record})
 
-    def read(task: Task) -> Baseline:
+    def read(self, task: Task) -> BaselineResult:
+        """The model and its record."""
         result = read_json(task.folder / RESULT)
-        stitched = Stitched(Checkpoint.open(task.folder / "model"))
-        return Baseline(stitched, tuple(result["allocation"]), result["record"])
-
-    return Stage(
-        f"method_{name}",
-        make,
-        read,
-        version=3,
-        title=method.title,
-        writes="the model of a baseline",
-        settings=("units", "search.rounds", "search.seed", *(("search.minutes",) if method.searches else ())),
-        arithmetic=True,
-    )
+        stitched = Stitched(Checkpoint.open(task.folder / "model"), task.stage.digest)
+        return BaselineResult(stitched, tuple(result["allocation"]), result["record"])

@@ -1,8 +1,8 @@
-"""Compare methods with the same model, units, budget, text and surgery. Methods and measurements are stages."""
+"""Compare methods with the same model, units, budget, text and surgery. Methods and measurements are steps."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,31 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.units.space import kept_whole
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.streamed import StreamedDecoder
-from darwinlm.pipeline import build, check, correct, cut, open_run, plan, read_inputs
+from darwinlm.pipeline import build, check, correct, cut, plan, read_inputs
 from darwinlm.recipe import Recipe
+from darwinlm.runs.opening import open_run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.run import Run
-from darwinlm.runtime.step import Stage, Task
+from darwinlm.runtime.step import Step, Task
 from darwinlm.runtime.version import VERSION
 from darwinlm.steps.database.removal_metrics import find_metric
-from darwinlm.steps.database.step import DATABASE, GRADIENTS, PruningDatabase
+from darwinlm.steps.database.step import Database, PruningDatabase
 from darwinlm.steps.evaluate.quality import measure_quality
-from darwinlm.steps.recover.step import RECOVER
-from darwinlm.steps.refit.step import REFIT
+from darwinlm.steps.gradients.step import Gradients
+from darwinlm.steps.recover.step import Recover
+from darwinlm.steps.refit.step import Refit
 from darwinlm.steps.results import Inputs
-from darwinlm.steps.search.step import SEARCH
+from darwinlm.steps.search.step import Search
 from darwinlm.steps.stitch.step import Stitched
 from darwinlm.steps.stitch.stitch import block_parameters
 from darwinlm.steps.text.sequences import TokenSequences
 from darwinlm.steps.text.sources import read_documents
 from darwinlm.steps.text.splits import split_documents
-from darwinlm.steps.text.step import Texts
-from lab.comparison.baseline import baseline_stage
+from lab.comparison.baseline import Baseline
 from lab.comparison.entries import DENSE as DENSE_ROW
 from lab.comparison.entries import HELD_OUT, OURS, MethodRow, variant_recipe
 from lab.comparison.methods import BASELINES
@@ -67,58 +68,74 @@ class ComparisonRequest:
     every: bool = False
 
 
-def _measure(
-    task: Task, dense: Checkpoint, model: Checkpoint, evaluation: TokenSequences, domains: dict[str, TokenSequences]
-) -> None:
-    """Sizes of a model, and its perplexity and KL on every text."""
-    context, texts = task.context, {HELD_OUT: evaluation, **domains}
-    read = torch.cat([text.tokens.flatten() for text in texts.values()])
-    with parallel.agree():
-        reference, measured = (
-            StreamedDecoder(each, read, dtype=context.dtype, device=context.device) for each in (dense, model)
-        )
-    row: Facts = {
-        "params": measured.params,
-        "block_params": block_parameters(measured.model, dense.family.layers),
-        "bytes": measured.params * dense.dtype.itemsize,
-        "texts": {},
-    }
-    for place, text in texts.items():
-        quality = measure_quality(
-            reference,
-            {"model": reference if model is dense else measured},
-            text.tokens,
-            batch_tokens=context.batch_tokens,
-            memory=HiddenMemory(task.folder),
-            progress=context.reporter.advance,
-        )
-        row["texts"][place] = asdict(quality["model"])
-    parallel.in_main(write_json, task.folder / "row.json", row)
+@dataclass(frozen=True, eq=False)
+class Measure(Step[Facts]):
+    """Sizes of a model, and its perplexity and KL on every text.
 
+    Attributes:
+        row: Name of the row that the model is of.
+    """
 
-MEASURE = Stage(
-    "measure",
-    _measure,
-    lambda task: read_json(task.folder / "row.json"),
-    version=2,
-    title="measure",
-    writes="sizes, perplexity and KL of a row",
-    arithmetic=True,
-    together=True,
-)
+    name = "measure"
+    version = 2
+    writes = "sizes, perplexity and KL of a row"
+    arithmetic = True
+    together = True
+
+    row: str
+    dense: Checkpoint
+    model: Checkpoint
+    evaluation: TokenSequences
+    domains: dict[str, TokenSequences]
+
+    @property
+    def label(self) -> str:
+        """Says which row."""
+        return f"measure {self.row}"
+
+    def work(self, task: Task) -> None:
+        """Measure the model on every text."""
+        context, texts = task.context, {HELD_OUT: self.evaluation, **self.domains}
+        read = torch.cat([text.tokens.flatten() for text in texts.values()])
+        with parallel.agree():
+            reference, measured = (
+                StreamedDecoder(model, read, dtype=context.dtype, device=context.device)
+                for model in (self.dense, self.model)
+            )
+        row: Facts = {
+            "params": measured.params,
+            "block_params": block_parameters(measured.model, self.dense.family.layers),
+            "bytes": measured.params * self.dense.dtype.itemsize,
+            "texts": {},
+        }
+        for place, text in texts.items():
+            quality = measure_quality(
+                reference,
+                {"model": reference if self.model is self.dense else measured},
+                text.tokens,
+                batch_tokens=context.batch_tokens,
+                memory=HiddenMemory(task.folder),
+                progress=context.reporter.advance,
+            )
+            row["texts"][place] = asdict(quality["model"])
+        parallel.in_main(write_json, task.folder / "row.json", row)
+
+    def read(self, task: Task) -> Facts:
+        """The figures."""
+        return dict(read_json(task.folder / "row.json"))
 
 
 class _Comparison:
     """The rows' models. What they share is done in `base`, the run in the folder of the comparison."""
 
-    def __init__(self, base: Run, recipe: Recipe, request: ComparisonRequest) -> None:
+    def __init__(self, base: Run[Recipe], recipe: Recipe, request: ComparisonRequest) -> None:
         self.base, self.recipe, self.request = base, recipe, request
         self.variants = {name: variant_recipe(recipe, name, source) for name, source in request.variants}
         self.inputs = read_inputs(base)
         self.problem = plan(base, self.inputs)
         self.domains = _domains(base, self.inputs, request)
-        self._runs: dict[MethodRow, Run] = {}
-        self._searches: dict[str, Run] = {}
+        self._runs: dict[MethodRow, Run[Recipe]] = {}
+        self._searches: dict[str, Run[Recipe]] = {}
 
     @cached_property
     def database(self) -> PruningDatabase:
@@ -135,7 +152,7 @@ class _Comparison:
         self.base.context.reporter.say(f"left out, since {why}: {', '.join(sorted(left_out))}")
         return [row for row in rows if row.base not in left_out]
 
-    def run(self, row: MethodRow) -> Run:
+    def run(self, row: MethodRow) -> Run[Recipe]:
         """The run of a row, which reuses the run of its first step. Raises DarwinLMError if its recipe can't work."""
         if row not in self._runs:
             before = self.run(MethodRow(row.base, row.steps[:1])) if len(row.steps) > 1 else self._searching(row.base)
@@ -144,7 +161,7 @@ class _Comparison:
             check(self._runs[row], self.inputs.dense)
         return self._runs[row]
 
-    def _searching(self, name: str) -> Run:
+    def _searching(self, name: str) -> Run[Recipe]:
         """The run that makes the model of a method or a variant."""
         if name not in self.variants:
             return self.base
@@ -165,28 +182,30 @@ class _Comparison:
         run = self.run(row)
         corrected = correct(run, self.inputs, stitched, reserved=held_out)
         facts["title"] = " + ".join((facts["title"].removesuffix(", one shot"), *row.steps))
-        facts["seconds"] += _seconds(run, REFIT)
-        facts["resumed"] |= _resumed(run, REFIT)
+        facts["seconds"] += _seconds(run, Refit.name)
+        facts["resumed"] |= _resumed(run, Refit.name)
         if corrected.refit is not None:
             facts["record"]["refit"] = corrected.refit.record
         if corrected.recovered is not None:
             record = {name: value for name, value in corrected.recovered.record.items() if name != "log"}
-            facts["seconds"] += max(_seconds(run, RECOVER), float(record["seconds"]))
+            facts["seconds"] += max(_seconds(run, Recover.name), float(record["seconds"]))
             facts["training_tokens"] += record["tokens"]
             facts["record"]["recovery"] = record
         return facts, corrected.exported.checkpoint
 
     def _baseline(self, name: str) -> tuple[Facts, Stitched]:
         method, base, inputs = BASELINES[name], self.base, self.inputs
-        stage, database = baseline_stage(name), self.database if method.database else None
+        database = self.database if method.database else None
         texts = inputs.text["calibration"], inputs.text["fitness"]
-        result = base(stage, inputs.dense, *texts, self.problem, database)
+        minutes = base.recipe.search.minutes if method.searches else None
+        baseline = Baseline(name, minutes, inputs.dense, *texts, self.problem, database)
+        result = base(baseline)
         facts = {
             "title": method.title,
             "source": method.source,
-            "seconds": _seconds(base, stage),
-            "database_seconds": _seconds(base, GRADIENTS, DATABASE) if method.database else None,
-            "resumed": method.database and _resumed(base, DATABASE),
+            "seconds": _seconds(base, baseline.folder_name),
+            "database_seconds": _seconds(base, Gradients.name, Database.name) if method.database else None,
+            "resumed": method.database and _resumed(base, Database.name),
             "training_tokens": result.record.get("tokens", 0),
             "allocation": result.allocation,
             "record": dict(result.record),
@@ -203,9 +222,9 @@ class _Comparison:
             "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
             "source": "arXiv 2502.07780",
             # The stage has the seconds of its last start, the record those of all.
-            "seconds": max(_seconds(run, SEARCH), float(search.record["seconds"])),
-            "database_seconds": _seconds(run, *([GRADIENTS] if weighted.gradients else []), DATABASE),
-            "resumed": _resumed(run, DATABASE),
+            "seconds": max(_seconds(run, Search.name), float(search.record["seconds"])),
+            "database_seconds": _seconds(run, *([Gradients.name] if weighted.gradients else []), Database.name),
+            "resumed": _resumed(run, Database.name),
             "training_tokens": 0,
             "allocation": search.allocation,
             "record": {key: search.record[key] for key in ("start_kl", "kl", "evaluations")},
@@ -249,8 +268,7 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, request: Comp
     )
     for row in rows:
         facts, model = comparison.make(row)
-        measure = replace(MEASURE, title=f"measure {row.name}")
-        measured = runs[row](measure, dense, model, evaluation, domains)
+        measured = runs[row](Measure(row.name, dense, model, evaluation, domains))
         scores = _suite(runs[row], row.name, dense, model, request) if request.suite else []
         figures = {"method": row.name, **facts, **measured, "tasks": harness.as_json(scores)}
         compared = compared.model_copy(update={"rows": (*compared.rows, ComparedMethod.model_validate(figures))})
@@ -259,18 +277,17 @@ def compare_methods(recipe: Recipe, out: Path, reporter: Reporter, request: Comp
     return compared
 
 
-def _seconds(run: Run, *stages: Stage[Any, Any]) -> float:
-    names = {stage.name for stage in stages}
-    return sum(entry.seconds for entry in run.times if entry.name in names)
+def _seconds(run: Run[Recipe], *steps: str) -> float:
+    return sum(time.seconds for time in run.times if time.name in steps)
 
 
-def _resumed(run: Run, stage: Stage[Any, Any]) -> bool:
-    return any(entry.resumed for entry in run.times if entry.name == stage.name)
+def _resumed(run: Run[Recipe], step: str) -> bool:
+    return any(time.resumed for time in run.times if time.name == step)
 
 
-def _domains(base: Run, inputs: Inputs, request: ComparisonRequest) -> Texts:
+def _domains(base: Run[Recipe], inputs: Inputs, request: ComparisonRequest) -> dict[str, TokenSequences]:
     """Further evaluation texts, disjoint from all text that methods see."""
-    domains: Texts = {}
+    domains: dict[str, TokenSequences] = {}
     settings, tokenizer = base.recipe.text, inputs.dense.tokenizer()
     for name, source in request.domains:
         blocks = split_documents(
@@ -292,7 +309,7 @@ def _domains(base: Run, inputs: Inputs, request: ComparisonRequest) -> Texts:
 
 
 def _suite(
-    run: Run, name: str, dense: Checkpoint, checkpoint: Checkpoint, comparison: ComparisonRequest
+    run: Run[Recipe], name: str, dense: Checkpoint, checkpoint: Checkpoint, comparison: ComparisonRequest
 ) -> list[harness.TaskScore]:
     """Scores from the file of an earlier run, completed by the missing ones."""
     assert comparison.suite is not None

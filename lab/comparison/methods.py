@@ -16,15 +16,17 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.space import Allocation
-from darwinlm.model.walk.stream import BlockStream
+from darwinlm.model.units.unit_settings import UnitsSettings
+from darwinlm.model.walk.stream import BlockStream, stream_of
 from darwinlm.model.walk.streamed import StreamedDecoder
-from darwinlm.recipe import Recipe
 from darwinlm.runtime.context import Context
+from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.problem import Problem
-from darwinlm.steps.database.step import PruningDatabase, stream_of
+from darwinlm.steps.database.step import PruningDatabase
 from darwinlm.steps.database.store import DatabaseReader
 from darwinlm.steps.search.fitness import Fitness
 from darwinlm.steps.search.module_cache import PlacedModules
+from darwinlm.steps.search.step import SearchSettings
 from lab.comparison.allocations import (
     best_random,
     best_uniform,
@@ -52,7 +54,7 @@ class MethodInputs:
     """Inputs of all methods; the database is None for those that don't use it."""
 
     context: Context
-    recipe: Recipe
+    recipe: Sections
     dense: Checkpoint
     calibration: Tensor
     fitness: Tensor
@@ -72,7 +74,7 @@ class MethodInputs:
 
     def loss(self, reader: ModuleReader) -> Callable[[Allocation], float]:
         """KL to the dense model on the fitness tokens of the search's first stage."""
-        n_tokens = self.recipe.search.rounds[0].tokens
+        n_tokens = self.recipe.section(SearchSettings).rounds[0].tokens
         tokens = self.fitness[: -(-n_tokens // self.fitness.shape[1])]
         decoder = StreamedDecoder(self.dense, tokens, dtype=self.context.dtype, device=self.context.device)
         placed = PlacedModules(decoder, reader, self.plan.space)
@@ -92,12 +94,12 @@ TRIES = 16
 
 def _random(inputs: MethodInputs, _: Path) -> MethodResult:
     reader, recipe = inputs.reader, inputs.recipe
-    minutes = recipe.search.minutes
+    minutes = recipe.section(SearchSettings).minutes
     chosen, tries = best_random(
         inputs.plan,
         inputs.loss(reader),
         tries=TRIES,
-        seed=recipe.search.seed,
+        seed=recipe.section(SearchSettings).seed,
         seconds=None if minutes is None else 60 * minutes,
     )
     return MethodResult(reader, chosen, {"tries": tries})
@@ -108,21 +110,23 @@ def _ranked_units(inputs: MethodInputs, _: Path, *, activations: bool) -> Method
         scores = activation_scores(inputs.stream, inputs.context.reporter.advance)
     else:
         scores = magnitude_scores(inputs.dense)
-    reader = RankedReader(inputs.dense, inputs.recipe.units, scores)
+    reader = RankedReader(inputs.dense, inputs.recipe.section(UnitsSettings), scores)
     return MethodResult(reader, best_uniform(inputs.plan, inputs.loss(reader)))
 
 
 def _shortgpt(inputs: MethodInputs, _: Path) -> MethodResult:
     influence = block_influence(inputs.stream, inputs.context.reporter.advance)
     chosen = without_blocks(inputs.plan, influence)
-    return MethodResult(ModuleReader(inputs.dense, inputs.recipe.units), chosen, {"block_influence": influence})
+    return MethodResult(
+        ModuleReader(inputs.dense, inputs.recipe.section(UnitsSettings)), chosen, {"block_influence": influence}
+    )
 
 
 def _ranked_experts(inputs: MethodInputs, _: Path, *, scores: Callable[[ExpertScores], Tensor]) -> MethodResult:
     chosen = equal_experts(inputs.plan)
     measured = expert_scores(inputs.stream, inputs.context.reporter.advance)
     by_block = {block: scores(of_block) for block, of_block in measured.items()}
-    return MethodResult(ExpertReader(inputs.dense, inputs.recipe.units, by_block), chosen)
+    return MethodResult(ExpertReader(inputs.dense, inputs.recipe.section(UnitsSettings), by_block), chosen)
 
 
 _reap = partial(_ranked_experts, scores=lambda experts: experts.added)
@@ -146,11 +150,11 @@ def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
         module_shapes(inputs.dense),
         space.levels(target),
         batches,
-        seed=inputs.recipe.search.seed,
+        seed=inputs.recipe.section(SearchSettings).seed,
         progress=context.reporter.advance,
     )
     save_model(model.to("cpu"), folder / "trained")
-    reader = RankedReader(Checkpoint.open(folder / "trained"), inputs.recipe.units, scores)
+    reader = RankedReader(Checkpoint.open(folder / "trained"), inputs.recipe.section(UnitsSettings), scores)
     return MethodResult(reader, target, record | {"tokens": tokens.numel()})
 
 

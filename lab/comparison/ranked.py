@@ -13,7 +13,7 @@ from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.families.shapes import ModuleShape
 from darwinlm.model.units.levels import Level
 from darwinlm.model.units.modules import ModuleReader, Place
-from darwinlm.recipe import UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import FamilyError
 
 

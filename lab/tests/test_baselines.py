@@ -19,11 +19,10 @@ from darwinlm.model.units.cost import parameter_costs
 from darwinlm.model.units.levels import Level
 from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.space import SearchSpace
-from darwinlm.model.walk.stream import BlockStream
-from darwinlm.recipe import UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
+from darwinlm.model.walk.stream import BlockStream, stream_of
 from darwinlm.runtime.errors import BudgetError, FamilyError, NumericsError
 from darwinlm.steps.budget.problem import Budget, Problem
-from darwinlm.steps.database.step import stream_of
 from darwinlm.steps.stitch.stitch import stitch
 from lab.comparison.allocations import best_random, best_uniform, equal_experts, even_uniform, without_blocks
 from lab.comparison.importance import activation_scores, block_influence, expert_scores, magnitude_scores

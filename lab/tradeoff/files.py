@@ -21,8 +21,8 @@ from darwinlm.model.quantisation import QUANTISATIONS
 from darwinlm.runtime.artifact import StageFolder, digest_of, file_digest, read_as, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.steps.evaluate.quality import measure_quality
-from darwinlm.steps.evaluate.step import EVALUATE
-from darwinlm.steps.export.step import EXPORT
+from darwinlm.steps.evaluate.step import Evaluate
+from darwinlm.steps.export.step import Export
 from lab.tradeoff.table import FileLoss
 
 ENGINE = "llama.cpp"
@@ -72,7 +72,7 @@ class FileMaker:
 
     def _key(self, checkpoint: Checkpoint) -> dict[str, Any]:
         return {
-            "code": {stage.name: stage.version for stage in (EXPORT, EVALUATE)},
+            "code": {stage.name: stage.version for stage in (Export, Evaluate)},
             "engine": version(ENGINES[ENGINE][1]),
             "models": [self.original.digest, checkpoint.digest],
             "text": digest_of(self.text.tolist()),

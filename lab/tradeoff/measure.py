@@ -19,6 +19,7 @@ from darwinlm.formats.resolve import resolve_model
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.quantisation import WRITTEN
 from darwinlm.recipe import Recipe
+from darwinlm.runs.opening import check_inputs
 from darwinlm.runs.sweep import member_name, prune_sweep
 from darwinlm.runtime import tables
 from darwinlm.runtime.artifact import write_json, write_text
@@ -26,7 +27,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.output import claim, mark
 from darwinlm.runtime.places import check_output
-from darwinlm.steps.export.step import EXPORT
+from darwinlm.steps.export.step import Export
 from lab.tradeoff.files import ENGINE, FileMaker
 from lab.tradeoff.table import HEADINGS, FileLoss, FileRow, Rate, Tradeoff, cells, draw_by_size, draw_by_speed, remarks
 
@@ -68,7 +69,8 @@ def measure_tradeoff(
     reporter, first = reporter or Reporter(), recipes[0]
     _check(quantisations)
     check_output(out, (), (held_out,))
-    lock = claim(out, first)
+    check_inputs(out, first)
+    lock = claim(out)
     mark(out)
     dense = resolve_model(str(first.model), out / "dense")
     sequence_length = first.text.sequence_length
@@ -77,7 +79,7 @@ def measure_tradeoff(
     like = given if given.suffix == ".gguf" else None
     maker = FileMaker(out / FILES, dense, text, quantisations, like, timed.threads, reporter)
     losses = maker.measure(dense, "dense")
-    prune_sweep(recipes, out / SIZES, until=EXPORT.name, reporter=reporter)
+    prune_sweep(recipes, out / SIZES, until=Export.name, reporter=reporter)
     for name in (member_name(recipe.budget) for recipe in recipes):
         losses |= maker.measure(Checkpoint.open(out / SIZES / name / "model"), name)
     timings, engine = _measure_speed(list(losses), text, timed, reporter)

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from darwinlm.report import wording
 from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.published import short_source
 from darwinlm.runtime.version import VERSION
 
 HEADINGS = ("model", "type", "file", "KL", "perplexity", "prompt tokens/s", "decode tokens/s", "on the front")
@@ -107,8 +108,8 @@ def remarks(tradeoff: Tradeoff) -> list[str]:
     parts = [f"{way} from {wording.size(group[0].bytes)}" for way, group in groups]
     return [
         f"Least loss for its size: {', '.join(parts)} on.",
-        f"KL to the original and perplexity: {tradeoff.tokens:,} tokens of {wording.short_source(tradeoff.text)}, "
-        f"computed by {tradeoff.engine}. Calibration: {wording.short_source(tradeoff.calibration)}, "
+        f"KL to the original and perplexity: {tradeoff.tokens:,} tokens of {short_source(tradeoff.text)}, "
+        f"computed by {tradeoff.engine}. Calibration: {short_source(tradeoff.calibration)}, "
         f"seed {tradeoff.seed}.",
         f"Speed: prompts of {settings['prompt_tokens']} tokens, then {settings['new_tokens']} new ones; rounds over "
         f"all files in turn: {settings['rounds']}; threads: {settings['threads']}. Median (lowest to highest).",

@@ -20,12 +20,12 @@ os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # before PyTorch: wha
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others soon leave the processor to them
 
 if TYPE_CHECKING:
-    from darwinlm.planning.predict import plan as plan
     from darwinlm.recipe import Recipe as Recipe
     from darwinlm.recipe import load_recipe as load_recipe
     from darwinlm.recipe import load_recipes as load_recipes
     from darwinlm.runs.loaded import Model as Model
     from darwinlm.runs.loaded import load as load
+    from darwinlm.runs.prediction import plan as plan
     from darwinlm.runs.pruning import Result as Result
     from darwinlm.runs.pruning import prune as prune
     from darwinlm.runs.recovery import recover as recover
@@ -42,7 +42,7 @@ _HOMES = {
     "load": "darwinlm.runs.loaded",
     "load_recipe": "darwinlm.recipe",
     "load_recipes": "darwinlm.recipe",
-    "plan": "darwinlm.planning.predict",
+    "plan": "darwinlm.runs.prediction",
     "prune": "darwinlm.runs.pruning",
     "prune_sweep": "darwinlm.runs.sweep",
     "recover": "darwinlm.runs.recovery",

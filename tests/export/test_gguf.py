@@ -10,7 +10,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.recipe import load_recipe
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import BudgetError, ExportError
-from darwinlm.steps.budget.step import problem_of
+from darwinlm.steps.budget.search_problem import problem_of
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 

@@ -14,11 +14,12 @@ from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
 from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.formats.gguf.read import CONVERTED
 from darwinlm.formats.resolve import describe_model, resolve_model
+from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import plan_card, plan_here
 from darwinlm.recipe import load_recipe
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.run_sizes import RunSizes
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
@@ -167,10 +168,10 @@ def test_a_head_that_is_the_embedding_is_read_once(tmp_path, twice, embedding, h
     described = describe_model(str(file))
     assert described.config.tie_word_embeddings
     stored = sum(weight.numel() for weight in described.outline.parameters()) + exact.numel()
-    sizes = Sizes(described, load_recipe(None, ("units.mlp_multiple=8",), {"model": str(file)}))
-    planned = {row.stage: row.memory for row in plan_here(sizes, torch.device("cpu"), 1.0).rows}
+    sizes = RunSizes(described, load_recipe(None, ("units.mlp_multiple=8",), {"model": str(file)}))
+    planned = {row.step: row.cost.memory for row in plan_here(STEPS, sizes, torch.device("cpu"), 1.0).rows}
     assert planned["model"]["weights in float32"] == CONVERTED * stored, "the file holds it twice"
-    assert "model" not in [row.stage for row in plan_card(sizes, "h100").rows], "it is converted in main memory"
+    assert "model" not in [row.step for row in plan_card(STEPS, sizes, "h100").rows], "it is converted in main memory"
     loaded = model.load(torch.float32)
     assert model.config.tie_word_embeddings
     assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight

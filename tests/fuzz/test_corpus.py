@@ -16,12 +16,13 @@ import pytest
 from darwinlm.formats.gguf.header import read_header
 from darwinlm.formats.resolve import resolve_model
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import plan_card
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.errors import DarwinLMError
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.steps.own_text.script import is_chat
-from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.text.sources import read_documents
 from tests.fuzz.case import REFUSED, Case
 from tests.fuzz.cases import corpus
@@ -44,8 +45,8 @@ def model(folder: Path) -> None:
 
 def plan(folder: Path) -> None:
     """As `plan` does: without weights."""
-    sizes = Sizes(Checkpoint.describe(folder), load_recipe(None, (), {"model": str(folder)}))
-    plan_card(sizes, "h100").seconds()
+    sizes = RunSizes(Checkpoint.describe(folder), load_recipe(None, (), {"model": str(folder)}))
+    plan_card(STEPS, sizes, "h100").seconds()
 
 
 def gguf(folder: Path) -> None:

@@ -10,11 +10,12 @@ import torch
 
 from darwinlm.model.units.space import Allocation, SearchSpace
 from darwinlm.model.walk.decoder import Decoder
+from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import plan_card
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.memory import CACHES, CPU, memory_of
 from darwinlm.runtime.run import Run
-from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.search import candidate_training as training
 from darwinlm.steps.search import student
 from darwinlm.steps.search.candidate_training import CandidateTrainer
@@ -174,8 +175,8 @@ def test_sixteen_candidates_take_the_room_of_one(gpu, bench, monkeypatch):
 
 def test_the_peak_is_within_the_plan(gpu, bench, monkeypatch):
     monkeypatch.setitem(CACHES, "modules", 0.0)
-    sizes = Sizes(result(bench.run, "dense"), load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
-    planned = next(row for row in plan_card(sizes, "h100").rows if row.stage == "search").bytes
+    sizes = RunSizes(result(bench.run, "dense"), load_recipe(bench.run.recipe, ["compute.dtype=bfloat16"], {}))
+    planned = next(row for row in plan_card(STEPS, sizes, "h100").rows if row.step == "search").cost.bytes
     bench_trainer = bench.trainer(NAME)
     gpu.restart()
     generation(bench_trainer, bench.candidates(3), 1)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.recipe import RecoverySettings
 from darwinlm.runtime import cuda_graph, memory
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.steps.latency import step as latency
@@ -18,6 +17,7 @@ from darwinlm.steps.latency.graphs import WARM_UP, GraphedDecoding, cache_name
 from darwinlm.steps.latency.timing import ModelTimer
 from darwinlm.steps.own_text import sampler
 from darwinlm.steps.recover.schedule import plan_steps
+from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.recover.train import Training
 from darwinlm.steps.search.student import Student
 from tests.gpu.device import Gpu, pretend_gpu

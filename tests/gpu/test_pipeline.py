@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from darwinlm.pipeline import REPORT, open_run
+from darwinlm.pipeline import REPORT
 from darwinlm.recipe import load_recipe
 from darwinlm.runs.demo_recipe import SETTINGS as DEMO
+from darwinlm.runs.opening import open_run
 from darwinlm.runtime import memory
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.memory import CACHES

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import family_of
+from darwinlm.model.walk.stream import stream_of
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.steps.database.block_moments import BlockMoments, stream_moments
 from darwinlm.steps.database.order import damp_
-from darwinlm.steps.database.step import PruningDatabase, stream_of
+from darwinlm.steps.database.step import PruningDatabase
 
 MIXTURES = ("mixtral", "deepseek_v2", "gpt_oss", "gemma4_text_experts")
 TOGETHER = ("gpt_oss", "gemma4_text")

@@ -15,10 +15,9 @@ from tests.tiny.process import SERVER
 from tests.unit.test_parallel import in_processes
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.stream import BlockStream
-from darwinlm.recipe import UnitsSettings
-from darwinlm.recipe.recipe import RecoverySettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, write_tensors
 from darwinlm.runtime.memory import kept_memory, memory_of
@@ -26,6 +25,7 @@ from darwinlm.steps.database.block_files import block_file
 from darwinlm.steps.database.build import build_database
 from darwinlm.steps.gradients.output_gradients import output_gradients
 from darwinlm.steps.recover.sharding import load_teacher, sharder, sharding_mesh, spread
+from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.recover.trained_model import Losses, logits_of, prepared, run_dense
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.stored import SINGLE
-from darwinlm.recipe import UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.steps.database.store import DatabaseReader
 from darwinlm.steps.stitch.stitch import stitch

@@ -11,10 +11,10 @@ from tests.tiny.whole import Whole
 
 from darwinlm.model.walk.moments import SecondMoment
 from darwinlm.model.walk.outputs import output_projection
+from darwinlm.model.walk.stream import stream_of
 from darwinlm.runtime.run import Run
 from darwinlm.steps.database.block_moments import stream_moments
 from darwinlm.steps.database.order import damp_
-from darwinlm.steps.database.step import stream_of
 from darwinlm.steps.search.fitness import Fitness
 
 CASES = [("llama", "kv_group"), ("qwen2", "query_head")]

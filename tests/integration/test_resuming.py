@@ -16,7 +16,7 @@ from darwinlm.pipeline import build, make, plan, read_inputs
 from darwinlm.report.summary import Summary, read_summary
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.steps.text.step import TEXT
+from darwinlm.steps.text.step import Text
 
 TIMES = {"seconds", "stages", "machine", "evaluations"}
 
@@ -117,7 +117,7 @@ def test_a_result_of_another_version_is_done_again_with_a_word(tmp_path, tiny_ll
 
     said()
     assert "text: already done, reused" in said()
-    monkeypatch.setitem(vars(TEXT), "version", TEXT.version + 1)
+    monkeypatch.setattr(Text, "version", Text.version + 1)
     assert "text: done by another version of darwinlm, redone" in said()
     monkeypatch.setattr("darwinlm.runtime.artifact.version", lambda name: "4.0")
     assert "text: done by another version of transformers, redone" in said()

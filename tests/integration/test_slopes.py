@@ -184,7 +184,7 @@ def test_the_loss_decides_what_goes_first_and_not_what_remains(tmp_path, make_ru
         for gradients in ("output", "loss")
     )
     assert not (tmp_path / "output" / "stages" / "gradients").exists()
-    assert weighted.stage.key["settings"]["database.metric"] == "loss"
+    assert weighted.stage.key["settings"]["DatabaseSettings"]["metric"] == "loss"
     level = plain.reader.modules[1].levels[6]
     assert not torch.equal(*(found.reader.columns(0, "mlp", level) for found in (plain, weighted)))
     assert plain.reader.error(0, "mlp", level) < weighted.reader.error(0, "mlp", level) < 1

@@ -16,7 +16,7 @@ from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import read_summary
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import DataError, ModelError, RecipeError
-from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.run_sizes import RunSizes
 
 SIZE = 320
 
@@ -69,7 +69,7 @@ def test_the_model_is_a_plain_one_with_fewer_tokens(dense, finished):
     assert sum(weight.numel() for weight in made.parameters()) == summary.budget.used
     assert summary.dense.params == summary.vocabulary.params < summary.vocabulary.dense_params
     recipe = parse_recipe({"model": str(dense), "vocabulary": SIZE}, "here")
-    assert Sizes(Checkpoint.open(dense), recipe).params == summary.dense.params
+    assert RunSizes(Checkpoint.open(dense), recipe).params == summary.dense.params
     end = tokenizer.convert_tokens_to_ids("<|user|>")
     assert end != TOKENS
     assert read_json(finished / "model" / "generation_config.json")["eos_token_id"] == [2, end]

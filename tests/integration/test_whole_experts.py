@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.units.space import SearchSpace
-from darwinlm.recipe import UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.errors import ExportError, RecipeError

@@ -9,7 +9,7 @@ import torch
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.units.levels import ModuleLevels
-from darwinlm.recipe import UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.steps.stitch.stitch import stitch
 from tests.tiny.masked import masked
 from tests.tiny.models import tiny_model

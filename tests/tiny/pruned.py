@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.units.levels import ModuleLevels
-from darwinlm.recipe import UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.steps.stitch.stitch import stitch
 from tests.tiny.checkpoint import WORDS
 from tests.tiny.models import randomised, tiny_config

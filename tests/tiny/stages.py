@@ -7,7 +7,7 @@ from darwinlm.pipeline import build, make, plan, read_inputs
 from darwinlm.runtime.run import Ended, Run
 
 
-def run_stages(run: Run, until: str) -> SimpleNamespace:
+def run_stages(run: Run[Any], until: str) -> SimpleNamespace:
     """Run the stages up to one of them, and return what they gave by name, with models and parts of the text."""
     run.until, found = "latency" if until == "plan" else until, dict[str, Any]()
     try:
@@ -21,6 +21,6 @@ def run_stages(run: Run, until: str) -> SimpleNamespace:
     return SimpleNamespace(**{**run.results, **found})
 
 
-def result(run: Run, name: str) -> Any:
+def result(run: Run[Any], name: str) -> Any:
     """What a stage gave, a model, or a part of the text."""
     return getattr(run_stages(run, "latency" if name in ("dense", "text", "vocabulary") else name), name)

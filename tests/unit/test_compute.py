@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from darwinlm.pipeline import open_run
 from darwinlm.recipe import Recipe, load_recipe
-from darwinlm.recipe.settled import settled
+from darwinlm.runs.opening import open_run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import fast_dtype, resolve_device
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.context import settled
 from darwinlm.runtime.errors import ParallelError, RecipeError
 
 CPU, MPS = torch.device("cpu"), torch.device("mps")

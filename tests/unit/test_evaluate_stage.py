@@ -15,7 +15,7 @@ from darwinlm.runtime.artifact import read_json
 from darwinlm.steps.evaluate import speed
 from darwinlm.steps.evaluate import step as evaluate
 from darwinlm.steps.evaluate.speed import measure_speed
-from darwinlm.steps.source.step import load_whole
+from darwinlm.steps.source.whole_model import load_whole
 
 
 def test_weights_of_whole_models_lie_in_files_where_the_type_is_another(finished_llama, tiny_llama, make_run):

@@ -9,7 +9,6 @@ import pytest
 
 from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.space import Allocation, SearchSpace
-from darwinlm.recipe import SearchSettings
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.steps.budget.problem import Budget, Problem
 from darwinlm.steps.search import evolution
@@ -17,6 +16,7 @@ from darwinlm.steps.search.evolution import Guide, evolve
 from darwinlm.steps.search.fitness import Clock, Fitness, Window
 from darwinlm.steps.search.prediction import Curvature, first_order
 from darwinlm.steps.search.state import Generation, SearchState
+from darwinlm.steps.search.step import SearchSettings
 
 WINDOWS, WHOLE = [(0, 2), (2, 4)], (0, 4)
 START = (4,) * 6

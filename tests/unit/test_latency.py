@@ -9,7 +9,8 @@ import torch
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.units.levels import module_levels
-from darwinlm.recipe import BudgetSettings, UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
+from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.steps.latency import graphs
 from darwinlm.steps.latency.graphs import WARM_UP, GraphedDecoding, cache_name

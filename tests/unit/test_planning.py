@@ -14,36 +14,36 @@ from transformers import LlamaConfig
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.planning import run_plan as planning
-from darwinlm.planning.predict import notes_of
-from darwinlm.planning.predict import plan as plan_of
-from darwinlm.planning.run_plan import OF_PEAK, Plan, check_memory, measure_rate, plan_card, plan_here
-from darwinlm.planning.step_costs import Row
+from darwinlm.planning.rate import measure_rate
+from darwinlm.planning.run_plan import OF_PEAK, Plan, Row, check_memory, plan_card, plan_here
 from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import count, large_embedding
+from darwinlm.runs.prediction import notes_of
+from darwinlm.runs.prediction import plan as plan_of
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
-from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.run_sizes import RunSizes
 
 CPU = torch.device("cpu")
 TRAINING = ("recovery.tokens=512", "recovery.batch_tokens=128")
 
 
-def sizes_of(folder: Path, *assignments: str, processes: int = 1) -> Sizes:
+def sizes_of(folder: Path, *assignments: str, processes: int = 1) -> RunSizes:
     recipe = load_recipe(None, (*SETTINGS, *assignments), {"model": str(folder)})
-    return Sizes(Checkpoint.describe(folder), recipe, processes)
+    return RunSizes(Checkpoint.describe(folder), recipe, processes)
 
 
-def published(folder: Path, name: str, *assignments: str, processes: int = 1) -> Sizes:
+def published(folder: Path, name: str, *assignments: str, processes: int = 1) -> RunSizes:
     model = published_config(folder, name.removesuffix("-fast"))
     recipe = load_recipe(name, ("compute.dtype=bfloat16", *assignments), {"model": str(model)})
-    return Sizes(Checkpoint.describe(model), recipe, processes)
+    return RunSizes(Checkpoint.describe(model), recipe, processes)
 
 
 def row_of(plan: Plan, stage: str) -> Row:
-    return next(row for row in plan.rows if row.stage == stage)
+    return next(row for row in plan.rows if row.step == stage)
 
 
-def on_cpu(sizes: Sizes, stage: str) -> Row:
-    return row_of(plan_here(sizes, CPU, 1.0), stage)
+def on_cpu(sizes: RunSizes, stage: str) -> Row:
+    return row_of(plan_here(STEPS, sizes, CPU, 1.0), stage)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma"])
@@ -59,23 +59,25 @@ def test_a_pass_is_what_the_flop_counter_counts(model_type: str, tiny_folder) ->
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_every_family_has_a_plan(model_type: str, tiny_folder) -> None:
-    plan = plan_card(sizes_of(tiny_folder(model_type)), "h100")
-    assert all(row.operations > 0 for row in plan.rows if row.stage in ("gradients", "database", "search", "evaluate"))
-    assert plan.peak.bytes == max(row.bytes for row in plan.rows)
+    plan = plan_card(STEPS, sizes_of(tiny_folder(model_type)), "h100")
+    assert all(
+        row.cost.operations > 0 for row in plan.rows if row.step in ("gradients", "database", "search", "evaluate")
+    )
+    assert plan.peak.cost.bytes == max(row.cost.bytes for row in plan.rows)
 
 
 def test_rows_are_the_stages_that_read_a_model_in_their_order(tiny_llama: Path) -> None:
     sizes = sizes_of(tiny_llama, *TRAINING, "text.source=self", "budget.speedup=2x", "text.evaluation_tokens=4096")
-    rows = [row.stage for row in plan_card(sizes, "h100").rows]
+    rows = [row.step for row in plan_card(STEPS, sizes, "h100").rows]
     others = {"vocabulary", "text", "export", "file", "report"}
-    assert rows == [name for name in STEPS if name not in others]
+    assert rows == [step.name for step in STEPS if step.name not in others]
 
 
 def test_a_database_of_experts_reads_no_logits(tiny_folder) -> None:
     sizes = sizes_of(tiny_folder("mixtral"))
-    work = on_cpu(sizes, "database").operations
+    work = on_cpu(sizes, "database").cost.operations
     sizes.vocabulary *= 100
-    assert on_cpu(sizes, "database").operations == work
+    assert on_cpu(sizes, "database").cost.operations == work
 
 
 LARGER = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000}
@@ -105,19 +107,19 @@ def test_memory_is_what_models_took(stage: str, config: dict, peak: float, setti
     batch, tokens, *more = settings
     chosen = (*BFLOAT16, f"compute.{batch}", f"text.calibration_tokens={tokens}", *more)
     recipe = load_recipe(None, chosen, {"model": str(tmp_path)})
-    assert on_cpu(Sizes(Checkpoint.describe(tmp_path), recipe), stage).bytes == pytest.approx(peak, rel=0.15)
+    assert on_cpu(RunSizes(Checkpoint.describe(tmp_path), recipe), stage).cost.bytes == pytest.approx(peak, rel=0.15)
 
 
 def test_the_remedy_lowers_the_largest_item(tmp_path: Path) -> None:
-    plan = plan_card(published(tmp_path, "llama3.1-8b-4.6b-fast", "compute.batch_tokens=65536"), "rtx4060")
+    plan = plan_card(STEPS, published(tmp_path, "llama3.1-8b-4.6b-fast", "compute.batch_tokens=65536"), "rtx4060")
     assert "for activations, but rtx4060 has 8.59 GB: lower compute.batch_tokens" in str(plan.problem)
     lower = published(tmp_path, "llama3.1-8b-4.6b-fast", "compute.batch_tokens=1024")
-    assert plan_card(lower, "rtx4090").problem is None
-    whole = plan_card(published(tmp_path, "qwen2.5-14b-8.4b-fast", "recovery.tokens=1B"), "h100")
+    assert plan_card(STEPS, lower, "rtx4090").problem is None
+    whole = plan_card(STEPS, published(tmp_path, "qwen2.5-14b-8.4b-fast", "recovery.tokens=1B"), "h100")
     assert str(whole.problem).startswith("recover needs ")
     assert "recovery.sharding=fsdp on several devices" in str(whole.problem)
     sharded = published(tmp_path, "qwen2.5-14b-8.4b-fast", "recovery.tokens=1B", "recovery.sharding=fsdp", processes=8)
-    assert plan_card(sharded, "h100").problem is None
+    assert plan_card(STEPS, sharded, "h100").problem is None
 
 
 def test_memory_of_a_cpu_is_shared_by_processes(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +127,8 @@ def test_memory_of_a_cpu_is_shared_by_processes(tiny_llama: Path, monkeypatch: p
     check_memory(sizes_of(tiny_llama), CPU)
     with pytest.raises(DeviceMemoryError, match="but cpu has 250 MB"):
         check_memory(sizes_of(tiny_llama, processes=4), CPU)
-    plans = [plan_here(sizes_of(tiny_llama, processes=each), CPU) for each in (1, 2)]
-    work = [sum(row.operations for row in plan.rows) for plan in plans]
+    plans = [plan_here(STEPS, sizes_of(tiny_llama, processes=each), CPU) for each in (1, 2)]
+    work = [sum(row.cost.operations for row in plan.rows) for plan in plans]
     assert work[0] == pytest.approx(work[1], rel=0.1)
     assert plans[1].seconds()[0] == pytest.approx(work[1] / 2 / plans[1].rates[0])
 
@@ -137,7 +139,7 @@ def test_the_rate_is_measured_without_weights(model_type: str, tiny_folder) -> N
 
 
 def test_a_card_that_is_not_here_has_a_range(tiny_llama: Path) -> None:
-    plan = plan_card(sizes_of(tiny_llama), "h100")
+    plan = plan_card(STEPS, sizes_of(tiny_llama), "h100")
     shortest, longest = plan.seconds()
     assert longest / shortest == pytest.approx(OF_PEAK[1] / OF_PEAK[0])
     assert plan.passes() == pytest.approx(sum(plan.passes(row) for row in plan.rows))
@@ -151,7 +153,7 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
         words = ("plan", folder, "--recipe", f"{name}-fast", "--device", "h200")
         plan = plan_of(str(folder), recipe=f"{name}-fast", device="h200")
         assert plan.sizes.params == params
-        assert [row.stage for row in plan.rows] == [
+        assert [row.step for row in plan.rows] == [
             *("gradients", "database", "search", "stitch", "refit", "chats", "evaluate")
         ]
     ended = command(*words).succeeded()
@@ -161,7 +163,7 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
 
 def test_a_search_is_planned_for_its_minutes(tiny_llama: Path) -> None:
     endless, limited = (
-        plan_here(sizes_of(tiny_llama, "search.generations=100000", *more), CPU, 1.0)
+        plan_here(STEPS, sizes_of(tiny_llama, "search.generations=100000", *more), CPU, 1.0)
         for more in ((), ("search.minutes=3m",))
     )
     assert endless.seconds(row_of(endless, "search"))[0] > 180
@@ -197,12 +199,12 @@ def test_wrong_request(options: tuple[str, ...], message: str, command: Command,
 
 
 def test_a_large_embedding_is_named(tiny_llama: Path) -> None:
-    plan = plan_card(sizes_of(tiny_llama, "budget.keep=50%", "units.mlp_multiple=8"), "h100")
+    plan = plan_card(STEPS, sizes_of(tiny_llama, "budget.keep=50%", "units.mlp_multiple=8"), "h100")
     share = plan.sizes.outside / plan.sizes.params
     assert [note for note in notes_of(plan) if "--vocab" in note] == [
         f"{share:.0%} of the parameters are in its embedding, which --vocab 50% halves"
     ]
-    cut = plan_card(sizes_of(tiny_llama, "budget.keep=50%", "units.mlp_multiple=8", "vocabulary=99%"), "h100")
+    cut = plan_card(STEPS, sizes_of(tiny_llama, "budget.keep=50%", "units.mlp_multiple=8", "vocabulary=99%"), "h100")
     assert not any("--vocab" in note for note in notes_of(cut))
     assert large_embedding(100, 81) is None
 
@@ -212,9 +214,9 @@ def test_a_large_embedding_is_named(tiny_llama: Path) -> None:
 )
 def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Path) -> None:
     sizes = sizes_of(tiny_llama, f"budget.{budget}", "units.mlp_multiple=8", "budget.context=0")
-    plan = plan_card(sizes, "h100")
+    plan = plan_card(STEPS, sizes, "h100")
     assert any("is measured in the run" in note for note in notes_of(plan)) == budget.startswith("speedup")
-    assert ("latency" in [row.stage for row in plan.rows]) == budget.startswith("speedup")
+    assert ("latency" in [row.step for row in plan.rows]) == budget.startswith("speedup")
     small = sizes.kept_blocks[1] + sizes.outside
     if share:
         assert sizes.kept == pytest.approx(share, abs=1e-3)
@@ -226,11 +228,11 @@ def test_budgets_of_other_kinds(budget: str, share: float | None, tiny_llama: Pa
 
 def test_caches_take_what_a_search_leaves(tmp_path: Path) -> None:
     whole, bounded = (
-        row_of(plan_card(published(tmp_path, "llama2-7b-2.7b-fast", *more), "h100"), "search")
+        row_of(plan_card(STEPS, published(tmp_path, "llama2-7b-2.7b-fast", *more), "h100"), "search")
         for more in ((), ("compute.memory=24GB",))
     )
     assert 24e9 < whole.bytes + whole.caches < 0.85 * 80 * 2**30
     assert 0.7 * 24e9 < bounded.bytes + bounded.caches < 24e9
     assert not row_of(
-        plan_card(published(tmp_path, "llama2-7b-2.7b-fast", "compute.memory=9GB"), "h100"), "search"
+        plan_card(STEPS, published(tmp_path, "llama2-7b-2.7b-fast", "compute.memory=9GB"), "h100"), "search"
     ).caches

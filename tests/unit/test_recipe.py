@@ -17,10 +17,11 @@ from darwinlm.model.families.family import family_of
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.units.levels import module_levels
 from darwinlm.model.units.space import SearchSpace
-from darwinlm.recipe import Recipe, SelectionRound, load_recipe, parse_recipe, shipped_recipes
+from darwinlm.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.steps.budget.bounds import Counted, resolve_budget
 from darwinlm.steps.search.propose import filled
+from darwinlm.steps.search.step import SelectionRound
 from darwinlm.steps.stitch.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
 
 

@@ -12,11 +12,11 @@ from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
 from torch.nn import functional
 
-from darwinlm.recipe import RecoverySettings
 from darwinlm.recipe import recipe as sections
 from darwinlm.runtime.errors import ArtifactError, NumericsError
 from darwinlm.steps.recover import train as training
 from darwinlm.steps.recover.schedule import plan_steps, rate_share
+from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.recover.train import Training
 
 LENGTH = 16

@@ -24,7 +24,7 @@ from darwinlm.steps.refit import projection_fit
 from darwinlm.steps.refit.expert_fit import Mixture, fit_experts
 from darwinlm.steps.refit.projection_fit import Moments, fit_output
 from darwinlm.steps.refit.refit import Streams, refit
-from darwinlm.steps.refit.step import stream_divergence
+from darwinlm.steps.refit.strength import stream_divergence
 
 GENERATOR = torch.Generator().manual_seed(5)
 FIT = torch.randint(3, 250, (60, 32), generator=GENERATOR)

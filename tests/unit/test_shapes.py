@@ -11,7 +11,8 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.model.units.levels import module_levels
-from darwinlm.recipe import UnitsSettings, load_recipe, options
+from darwinlm.model.units.unit_settings import UnitsSettings
+from darwinlm.recipe import load_recipe, options
 from darwinlm.runtime.errors import CheckpointError, RecipeError
 from darwinlm.steps.stitch.stitch import stitch
 

@@ -15,8 +15,8 @@ from tests.unit.test_parallel import in_processes
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ArtifactError, DataError, StorageError
+from darwinlm.steps.recover.packed_text import PackedText, pack_documents
 from darwinlm.steps.text import packed
-from darwinlm.steps.text.packed import PackedText, pack_documents
 from darwinlm.steps.text.packing import document_hash
 from darwinlm.steps.text.sequences import TokenSequences
 from darwinlm.steps.text.splits import PURPOSES, purpose_of, shares_within, split_documents

@@ -1,7 +1,6 @@
 """A time limit chooses one of three amounts of text, and ends search and recovery."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,26 +9,29 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.planning import time_limit as limits
-from darwinlm.planning.step_costs import rows_of
-from darwinlm.planning.time_limit import ENDING, FIXED, TimeLimit, limited
+from darwinlm.pipeline import STEPS
+from darwinlm.planning.run_plan import rows_of
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.report import wording
+from darwinlm.runs import amount as limits
+from darwinlm.runs.amount import FIXED, fitted
 from darwinlm.runtime.artifact import STAGES
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.figures import StageTime, TimeFigures
-from darwinlm.steps.run_sizes import Sizes
+from darwinlm.runtime.time_limit import TimeLimit
+from darwinlm.steps.run_sizes import RunSizes
 
 CPU = torch.device("cpu")
+ENDING = frozenset({"search", "recover"})
 PLANNED = {"text": 0.0, "gradients": 10.0, "database": 30.0, "search": 60.0, "stitch": 2.0, "refit": 18.0}
 PLANNED |= {"recover": 20.0, "export": 0.0, "chats": 12.0, "evaluate": 18.0}
 
 
 def fixed_operations(recipe: Recipe) -> float:
-    rows = rows_of(Sizes(Checkpoint.describe(Path(str(recipe.model))), recipe), on_cpu=True, memory=1e12)
-    return sum(row.operations for row in rows if row.stage not in ENDING)
+    rows = rows_of(STEPS, RunSizes(Checkpoint.describe(Path(str(recipe.model))), recipe), on_cpu=True, memory=1e12)
+    return sum(row.cost.operations for row in rows if row.step not in ENDING)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def chosen(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         recipe = load_recipe(None, ("time=1m", *assignments), {"model": str(tiny_llama), "text.source": "text"})
         work = fixed_operations(load_recipe(recipe, (), {"preset": preset}))
         monkeypatch.setattr(limits, "measure_rate", lambda *_: work / (60 * share))
-        return limited(recipe, folder, CPU, working_time())[0]
+        return fitted(recipe, folder, CPU, working_time())[0]
 
     return choose
 
@@ -81,13 +83,13 @@ def test_a_damaged_record_is_told(chosen, tmp_path: Path, content: str) -> None:
 
 def test_without_a_limit_nothing_is_measured(tiny_llama: Path, tmp_path: Path) -> None:
     recipe = load_recipe(None, SETTINGS, {"model": str(tiny_llama)})
-    assert limited(recipe, tmp_path, CPU, 0.0) == (recipe, None)
+    assert fitted(recipe, tmp_path, CPU, 0.0) == (recipe, None)
     assert not any(tmp_path.iterdir())
 
 
 def left(stage: str, *done: tuple[str, float], used: float = 40.0, planned: dict[str, float] = PLANNED) -> float:
     times = [StageTime(name, seconds, reused=False) for name, seconds in done]
-    return TimeLimit(300.0, working_time() - used, planned).left(stage, times)
+    return TimeLimit(300.0, working_time() - used, planned, ENDING, "default").left(stage, times)
 
 
 def test_the_search_leaves_their_time_to_later_stages() -> None:
@@ -102,13 +104,13 @@ def test_a_run_that_was_slower_than_planned_leaves_more_to_them() -> None:
     """Stages that were reused say nothing about the speed."""
     slow = left("search", ("gradients", 30.0), ("database", 90.0), used=120.0)
     assert slow == pytest.approx((300 - 120 - 3 * (2 + 18 + 12 + 18)) * 60 / 80, abs=0.1)
-    limit = TimeLimit(300.0, working_time() - 40, PLANNED)
+    limit = TimeLimit(300.0, working_time() - 40, PLANNED, ENDING, "default")
     assert limit.left("search", [StageTime("database", 900.0, reused=True)]) == pytest.approx(left("search"), abs=0.1)
     assert left("search", used=500.0) == 0
 
 
 def test_sizes_share_what_is_left() -> None:
-    limit = replace(TimeLimit(300.0, working_time() - 100, PLANNED))
+    limit = TimeLimit(300.0, working_time() - 100, PLANNED, ENDING, "default")
     assert limit.part(2).seconds == pytest.approx(200, abs=0.1)
     assert limit.part(1).seconds == pytest.approx(300, abs=0.1)
 

@@ -34,9 +34,9 @@ def plan(
     **budget: Any,
 ) -> None:
     """Show what each stage of a run takes before it starts: passes of the model, time and memory."""
-    from darwinlm.planning.predict import notes_of
-    from darwinlm.planning.predict import plan as make
     from darwinlm.report.wording import count
+    from darwinlm.runs.prediction import notes_of
+    from darwinlm.runs.prediction import plan as make
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.amounts import duration, size
 
@@ -62,10 +62,10 @@ def plan(
     def times(*rows: Any) -> str:
         return " to ".join(dict.fromkeys(map(duration, made.seconds(*rows))))
 
-    cells = [(row.stage, f"{made.passes(row):,.0f}", times(row), size(row.bytes)) for row in made.rows]
-    last = ("all", f"{made.passes():,.0f}", times(), size(made.peak.bytes))
+    cells = [(row.step, f"{made.passes(row):,.0f}", times(row), size(row.cost.bytes)) for row in made.rows]
+    last = ("all", f"{made.passes():,.0f}", times(), size(made.peak.cost.bytes))
     console.print(tables.terminal(("stage", "passes", "time", "memory"), [*cells, last]))
-    most = size(max(row.bytes + row.caches for row in made.rows))
+    most = size(max(row.cost.bytes + row.cost.caches for row in made.rows))
     console.print(f"up to {most} with the search's caches; compute.memory bounds both", soft_wrap=True)
     if made.rates[0] != made.rates[1]:
         console.print("times are a range, since the card isn't here: from 50 % to 2 % of its peak", soft_wrap=True)

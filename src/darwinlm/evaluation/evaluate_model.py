@@ -23,13 +23,14 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import ArtifactError, RecipeError
-from darwinlm.runtime.figures import ChatFigures, CopyingScore
 from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.chats.answers import chat_tables, measure_chats
+from darwinlm.steps.chats.step import ChatFigures
 from darwinlm.steps.evaluate.looking_back import all_copying, longest_sequence, measure_copying
 from darwinlm.steps.evaluate.quality import measure_quality
+from darwinlm.steps.evaluate.step import CopyingScore
 
 
 @dataclass(frozen=True)

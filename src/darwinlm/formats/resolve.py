@@ -9,7 +9,6 @@ from pathlib import Path
 from darwinlm.formats.gguf.read import dequantise, describe_gguf
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.files import LICENCES
-from darwinlm.recipe.settled import is_here
 from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES
 from darwinlm.runtime.errors import ModelError, first_line
 from darwinlm.runtime.limits import shorten
@@ -110,3 +109,8 @@ def model_folder(folder: Path) -> Path:
             raise ModelError(f"{folder} holds several sizes: give one of {sizes}")
         raise ModelError(f"the run in {folder} isn't finished: it holds no exported model yet; rerun its command")
     return folder / "model"
+
+
+def is_here(model: str) -> bool:
+    """Whether a model that could be one of the hub is a folder in the current one."""
+    return not model.startswith((".", "~", "/")) and model.count("/") == 1 and Path(model).is_dir()

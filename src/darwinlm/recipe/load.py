@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from darwinlm.recipe.recipe import Recipe, SelectionRound
+from darwinlm.recipe.recipe import Recipe
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import SHOWN, YAML_BYTES, parse_yaml, read_text, shorten, suggestion
 from darwinlm.steps.budget.budget_settings import BUDGETS
+from darwinlm.steps.search.step import SelectionRound
 
 OPTIONS: Mapping[str, str] = {
     "model": "model",
@@ -22,7 +23,7 @@ OPTIONS: Mapping[str, str] = {
     "text": "text.source",
     "ready_for": "units.quantisation",
     "layers": "search.layers",
-    "vocab": "vocabulary",
+    "vocab": "vocabulary.keep",
 }
 """Short names of fields: options of the command `prune` and arguments of the function."""
 

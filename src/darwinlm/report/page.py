@@ -8,6 +8,7 @@ from darwinlm.report import wording
 from darwinlm.report.comparison import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows
 from darwinlm.report.render import render
 from darwinlm.report.summary import BlockFigures, Summary
+from darwinlm.runtime.published import without_folders
 
 
 def render_page(summary: Summary) -> str:
@@ -30,7 +31,7 @@ def render_page(summary: Summary) -> str:
         chats=chat_rows(summary),
         copied_words=COPIED,
         samples=_samples(summary),
-        recipe=yaml.safe_dump(wording.without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
+        recipe=yaml.safe_dump(without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from darwinlm.report import usage, wording
-from darwinlm.runtime import amounts
+from darwinlm.runtime import amounts, published
 from darwinlm.runtime.limits import visible
 from darwinlm.runtime.version import VERSION
 
@@ -25,7 +25,7 @@ def render(template: str, **values: Any) -> str:
         # Names and answers of models may hold marks that reorder text.
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.globals |= {"wording": wording, "usage": usage, "amounts": amounts}
+    environment.globals |= {"wording": wording, "usage": usage, "amounts": amounts, "published": published}
     # A figure and its unit stay on one line; what follows in brackets may go to the next.
     environment.filters["unbroken"] = lambda cell: re.sub(r" (?!\()", "\N{NO-BREAK SPACE}", cell)
     return environment.get_template(template).render({"version": VERSION, **values})

@@ -13,18 +13,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from darwinlm.model.families.origin import Origin
-from darwinlm.runtime.figures import (
-    ChatFigures,
-    Extract,
-    Figures,
-    FileChoice,
-    ModelFigures,
-    ModelKey,
-    Spelling,
-    StageTime,
-    TimeFigures,
-    read_figures,
-)
+from darwinlm.runtime.figures import Figures, StageTime, TimeFigures, read_figures
+from darwinlm.steps.chats.step import ChatFigures
+from darwinlm.steps.evaluate.step import ModelFigures, ModelKey
+from darwinlm.steps.export.step import ExportFigures
+from darwinlm.steps.file.step import FileChoice
+from darwinlm.steps.recover.step import RecoveryFigures
+from darwinlm.steps.refit.step import RefitFigures
+from darwinlm.steps.search.step import SearchFigures
+from darwinlm.steps.text.step import TextFigures
+from darwinlm.steps.vocabulary.step import VocabularyFigures
 
 FILE = "summary.json"
 
@@ -73,113 +71,6 @@ class BlockFigures(Figures):
     def dense_channels(self) -> int:
         """The same of the original model."""
         return self.dense_width * max(self.dense_experts, 1)
-
-
-class SearchFigures(Extract):
-    """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
-
-    It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer. With
-    the method `gradient`, gradients propose children; with `paper`, the paper's level switch does.
-    """
-
-    method: Literal["gradient", "paper"]
-    start_kl: float
-    uniform_kl: float
-    kl: float
-    evaluations: int
-    seconds: float
-    ended: str
-    generations: int
-
-
-class RefitFigures(Extract):
-    """The refit of the whole model; `stitched` was kept where that was no better for it. KL is on validation text.
-
-    So many of the `modules` were `fitted`. `strength` says how far the weights go toward the fitted ones, from 0 to 1.
-    """
-
-    fitted: int
-    modules: int
-    kept: Literal["refit", "stitched"]
-    strength: float
-    kl_before: float | None = None
-    kl_after: float | None = None
-
-
-class TrainingPoint(Extract):
-    """A line of the training's log: the loss, or what held-out text says."""
-
-    tokens: int
-    loss: float | None = None
-    eval_kl: float | None = None
-
-
-class RecoveryFigures(Extract):
-    """The training after pruning; `kept` is `before` if training did not improve the held-out loss."""
-
-    steps: int
-    tokens: int
-    seconds: float
-    processes: int = 1
-    sharded: bool = False
-    kept: Literal["trained", "before"] = "trained"
-    log: tuple[TrainingPoint, ...] = ()
-
-
-class VocabularyFigures(Figures):
-    """The smaller vocabulary; each `dense_` figure is of the whole one. Parameters and bits are the dense model's.
-
-    `domains` are lengths of held-out text, by file or data set.
-    """
-
-    tokens: int
-    dense_tokens: int
-    params: int
-    dense_params: int
-    domains: dict[str, Spelling]
-    bits_per_byte: float
-    dense_bits_per_byte: float
-
-    @property
-    def longer(self) -> float:
-        """Share by which held-out text has more tokens."""
-        return self._total("tokens") / self._total("dense_tokens") - 1
-
-    @property
-    def affected(self) -> float:
-        """Share of held-out tokens that are no longer in the vocabulary."""
-        return self._total("affected") / self._total("dense_tokens")
-
-    def _total(self, name: str) -> int:
-        return sum(getattr(domain, name) for domain in self.domains.values())
-
-
-class PurposeFigures(Figures):
-    """How much text served a purpose."""
-
-    tokens: int
-    documents: int
-
-
-class TextFigures(Figures):
-    """The text, in blocks of `sequence_length` tokens, and its purposes by name."""
-
-    source: str | None
-    sequence_length: int
-    purposes: dict[str, PurposeFigures]
-    training_source: str | None = None
-
-
-class ExportFigures(Figures):
-    """The saved model; `whole` if it has further parts, such as a vision tower, around the language model.
-
-    With `custom_code`, it needs the modelling file beside it.
-    """
-
-    folder: str
-    custom_code: bool
-    dtype: str
-    whole: bool = False
 
 
 class FileFigures(Figures):

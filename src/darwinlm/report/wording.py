@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from darwinlm.report.summary import BlockFigures, SearchFigures, Summary, VocabularyFigures
+from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.runtime import amounts
 from darwinlm.runtime.amounts import duration
-from darwinlm.runtime.figures import ModelKey, TimeFigures
+from darwinlm.runtime.figures import TimeFigures
+from darwinlm.runtime.published import hub_id, short_model, short_source
+from darwinlm.steps.evaluate.step import ModelKey
+from darwinlm.steps.search.step import SearchFigures
+from darwinlm.steps.vocabulary.step import VocabularyFigures
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 NOTHING = "–"
 """Stands where a figure is missing."""
 
@@ -84,54 +86,6 @@ def model_name(key: ModelKey, summary: Summary) -> str:
     if summary.refit is not None:
         steps.append("refit" if summary.refit.kept == "refit" else "refit (no gain)")
     return " + ".join([*steps, "recovery"] if key == "recovered" else steps)
-
-
-def short_source(source: str | None) -> str:
-    """Name a text without telling where it lies on someone's disk: those of the hub whole, files by their name."""
-    if not source:
-        return "unnamed"
-    if "," in source:
-        return " and ".join(map(short_source, source.split(",")))
-    if source == "self":
-        return "text that the dense model wrote"
-    if source.startswith("hf:"):
-        return source
-    return _without_folder(source)
-
-
-def short_model(model: str) -> str:
-    """Name a model: a hub id whole, folders and files by their name."""
-    return model if hub_id(model.partition("@")[0]) else _without_folder(model)
-
-
-MODEL, FILES = "model", ("source", "text", "folder")
-"""The setting that names a model, and those that name files or folders; texts may be several."""
-
-
-def without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe with files named without the folders that they lie in: pages and models are published."""
-    short: dict[str, Any] = {}
-    for name, value in recipe.items():
-        if isinstance(value, dict):
-            short[name] = without_folders(value)
-        elif isinstance(value, str) and name == MODEL:
-            short[name] = short_model(value)
-        elif isinstance(value, str) and name in FILES:
-            short[name] = ",".join(map(_without_folder, value.split(",")))
-        else:
-            short[name] = value
-    return short
-
-
-def _without_folder(source: str) -> str:
-    return source if source.startswith("hf:") else re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
-
-
-def hub_id(source: str | None) -> str | None:
-    """Give back `owner/name` if the source looks like one, and None for paths and files."""
-    if source and _HUB_ID.fullmatch(source) and not source.lower().endswith(".gguf"):
-        return source
-    return None
 
 
 def kept_whole(summary: Summary) -> str:

@@ -17,34 +17,27 @@ from darwinlm.model.surgery.depth import numbers_in
 from darwinlm.model.units.space import kept_whole
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
-from darwinlm.report.summary import (
-    FILE,
-    BlockFigures,
-    BudgetFigures,
-    ExportFigures,
-    FileFigures,
-    MachineFigures,
-    PurposeFigures,
-    RecoveryFigures,
-    RefitFigures,
-    SearchFigures,
-    Summary,
-    TextFigures,
-)
+from darwinlm.report.summary import FILE, BlockFigures, BudgetFigures, FileFigures, MachineFigures, Summary
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_record, validated, write_json, write_text
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.runtime.figures import ChatFigures, FileChoice, TimeFigures
+from darwinlm.runtime.figures import TimeFigures
 from darwinlm.runtime.step import Task
 from darwinlm.runtime.version import VERSION
+from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.problem import Problem
+from darwinlm.steps.chats.step import ChatFigures
 from darwinlm.steps.evaluate.speed import prompts_for
 from darwinlm.steps.evaluate.step import Measured
-from darwinlm.steps.export.step import Exported
+from darwinlm.steps.export.step import Exported, ExportFigures
+from darwinlm.steps.file.step import FileChoice
 from darwinlm.steps.own_text.script import is_chat
+from darwinlm.steps.recover.step import RecoveryFigures, RecoverySettings
+from darwinlm.steps.refit.step import RefitFigures
 from darwinlm.steps.results import Corrected, Inputs
-from darwinlm.steps.search.step import SearchResult
-from darwinlm.steps.text.step import Texts
+from darwinlm.steps.search.step import SearchFigures, SearchResult, SearchSettings
+from darwinlm.steps.text.sequences import TokenSequences
+from darwinlm.steps.text.step import PurposeFigures, TextFigures, TextSettings
 
 PAGE = "report.html"
 
@@ -61,7 +54,7 @@ def write_summary(
 ) -> Summary:
     """Write the summary, the page and the card, on every run."""
     dense, refit, recovered, vocabulary = inputs.dense, made.refit, made.recovered, inputs.vocabulary
-    ran = {"method": task.recipe.search.method, "generations": len(search.record["history"]) - 1}
+    ran = {"method": task.settings(SearchSettings).method, "generations": len(search.record["history"]) - 1}
     summary = summary_of(
         task,
         dense,
@@ -99,14 +92,15 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
 def summary_of(
     task: Task,
     dense: Checkpoint,
-    texts: Texts,
+    texts: dict[str, TokenSequences],
     exported: Exported,
     chats: ChatFigures | None,
     models: Measured,
     **made: Any,
 ) -> Summary:
     """Summary of a run or of a recovery alone; `made` holds the fields in which they differ."""
-    recipe, context, tokenizer = task.recipe, task.context, exported.checkpoint.tokenizer()
+    context, tokenizer = task.context, exported.checkpoint.tokenizer()
+    text, recovery = task.settings(TextSettings), task.settings(RecoverySettings)
     return Summary(
         version=VERSION,
         model=dense.source,
@@ -118,13 +112,13 @@ def summary_of(
         allocation=allocation_figures(dense, Checkpoint.describe(exported.folder)),
         file=_file(dense, exported.checkpoint),
         text=TextFigures(
-            source=recipe.text.source,
-            sequence_length=recipe.text.sequence_length,
+            source=text.source,
+            sequence_length=text.sequence_length,
             purposes={
                 purpose: PurposeFigures(tokens=part.n_tokens, documents=len(part.document_hashes))
                 for purpose, part in texts.items()
             },
-            training_source=(recipe.recovery.text or recipe.text.source) if recipe.recovery.tokens else None,
+            training_source=(recovery.text or text.source) if recovery.tokens else None,
         ),
         stages=task.times,
         time=_time(task),
@@ -141,7 +135,7 @@ def summary_of(
             transformers=transformers.__version__,
             compute_dtype=str(context.dtype).removeprefix("torch."),
         ),
-        recipe=recipe.model_dump(mode="json"),
+        recipe=task.recipe.model_dump(mode="json"),
         **made,
     )
 
@@ -155,7 +149,7 @@ def _time(task: Task) -> TimeFigures | None:
     limit = task.context.limit
     if limit is None:
         return None
-    return TimeFigures(limit=limit.seconds, seconds=round(limit.used, 1), preset=task.recipe.preset)
+    return TimeFigures(limit=limit.seconds, seconds=round(limit.used, 1), preset=limit.preset)
 
 
 def _file(dense: Checkpoint, small: Checkpoint) -> FileFigures | None:
@@ -170,7 +164,7 @@ def _file(dense: Checkpoint, small: Checkpoint) -> FileFigures | None:
 
 def _budget(task: Task, problem: Problem, search: SearchResult, models: Measured) -> BudgetFigures:
     """The budget and its use by the saved model. Raises BudgetError if it differs from the plan."""
-    settings, allocation = task.recipe.budget, search.allocation
+    settings, allocation = task.settings(BudgetSettings), search.allocation
     dense, final = models["dense"], list(models.values())[-1]
     planned = problem.space.params(allocation)
     used = problem.cost.of(allocation)

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from darwinlm import pipeline
-from darwinlm.pipeline import REPORT, STEPS, open_run
+from darwinlm.pipeline import ORDER, REPORT
 from darwinlm.recipe import Bound, Recipe, load_recipe, options
-from darwinlm.recipe.settled import named_here
 from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.runs.loaded import Model, load
+from darwinlm.runs.opening import check_inputs, named_here, open_run
 from darwinlm.runtime.artifact import read_record, validated
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
-from darwinlm.runtime.output import check_inputs
 from darwinlm.runtime.run import Run
 
 
@@ -110,14 +109,14 @@ def prune(
 
 def open_size(
     recipe: Recipe, folder: Path, reporter: Reporter, *, until: str, overwrite: bool = False, **how: Any
-) -> Run:
+) -> Run[Recipe]:
     """A run of one size; `how` goes to `Run`.
 
     Raises RecipeError if there is no stage `until`, ArtifactError if the run would write over its inputs, or replace
     another model without `overwrite`, and as `Run`.
     """
-    if until not in STEPS:
-        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(STEPS)}")
+    if until not in ORDER:
+        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(ORDER)}")
     check_inputs(folder, recipe)
     if not overwrite:
         check_replaced(recipe, folder, "replace it with --overwrite")

@@ -3,61 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from darwinlm.formats.resolve import model_folder
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.origin import Origin, origin_of
+from darwinlm.pipeline import text_shares
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
-from darwinlm.report.summary import FILE, RecoveryFigures, Summary, read_summary
+from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.report.write import summary_of, write_report
+from darwinlm.runs.opening import open_run
 from darwinlm.runs.pruning import check_replaced
 from darwinlm.runtime.artifact import STAGES
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.run import Run
-from darwinlm.steps.chats.step import CHATS
-from darwinlm.steps.evaluate.step import EVALUATE, Models
-from darwinlm.steps.export.step import EXPORT
-from darwinlm.steps.own_text.step import DOCUMENTS, OWN_TEXT, OWN_TEXT_RECOVERY, own_text_stage
-from darwinlm.steps.recover.step import RECOVER, check_recovery
-from darwinlm.steps.source.step import TEACHER, open_model
+from darwinlm.steps.chats.step import Chats
+from darwinlm.steps.evaluate.measured_models import Models
+from darwinlm.steps.evaluate.step import Evaluate
+from darwinlm.steps.export.step import Export
+from darwinlm.steps.own_text.step import FOLDER, Documents, OwnText, OwnTextForRecovery
+from darwinlm.steps.recover.recovery_run import check_recovery
+from darwinlm.steps.recover.step import Recover, RecoveryFigures
+from darwinlm.steps.source.whole_model import open_model
 from darwinlm.steps.stitch.step import Stitched
-from darwinlm.steps.text.shares import amount_for_pruning, amount_for_recovery
-from darwinlm.steps.text.splits import PURPOSES
-from darwinlm.steps.text.step import check_text, documents_of, text_stage
-from darwinlm.steps.text.text_source import with_own_text
+from darwinlm.steps.teacher.step import Teacher
+from darwinlm.steps.text.step import Text
+from darwinlm.steps.text.text_source import check_text, documents_of, with_own_text
 
 BARE = ("validation", "evaluation")
 """Purposes of text for a model without a run, whose other text isn't known."""
 
 
-def _train(run: Run, small: Checkpoint, made: Summary | None, *, of_a_run: bool) -> Summary:
-    """Train and measure a smaller model; `made` is the summary of the run that pruned it, if there is one."""
+def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_run: bool) -> Summary:
+    """Train and measure a smaller model; `pruned` is the summary of the run that pruned it, if there is one."""
     recipe, context = run.recipe, run.context
     original = open_model(context, recipe.model)
-    check_text(recipe, small)
+    check_text(recipe.text, small)
     original.check_carried()
-    purposes = PURPOSES if of_a_run else BARE
-    own = partial(amount_for_pruning, purposes=purposes)
-    own_text = run(own_text_stage("own_text", OWN_TEXT.title, own), original) if own(recipe) else None
-    teacher = run(TEACHER, original, small)
-    check_recovery(context, recipe, teacher, small)
-    text = run(text_stage(purposes), small, own_text)
-    more = run(OWN_TEXT_RECOVERY, original) if amount_for_recovery(recipe) else None
-    recovered = run(RECOVER, small, teacher, Stitched(small), text["validation"], documents_of(text), more)
-    exported = run(EXPORT, small, teacher, recovered, text["validation"])
+    shares = text_shares(recipe)
+    if not of_a_run:
+        shares = {purpose: tokens for purpose, tokens in shares.items() if purpose in BARE}
+    own_tokens = OwnText.amount(recipe, shares)
+    own_text = run(OwnText(original, own_tokens)) if own_tokens else None
+    teacher = run(Teacher(original, small))
+    check_recovery(context, recipe.recovery, recipe.text, teacher, small)
+    text = run(Text(small, own_text, shares))
+    validation = text["validation"]
+    new_tokens = OwnTextForRecovery.amount(recipe, {})
+    new_text = run(OwnTextForRecovery(original, new_tokens)) if new_tokens else None
+    recovered = run(Recover(small, teacher, Stitched(small), validation, documents_of(text), new_text))
+    exported = run(Export(small, teacher, recovered, validation))
     models = Models.of(context, {"dense": teacher, "before": small, "recovered": exported.checkpoint})
-    chats = run(CHATS, teacher, models) if recipe.text.answer_tokens else None
-    measured = run(EVALUATE, small, models, exported, text["evaluation"])
+    answers = recipe.text.answer_tokens
+    chats = run(Chats(teacher, models, answers)) if answers else None
+    measured = run(Evaluate(small, models, exported, text["evaluation"]))
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (teacher, exported.checkpoint))
     # What the dense model doesn't say of itself, the smaller one may.
     origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
     recovery = RecoveryFigures.model_validate(recovered.record)
     of_the_run = ("budget", "search", "refit", "vocabulary")
-    pruning = {} if made is None else {name: getattr(made, name) for name in of_the_run}
+    pruning = {} if pruned is None else {name: getattr(pruned, name) for name in of_the_run}
     summary = summary_of(
         run.task("report"), teacher, text, exported, chats, measured, origin=origin, recovery=recovery, **pruning
     )
@@ -107,10 +114,10 @@ def recover(
     if "source" not in settings.model_fields_set:  # the run's text, with its split
         given = {name: getattr(settings, name) for name in settings.model_fields_set}
         settings = of_run.text.model_copy(update=given)
-    recovery, own_text = resolved.recovery, folder / STAGES / OWN_TEXT.name / DOCUMENTS
+    recovery, own_text = resolved.recovery, folder / STAGES / OwnText.name / FOLDER
     if own_text.is_dir():  # text that the dense model has written is read from there; what it trains on is new
         recovery = recovery.model_copy(update={"text": recovery.text or settings.source})
-        settings = settings.model_copy(update={"source": with_own_text(str(settings.source), own_text)})
+        settings = settings.model_copy(update={"source": with_own_text(str(settings.source), Documents(own_text, ""))})
     resolved = resolved.model_copy(
         update={"model": resolved.model or of_run.model, "text": settings, "recovery": recovery}
     )
@@ -119,5 +126,5 @@ def recover(
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     check_replaced(resolved, Path(out).expanduser(), "delete that one")
-    run = Run(resolved, Path(out).expanduser(), reporter or Reporter())
+    run = open_run(resolved, Path(out).expanduser(), reporter or Reporter())
     return _train(run, student, made, of_a_run=of_a_run)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-from darwinlm.pipeline import REPORT, build, make, open_run, plan, read_inputs
+from darwinlm.pipeline import REPORT, build, make, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.report.sweep_page import sweep_page
+from darwinlm.runs.opening import open_run
 from darwinlm.runs.pruning import open_size
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_text
@@ -70,7 +70,7 @@ def prune_sweep(
         for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
             whole.context.reporter.say(run.folder.name)
             if (limit := whole.context.limit) is not None:
-                run.context = replace(run.context, limit=limit.part(len(runs) - number))
+                run.limit(run.recipe, limit.part(len(runs) - number))
             with suppress(Ended):
                 summaries[run.folder.name] = make(run, inputs, problem, database)
     if summaries and parallel.is_main():

@@ -12,7 +12,7 @@ from darwinlm.model.families.files import CARD
 from darwinlm.runs.sweep import PAGE
 from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES, StageFolder, digest_of, read_manifest, what_changed
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
-from darwinlm.steps.export.step import EXPORT, FILES
+from darwinlm.steps.export.step import FILES, Export
 
 Finding = tuple[str, str | None]
 """What was compared with its record, and the difference, or None."""
@@ -41,7 +41,7 @@ def _run(folder: Path, whole: Path) -> Iterator[Finding]:
     """Stages of a run and its model; stages that a size shares with others lie in the folder `whole`."""
     for stage in sorted((folder / STAGES).glob("*/")):
         yield f"stage {stage.name}", _stage(stage, whole)
-    export = folder / STAGES / EXPORT.name
+    export = folder / STAGES / Export.name
     if (export / MANIFEST).is_file():
         found = _files(folder / "model", export / FILES, "rerun the run's command, which writes the model again")
         try:
@@ -60,10 +60,13 @@ def _stage(stage: Path, whole: Path) -> str | None:
         key = read_manifest(stage).key
         StageFolder(stage, key).is_complete()
         inputs = key.get("inputs")
-        for name, digest in inputs.items() if isinstance(inputs, dict) else ():
+        for source in inputs.values() if isinstance(inputs, dict) else ():
+            if not isinstance(source, dict) or "step" not in source:
+                continue
+            name = str(source["step"])
             places = (stage.parent / name, whole / STAGES / name)
-            found = next((read_manifest(place).key for place in places if (place / MANIFEST).is_file()), {})
-            if found.get("stage") == name and digest_of(found) != digest:
+            present = next((read_manifest(place).key for place in places if (place / MANIFEST).is_file()), {})
+            if present.get("stage") == name and digest_of(present) != source.get("digest"):
                 return f"it follows another result of {name}"
     except DarwinLMError as error:
         return str(error)

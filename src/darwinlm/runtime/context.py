@@ -1,4 +1,4 @@
-"""What all stages of a run have in common; it never changes while the run runs."""
+"""What all steps of a run have in common; it never changes while a step works."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from darwinlm.planning.time_limit import TimeLimit
-from darwinlm.recipe import Recipe
-from darwinlm.recipe.settled import GPU_TOKENS, settled
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import STAGES
-from darwinlm.runtime.compute import DTYPES, resolve_device
+from darwinlm.runtime.compute import DTYPES, fast_dtype, gpu_has_bfloat16, resolve_device
+from darwinlm.runtime.compute_settings import CPU_TOKENS, GPU_TOKENS, ComputeSettings
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.memory import set_limit
+from darwinlm.runtime.time_limit import TimeLimit
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,36 @@ class Context:
         """Properties of the machine on which results of computations depend."""
         return {"dtype": str(self.dtype), "device": self.device.type}
 
-    def path(self, stage: str) -> Path:
-        """Folder of a stage of this run."""
-        return self.folder / STAGES / stage
+    def path(self, step: str) -> Path:
+        """Folder of a step of this run."""
+        return self.folder / STAGES / step
 
 
-def open_context(recipe: Recipe, folder: Path, reporter: Reporter) -> tuple[Context, Recipe]:
-    """The context of a run, and the recipe with the element type of its device.
+def open_context(compute: ComputeSettings, folder: Path, reporter: Reporter) -> tuple[Context, ComputeSettings]:
+    """The context of a run, and its settings with what they leave to the device.
 
     Raises RecipeError if this machine has no such device, or the device lacks the element type or the memory.
     """
     parallel.init_from_environment()
     reporter = reporter if parallel.is_main() else Reporter(quiet=True)
     with parallel.agree():
-        device = resolve_device(recipe.compute.device)
-        recipe = settled(recipe, device)
-        set_limit(device, recipe.compute.memory)
-    dtype, batch_tokens = DTYPES[recipe.compute.dtype], recipe.compute.batch_tokens or GPU_TOKENS
-    return Context(device, dtype, batch_tokens, folder, reporter), recipe
+        device = resolve_device(compute.device)
+        compute = settled(compute, device)
+        set_limit(device, compute.memory)
+    dtype, batch_tokens = DTYPES[compute.dtype], compute.batch_tokens or GPU_TOKENS
+    return Context(device, dtype, batch_tokens, folder, reporter), compute
+
+
+def settled(compute: ComputeSettings, device: torch.device) -> ComputeSettings:
+    """Settings with a device's element type and pass, where left open. Raises RecipeError if it lacks the type."""
+    if compute.dtype == "bfloat16" and not gpu_has_bfloat16(device):
+        raise RecipeError(
+            f"compute.dtype=bfloat16: {torch.cuda.get_device_name(device)} doesn't support bfloat16: use float32, "
+            "or auto"
+        )
+    if compute.dtype == "auto":
+        compute = compute.model_copy(update={"dtype": fast_dtype(device)})
+    if compute.batch_tokens is None:
+        tokens = CPU_TOKENS if device.type == "cpu" else GPU_TOKENS
+        compute = compute.model_copy(update={"batch_tokens": tokens})
+    return compute

@@ -7,24 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from darwinlm.recipe import Recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import KEY, MARKER, STAGES, check_no_link, read_json, write_json
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.runtime.lock import Lock, hold_folder, is_ours
-from darwinlm.runtime.places import check_output
 from darwinlm.runtime.version import VERSION
 
 
-def claim(folder: Path, recipe: Recipe) -> Lock | None:
+def claim(folder: Path) -> Lock | None:
     """Lock a new, empty or earlier output folder for all processes; the lock ends with its object or the process.
 
-    Raises ArtifactError if the folder holds something else, also what the recipe reads, BusyError if another run works
-    in it.
+    Raises ArtifactError if the folder holds something else, BusyError if another run works in it.
     """
     with parallel.agree():
         if parallel.is_main():
-            check_inputs(folder, recipe)
             _check(folder)
             return hold_folder(folder)
     return None
@@ -56,11 +52,6 @@ def _tidy(stage: Path) -> None:
     folder = stage.parent.parent
     if all(path.name == MARKER or is_ours(path) for path in folder.iterdir()):
         (folder / MARKER).unlink()  # the folder itself is removed with its lock
-
-
-def check_inputs(folder: Path, recipe: Recipe) -> None:
-    """Refuse to write over the models and the text that are read. Raises ArtifactError."""
-    check_output(folder, (recipe.model,), (recipe.text.source, recipe.recovery.text))
 
 
 def _check(folder: Path) -> None:

@@ -1,6 +1,6 @@
-"""Run stages in an output folder: each in a folder of its own, skipped if that is complete for the same key.
+"""Run steps in an output folder: each in a folder of its own, skipped if that is complete for the same key.
 
-The key of a stage holds its name and version, its settings, the digests of its inputs, and the version of transformers.
+The key of a step holds its name and version, its settings, the digests of its inputs, and the version of transformers.
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from darwinlm.planning.time_limit import limited
-from darwinlm.recipe.settled import named_here
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, code_version, read_manifest
 from darwinlm.runtime.clock import working_time
@@ -20,29 +18,32 @@ from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.memory import is_out_of_memory, kept_memory, memory_of
 from darwinlm.runtime.output import claim, guarded
-from darwinlm.runtime.step import Inputs, Result, Stage, Task, parameters
+from darwinlm.runtime.sections import Sections
+from darwinlm.runtime.step import Step, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from darwinlm.recipe import Recipe
     from darwinlm.runtime.console import Reporter
+    from darwinlm.runtime.time_limit import TimeLimit
+
+Recipe = TypeVar("Recipe", bound=Sections)
+Result = TypeVar("Result")
 
 
 class Ended(Exception):  # noqa: N818 - it ends a run as planned
-    """The last stage that was asked for is done."""
+    """The last step that was asked for is done."""
 
 
-class Run:
-    """Stages with one recipe in one output folder.
+class Run(Generic[Recipe]):
+    """Steps with one recipe in one output folder.
 
-    `run(STAGE, *inputs)` is the result of a stage. Inputs may be results of the `parent`, and a folder of the parent is
-    used if it is complete for the same key. Of the stages named in `order`, those after `until` end the run with
-    `Ended`. The folder is created by the first stage that works. The recipe's time limit counts from `begun`, on the
-    monotonic clock, and is ignored without it.
+    `run(step)` is the result of a step. Its inputs may be results of the `parent`, and a folder of the parent is used
+    if it is complete for the same key. Of the steps named in `order`, those after `until` end the run with `Ended`. The
+    folder is created by the first step that works.
 
     Attributes:
-        results: Results of the stages so far by name.
+        results: Results of the steps so far by name.
 
     Raises ArtifactError if the folder holds something else, BusyError if another run works in it, RecipeError if no
     model is given or the device doesn't exist.
@@ -54,27 +55,26 @@ class Run:
         folder: Path,
         reporter: Reporter,
         *,
-        parent: Run | None = None,
+        parent: Run[Recipe] | None = None,
         order: Sequence[str] = (),
         until: str | None = None,
-        begun: float | None = None,
     ) -> None:
         if recipe.model is None:
             raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-        opened = open_context(named_here(recipe), folder, reporter)
-        self.context: Context = opened[0]
-        self.recipe: Recipe = opened[1]
+        context, compute = open_context(recipe.compute, folder, reporter)
+        self.context: Context = context
+        self.recipe = recipe.model_copy(update={"compute": compute})
         # Before the parent is kept, so that the lock ends before the parent's.
-        self._lock = claim(folder, recipe)
+        self._lock = claim(folder)
         self.order, self.until, self._parent = order, until, parent
-        if parent is None and self.recipe.model != recipe.model:
-            self.context.reporter.say(f"model: the folder {self.recipe.model}, not {recipe.model} of the hub")
-        if begun is not None:
-            self.recipe, limit = limited(self.recipe, folder, self.context.device, begun)
-            self.context = replace(self.context, limit=limit)
         self.results: dict[str, Any] = {}
-        self._made: dict[int, tuple[object, StageFolder]] = {}
+        self._steps: dict[str, str] = {} if parent is None else dict(parent._steps)
         self._times: dict[str, StageTime] = {}
+
+    def limit(self, recipe: Recipe, limit: TimeLimit | None) -> None:
+        """Go on with the recipe that a time limit chose, and with that limit."""
+        self.recipe = recipe
+        self.context = replace(self.context, limit=limit)
 
     @property
     def folder(self) -> Path:
@@ -83,121 +83,124 @@ class Run:
 
     @property
     def times(self) -> tuple[StageTime, ...]:
-        """Durations of the stages so far, in order; those of the parent are reused."""
-        parents = () if self._parent is None else self._parent.times
-        return tuple(({each.name: replace(each, reused=True) for each in parents} | self._times).values())
+        """Durations of the steps so far, in order; those of the parent are reused."""
+        earlier = () if self._parent is None else self._parent.times
+        times = {time.name: replace(time, reused=True) for time in earlier} | self._times
+        return tuple(times.values())
 
-    def task(self, name: str, folder: StageFolder | None = None) -> Task:
-        """What a function of this name gets; without a stage's folder, it isn't one, or not yet begun."""
-        return Task(self.context, self.recipe, folder or StageFolder(self.context.path(name), {}), self.times)
+    def task(self, name: str) -> Task:
+        """What work of this name gets that is no step: it may read the whole recipe."""
+        return Task(self.context, self.recipe, StageFolder(self.context.path(name), {}), self.times)
 
     def reach(self, name: str) -> None:
-        """Raise Ended if a stage comes after the last one that was asked for."""
+        """Raise Ended if a step comes after the last one that was asked for."""
         if self.until is not None and self.order.index(name) > self.order.index(self.until):
             raise Ended
 
-    def __call__(self, stage: Stage[Inputs, Result], *inputs: Inputs.args, **none: Inputs.kwargs) -> Result:
-        """The result of a stage from its inputs, which are given by place."""
-        assert not none, "a stage's inputs are given by place"
-        self.reach(stage.name)
-        key = self._key(stage, inputs)
-        folder = StageFolder(self.context.path(stage.name), key)
+    def __call__(self, step: Step[Result]) -> Result:
+        """The result of a step."""
+        self.reach(step.name)
+        key = self._key(step)
+        folder = StageFolder(self.context.path(step.folder_name), key)
         taken = None
-        if (parents := self._of_parent(stage, key)) is not None:
+        if (parents := self._of_parent(step, key)) is not None:
             folder = parents
-        elif not parallel.decide(self._is_complete, stage, folder):
-            taken = self._work(stage, folder, inputs)
+        elif not parallel.decide(self._is_complete, step, folder):
+            taken = self._work(step, folder)
         else:
-            self.context.reporter.say(f"{stage.title}: already done, reused")
+            self.context.reporter.say(f"{step.label}: already done, reused")
         if not parallel.is_main():
             folder.await_manifest()
-        self._times[stage.name] = taken or _earlier(folder, stage.name)
-        result = stage.read(self.task(stage.name, folder), *inputs[: len(parameters(stage.read))])
-        self.results[stage.name] = result
-        if result is not None:
-            self._made[id(result)] = result, folder
+        self._times[step.folder_name] = taken or _earlier(folder, step.folder_name)
+        result = step.read(self._task_of(step, folder))
+        self.results[step.folder_name] = result
+        self._steps[folder.digest] = step.folder_name
         return result
 
-    def _key(self, stage: Stage[Any, Any], inputs: tuple[Any, ...]) -> dict[str, Any]:
-        """Everything that the content of a stage's folder depends on."""
-        key: dict[str, Any] = {"stage": stage.name, **code_version(stage.version)}
-        key["inputs"] = dict(map(self._identity, stage.inputs, inputs))
-        key["settings"] = stage.slice(self.recipe)
-        if stage.arithmetic:
+    def _task_of(self, step: Step[Any], folder: StageFolder) -> Task:
+        return Task(self.context, self.recipe, folder, self.times, step.sections)
+
+    def _key(self, step: Step[Any]) -> dict[str, Any]:
+        """Everything that the content of a step's folder depends on."""
+        key: dict[str, Any] = {"stage": step.folder_name, **code_version(step.version)}
+        key["inputs"] = {name: self._identity(value) for name, value in step.inputs.items()}
+        key["settings"] = {used.section.__name__: used.values(self.recipe) for used in step.settings}
+        if step.ends_early:
+            key["time"] = self.recipe.time
+        if step.arithmetic:
             key["arithmetic"] = self.context.arithmetic
-        if stage.key is not None:
-            key |= stage.key(self.task(stage.name), *inputs[: len(parameters(stage.key))])
+        key |= step.key(self._task_of(step, StageFolder(self.context.path(step.folder_name), {})))
         return key
 
-    def _identity(self, name: str, value: Any) -> tuple[str, Any]:
-        """Name and identity of an input: those of the stage that made it, else its own digest or the plain value."""
-        run: Run | None = self
-        while run is not None:
-            if (made := run._made.get(id(value))) is not None:
-                return made[1].folder.name, made[1].digest
-            run = run._parent
-        if isinstance(value, Mapping):
-            return name, {key: self._identity("", each)[1] for key, each in value.items()}
-        if isinstance(value, tuple):
-            return name, [self._identity("", each)[1] for each in value]
-        plain = value is None or isinstance(value, str | int | float)
-        return name, value if plain else value.digest
+    def _identity(self, value: Any) -> Any:
+        """What identifies an input in a key: a plain value itself, an object by its `digest`; also inside containers.
 
-    def _of_parent(self, stage: Stage[Any, Any], key: Mapping[str, Any]) -> StageFolder | None:
-        """The parent's folder of a stage, or that of its parent, if it is complete for a key."""
+        With the digest of a step's result stands the name of the step, so that the chain of steps can be verified.
+        """
+        if isinstance(value, Mapping):
+            return {name: self._identity(inner) for name, inner in value.items()}
+        if isinstance(value, tuple | list):
+            return [self._identity(inner) for inner in value]
+        if value is None or isinstance(value, str | int | float):
+            return value
+        digest = value.digest
+        return {"step": self._steps[digest], "digest": digest} if digest in self._steps else digest
+
+    def _of_parent(self, step: Step[Any], key: Mapping[str, Any]) -> StageFolder | None:
+        """The parent's folder of a step, or that of its parent, if it is complete for a key."""
         if self._parent is None:
             return None
-        folder = StageFolder(self._parent.context.path(stage.name), key)
-        return folder if parallel.decide(folder.is_complete) else self._parent._of_parent(stage, key)
+        folder = StageFolder(self._parent.context.path(step.folder_name), key)
+        return folder if parallel.decide(folder.is_complete) else self._parent._of_parent(step, key)
 
-    def _is_complete(self, stage: Stage[Any, Any], folder: StageFolder) -> bool:
+    def _is_complete(self, step: Step[Any], folder: StageFolder) -> bool:
         if not folder.is_complete():
             return False
-        reason = None if stage.spoiled is None else stage.spoiled(self.task(stage.name, folder))
+        reason = step.spoiled(self._task_of(step, folder))
         if reason is not None:
-            self.context.reporter.say(f"{stage.title}: {reason}, so it is written again")
+            self.context.reporter.say(f"{step.label}: {reason}, so it is written again")
             folder.discard()
         return reason is None
 
-    def _work(self, stage: Stage[Any, Any], folder: StageFolder, inputs: tuple[Any, ...]) -> StageTime:
-        """Fill a stage's folder; of several processes, all share the work, or the first one does it alone.
+    def _work(self, step: Step[Any], folder: StageFolder) -> StageTime:
+        """Fill a step's folder; of several processes, all share the work, or the first one does it alone.
 
         Only the first one writes into the folder. Raises ArtifactError if the folder isn't one of a run.
         """
-        title, reporter = stage.title, self.context.reporter
+        reporter = self.context.reporter
         if parallel.is_main() and (reason := folder.why_redone()):
-            reporter.say(f"{title}: {reason}, redone")
+            reporter.say(f"{step.label}: {reason}, redone")
         begun = working_time()
-        memory_of(self.context.device).stage = stage.name
-        with guarded(folder.folder), reporter.stage(title), kept_memory(self.context.device):
+        memory_of(self.context.device).stage = step.name
+        with guarded(folder.folder), reporter.stage(step.label), kept_memory(self.context.device):
             if resumed := parallel.decide(folder.begin):
                 reporter.resumes()
-            if stage.together:
-                self._call(stage, folder, inputs)
+            if step.together:
+                self._call(step, folder)
             else:
                 with parallel.main_first():
                     if parallel.is_main():
-                        self._call(stage, folder, inputs)
-        # For a resumed stage, only the last part is timed.
+                        self._call(step, folder)
+        # For a resumed step, only the last part is timed.
         seconds = round(working_time() - begun, 2)
         parallel.in_main(partial(folder.finish, seconds=seconds, resumed=resumed))
-        reporter.say(f"{title}: {seconds:.0f} s")
-        return StageTime(stage.name, seconds, reused=False, resumed=resumed)
+        reporter.say(f"{step.label}: {seconds:.0f} s")
+        return StageTime(step.folder_name, seconds, reused=False, resumed=resumed)
 
-    def _call(self, stage: Stage[Any, Any], folder: StageFolder, inputs: tuple[Any, ...]) -> None:
+    def _call(self, step: Step[Any], folder: StageFolder) -> None:
         try:
-            stage.work(self.task(stage.name, folder), *inputs)
+            step.work(self._task_of(step, folder))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             raise DeviceMemoryError(
-                f"{stage.title}: the memory of {self.context.device} is full: lower compute.batch_tokens "
+                f"{step.label}: the memory of {self.context.device} is full: lower compute.batch_tokens "
                 f"({self.context.batch_tokens:,}), or what darwinlm plan names, then rerun the same command; "
                 "finished work is kept"
             ) from error
 
 
 def _earlier(folder: StageFolder, name: str) -> StageTime:
-    """What a finished stage took."""
+    """What a finished step took."""
     manifest = read_manifest(folder.folder)
     return StageTime(name, manifest.seconds, reused=True, resumed=manifest.resumed)

@@ -1,104 +1,180 @@
-"""A stage: a function that writes a folder, declared once with all that its result depends on."""
+"""A step of a run: what it needs, what it does, and what it leaves in its folder.
+
+A step is a class: its fields are its inputs, `work` fills its folder, and `read` gives the result from there. The
+modules in which steps are declared import nothing heavy, so that a recipe can be read and help be printed at once; they
+import their methods where they work.
+"""
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from operator import attrgetter
-from pathlib import Path
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel
+from darwinlm.runtime.section import Section
+from darwinlm.runtime.sections import AnySection, Sections
 
-from darwinlm.recipe import Recipe
-from darwinlm.runtime.artifact import StageFolder
-from darwinlm.runtime.context import Context
-from darwinlm.runtime.figures import StageTime
+if TYPE_CHECKING:
+    from pathlib import Path
 
-Inputs = ParamSpec("Inputs")
-Result = TypeVar("Result")
+    from darwinlm.runtime.artifact import StageFolder
+    from darwinlm.runtime.context import Context
+    from darwinlm.runtime.figures import StageTime
+
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Uses:
+    """A section of the recipe on which a result depends.
+
+    Attributes:
+        section: Class of the section.
+        only: Names of the fields that matter; empty if all do.
+        ignoring: Names of fields that don't change the result.
+    """
+
+    section: type[Section]
+    only: tuple[str, ...] = ()
+    ignoring: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        unknown = {*self.only, *self.ignoring} - self.section.model_fields.keys()
+        assert not unknown, f"{self.section.__name__} has no fields {sorted(unknown)}"
+
+    def values(self, recipe: Sections) -> dict[str, Any]:
+        """The values of these fields in a recipe, as JSON has them."""
+        chosen = set(self.only or self.section.model_fields) - set(self.ignoring)
+        return recipe.section(self.section).model_dump(mode="json", include=chosen)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step takes on one device.
+
+    Attributes:
+        operations: Its work in operations of passes through the model, over all processes.
+        memory: Bytes on the device of one process at the peak, by what they hold.
+        caches: Bytes of caches besides at most.
+    """
+
+    operations: float
+    memory: Mapping[str, float]
+    caches: float = 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Peak memory."""
+        return sum(self.memory.values())
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a stage gets besides its inputs.
+    """What a step gets besides its inputs.
 
     Attributes:
         recipe: Settings of the run.
-        stage: Folder of the stage, with its key.
-        times: Durations of the stages so far.
+        stage: Folder of the step, with its key.
+        times: Durations of the steps so far.
+        sections: Sections of the recipe that the step may read; None for all.
     """
 
     context: Context
-    recipe: Recipe
+    recipe: Sections
     stage: StageFolder
     times: tuple[StageTime, ...] = ()
+    sections: frozenset[type[Section]] | None = None
 
     @property
     def folder(self) -> Path:
-        """Where the stage writes."""
+        """Where the step writes."""
         return self.stage.folder
 
-    def left(self, stage: str) -> float:
-        """Seconds after which a stage must end; infinite without a time limit."""
-        return math.inf if self.context.limit is None else self.context.limit.left(stage, self.times)
+    def settings(self, kind: type[AnySection]) -> AnySection:
+        """A section of the recipe, which the step has declared."""
+        assert self.sections is None or kind in self.sections, f"the step doesn't declare that it reads {kind.__name__}"
+        return self.recipe.section(kind)
+
+    def left(self, step: str) -> float:
+        """Seconds after which a step must end; infinite without a time limit."""
+        return math.inf if self.context.limit is None else self.context.limit.left(step, self.times)
 
 
-@dataclass(frozen=True, eq=False)
-class Stage(Generic[Inputs, Result]):
-    """One stage.
+class Step(ABC, Generic[Result_co]):
+    """One step. A subclass is a frozen dataclass whose fields are the step's inputs.
+
+    An input is a plain value, a tuple or a mapping of inputs, or an object whose `digest` identifies it. The digest of
+    a step's result is that of its key.
 
     Attributes:
-        work: Writes the folder's files, from the task and the inputs.
-        read: The result, from the task and the first of the inputs; reads what the work left in the folder.
-        version: Number that its author raises when its results change for the same key.
-        title: Name in messages and in the progress bar.
-        writes: Files, for the table in the docs.
-        settings: Dotted names of sections and fields of the recipe that the result depends on.
-        ignored: Names among these that don't change the result.
+        name: Name of the step and of its folder.
+        title: Name in messages and in the progress bar, if it is another one.
+        version: Number that the step's author raises when its results change for the same key.
+        writes: What is in its folder, for the table in the docs.
+        Settings: The step's own section of the recipe, and `section`, its name there.
+        settings: Sections and fields of the recipe that the result depends on.
+        consults: Further sections that the step reads; what matters of them is in `key`.
         arithmetic: Whether the result depends on the device and the element type of passes.
         together: Whether all processes share the work; else the first one does it alone.
-        key: Further properties that the result depends on, from the task and the first of the inputs.
-        spoiled: Why a finished result can't be used, if files outside the stage's folder were changed.
+        ends_early: Whether it ends with the recipe's time limit, on which its result then depends.
     """
 
-    name: str
-    work: Callable[Concatenate[Task, Inputs], None]
-    read: Callable[..., Result]
-    version: int = 1
-    title: str = ""
-    writes: str = ""
-    settings: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    arithmetic: bool = False
-    together: bool = False
-    key: Callable[..., Mapping[str, Any]] | None = None
-    spoiled: Callable[[Task], str | None] | None = None
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+    writes: ClassVar[str] = ""
+    Settings: ClassVar[type[Section] | None] = None
+    section: ClassVar[str] = ""
+    settings: ClassVar[tuple[Uses, ...]] = ()
+    consults: ClassVar[tuple[type[Section], ...]] = ()
+    arithmetic: ClassVar[bool] = False
+    together: ClassVar[bool] = False
+    ends_early: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "title", self.title or self.name)
-        for function in filter(None, (self.read, self.key)):
-            names = parameters(function)
-            assert names == self.inputs[: len(names)], f"{self.name}: {names} aren't its first inputs"
+    @abstractmethod
+    def work(self, task: Task) -> None:
+        """Write the folder's files. Work that was interrupted finds the files that it had finished."""
+
+    @abstractmethod
+    def read(self, task: Task) -> Result_co:
+        """The result, from the folder."""
+
+    def key(self, task: Task) -> Mapping[str, Any]:
+        """Further properties that the result depends on."""
+        return {}
+
+    def spoiled(self, task: Task) -> str | None:
+        """Why a finished result can't be used, if files outside the step's folder were changed."""
+        return None
+
+    @classmethod
+    def cost(cls, load: Any) -> Cost | None:
+        """What the step takes in a run, from a `Workload`; None if it isn't part of it or takes next to nothing."""
+        return None
+
+    @classmethod
+    def text_needed(cls, recipe: Sections) -> Mapping[str, int]:
+        """Number of tokens of text that the step reads, by purpose. Steps that share a purpose read the same tokens."""
+        return {}
 
     @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs."""
-        return parameters(self.work)
+    def label(self) -> str:
+        """Name in messages and in the progress bar."""
+        return self.title or self.name
 
-    def slice(self, recipe: Recipe) -> dict[str, Any]:
-        """The settings that the result depends on, as plain values."""
-        return {name: _plain(attrgetter(name)(recipe), name, self.ignored) for name in self.settings}
+    @property
+    def folder_name(self) -> str:
+        """Name of the step's folder."""
+        return self.name
 
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The inputs by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
-def _plain(value: Any, name: str, ignored: tuple[str, ...]) -> Any:
-    if not isinstance(value, BaseModel):
-        return value
-    return value.model_dump(exclude={each.removeprefix(f"{name}.") for each in ignored if each.startswith(f"{name}.")})
-
-
-def parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of a function's parameters after the task."""
-    return tuple(inspect.signature(function).parameters)[1:]
+    @property
+    def sections(self) -> frozenset[type[Section]]:
+        """Sections of the recipe that the step reads."""
+        return frozenset({*(used.section for used in self.settings), *self.consults})

@@ -1,16 +1,18 @@
-"""What the steps of a run give each other."""
+"""What the parts of a run give each other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.units.cost import CostModel
-from darwinlm.steps.export.step import Exported
-from darwinlm.steps.recover.step import Recovered
-from darwinlm.steps.refit.step import Refitted
-from darwinlm.steps.text.step import Texts
-from darwinlm.steps.vocabulary.step import CutVocabulary
+if TYPE_CHECKING:
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.model.units.cost import CostModel
+    from darwinlm.steps.export.step import Exported
+    from darwinlm.steps.recover.step import Recovered
+    from darwinlm.steps.refit.step import Refitted
+    from darwinlm.steps.text.sequences import TokenSequences
+    from darwinlm.steps.vocabulary.step import CutVocabulary
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,14 @@ class Inputs:
     Attributes:
         original: The dense model, with all of its tokens.
         dense: The same with the smaller vocabulary, if there is one.
+        text: Sequences of tokens by purpose.
         latency: Costs in time, if the budget is one.
     """
 
     original: Checkpoint
     dense: Checkpoint
     vocabulary: CutVocabulary | None
-    text: Texts
+    text: dict[str, TokenSequences]
     latency: CostModel | None
 
 

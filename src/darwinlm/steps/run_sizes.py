@@ -7,15 +7,20 @@ from math import prod
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import ModuleShape, module_shapes
-from darwinlm.recipe import Recipe
-from darwinlm.recipe.settled import GPU_TOKENS
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.compute import DTYPES
+from darwinlm.runtime.compute_settings import GPU_TOKENS
+from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.bounds import Counted, bounded
+from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.problem import space_of
+from darwinlm.steps.search.step import SearchSettings
+from darwinlm.steps.text.step import TextSettings
 from darwinlm.steps.vocabulary.choose import kept_size
+from darwinlm.steps.vocabulary.step import VocabularySettings
 
 
-class Sizes:
+class RunSizes:
     """Sizes for one of several processes that share the work.
 
     Attributes:
@@ -29,14 +34,15 @@ class Sizes:
         pass_tokens: Tokens in one pass.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, processes: int = 1) -> None:
+    def __init__(self, checkpoint: Checkpoint, recipe: Sections, processes: int = 1) -> None:
         self.checkpoint, self.recipe, self.processes = checkpoint, recipe, processes
+        text, vocabulary = recipe.section(TextSettings), recipe.section(VocabularySettings)
         self.shapes = module_shapes(checkpoint)
-        self.space = space_of(recipe, checkpoint, self.shapes)
+        self.space = space_of(recipe.section(UnitsSettings), checkpoint, self.shapes)
         modules = zip(self.shapes, self.space.modules, strict=True)
         self.cut = [shape for shape, module in modules if len(module.levels) > 1]
         self.width, rows = int(checkpoint.config.hidden_size), int(checkpoint.config.vocab_size)
-        self.vocabulary, self.depth = kept_size(recipe.vocabulary or 1, rows), checkpoint.n_blocks
+        self.vocabulary, self.depth = kept_size(vocabulary.keep or 1, rows), checkpoint.n_blocks
         self.blocks = self.space.params(self.space.dense)
         self.block = max(self.params_of(block) for block in range(self.depth))
         self.params: int = sum(
@@ -52,7 +58,7 @@ class Sizes:
         self.channels = self.width + sum(widths.values())
         self.dtype = DTYPES["float32" if recipe.compute.dtype == "float32" else "bfloat16"]
         self.size, self.saved = self.dtype.itemsize, checkpoint.dtype.itemsize
-        self.pass_tokens = max(recipe.compute.batch_tokens or GPU_TOKENS, recipe.text.sequence_length)
+        self.pass_tokens = max(recipe.compute.batch_tokens or GPU_TOKENS, text.sequence_length)
 
     def params_of(self, block: int) -> int:
         """Number of parameters of a block."""
@@ -66,11 +72,12 @@ class Sizes:
         A budget in time is measured in the run; an equal share of the blocks, or half of them, stands for it. Raises
         BudgetError if the budget is too small or too large.
         """
-        recipe, equal = self.recipe, self.recipe.search.layers == "equal"
-        cost = Counted(recipe, self.checkpoint, self.space, self.shapes, self.outside, equal).cost
+        budget = self.recipe.section(BudgetSettings)
+        equal = self.recipe.section(SearchSettings).layers == "equal"
+        cost = Counted(self.recipe, self.checkpoint, self.space, self.shapes, self.outside, equal).cost
         if cost is None:
-            return 0, round(self.blocks / (recipe.budget.speedup or 2))
-        bounds = bounded(cost, recipe, self.checkpoint)
+            return 0, round(self.blocks / (budget.speedup or 2))
+        bounds = bounded(cost, self.recipe, self.checkpoint)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)
 
@@ -92,5 +99,6 @@ class Sizes:
         """Those of one module; a token meets its own experts."""
         own = shape.chosen / shape.experts if shape.experts else 1.0
         weights = sum(prod(size) * (own if len(size) == 3 else 1.0) for size in shape.tensors.values() if len(size) > 1)
-        attention = 4.0 * self.recipe.text.sequence_length * shape.width if shape.kind == "attention" else 0.0
+        length = self.recipe.section(TextSettings).sequence_length
+        attention = 4.0 * length * shape.width if shape.kind == "attention" else 0.0
         return 2.0 * weights + attention

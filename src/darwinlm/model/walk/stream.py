@@ -11,6 +11,7 @@ from torch import Tensor
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.model.walk.streamed import StreamedDecoder
+from darwinlm.runtime.context import Context
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import ALL
 
@@ -73,3 +74,17 @@ class BlockStream:
                 f"block {block} of {self.checkpoint.folder} gives values that aren't finite on the calibration text: "
                 "the checkpoint is broken, or try compute.dtype=float32"
             )
+
+
+def stream_of(
+    context: Context, checkpoint: Checkpoint, tokens: Tensor, memory: HiddenMemory | None = None
+) -> BlockStream:
+    """The residual stream of a model on tokens [n, t], before the first block, on the device of a run."""
+    return BlockStream(
+        checkpoint,
+        tokens,
+        dtype=context.dtype,
+        device=context.device,
+        batch_tokens=context.batch_tokens,
+        memory=memory,
+    )

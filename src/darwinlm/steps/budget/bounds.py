@@ -24,9 +24,12 @@ from darwinlm.model.families.shapes import ModuleShape, head_dim
 from darwinlm.model.quantisation import WRITTEN
 from darwinlm.model.units.cost import CostModel, parameter_costs
 from darwinlm.model.units.space import SearchSpace
-from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.runtime.sections import Sections
+from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.problem import Budget
+from darwinlm.steps.vocabulary.step import VocabularySettings
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Counted:
         equal: Whether all layers get the same sizes.
     """
 
-    recipe: Recipe
+    recipe: Sections
     checkpoint: Checkpoint
     space: SearchSpace
     shapes: list[ModuleShape]
@@ -53,7 +56,7 @@ class Counted:
     @property
     def cost(self) -> CostModel | None:
         """Cost of every level of every module for the recipe's budget; None if it must be measured."""
-        costs = RULES[self.recipe.budget.kind].costs
+        costs = RULES[self.recipe.section(BudgetSettings).kind].costs
         return None if costs is None else costs(self)
 
 
@@ -90,7 +93,7 @@ def _file(model: Counted) -> CostModel:
 
     Raises RecipeError if the type isn't one of GGUF files, BudgetError if llama.cpp doesn't run the model.
     """
-    checkpoint, kind = model.checkpoint, model.recipe.units.quantisation
+    checkpoint, kind = model.checkpoint, model.recipe.section(UnitsSettings).quantisation
     if kind not in WRITTEN:
         named = ", ".join(WRITTEN)
         raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {named}")
@@ -136,7 +139,7 @@ def _kv_bytes(model: Counted) -> Callable[[int, int], int]:
     A block that determines positions caches one head even without attention. Sliding windows hold fewer tokens, and
     blocks that reuse others' keys and values none.
     """
-    checkpoint, budget = model.checkpoint, model.recipe.budget
+    checkpoint, budget = model.checkpoint, model.recipe.section(BudgetSettings)
     config, context, sliding = checkpoint.config, budget.context, "sliding_attention"
     window = getattr(config, "sliding_window", None)
     kind = sliding if window else "full_attention"
@@ -160,12 +163,13 @@ def latent_columns(config: Any) -> int:
     return rank + config.qk_rope_head_dim if rank else 0
 
 
-def bounded(cost: CostModel, recipe: Recipe, dense: Checkpoint) -> Budget:
+def bounded(cost: CostModel, recipe: Sections, dense: Checkpoint) -> Budget:
     """`resolve_budget`, which must remove something, unless the vocabulary is cut.
 
     Where quantising alone makes the file small enough, its error has the command.
     """
-    bound = recipe.budget.file
+    settings = recipe.section(BudgetSettings)
+    bound = settings.file
     if bound is not None and bound >= cost.dense and (fits := largest_type(dense, bound)) is not None:
         name, size = fits
         raise BudgetError(
@@ -173,10 +177,10 @@ def bounded(cost: CostModel, recipe: Recipe, dense: Checkpoint) -> Budget:
             f"Write that file: darwinlm export {shlex.quote(str(recipe.model))} --quant {name} "
             "--out model.gguf"
         )
-    budget = resolve_budget(cost, recipe.budget)
-    if budget.limit >= cost.dense and recipe.vocabulary is None:
+    budget = resolve_budget(cost, settings)
+    if budget.limit >= cost.dense and recipe.section(VocabularySettings).keep is None:
         raise BudgetError(
-            f"budget.{recipe.budget.kind}: {cost.words(budget.limit)} is the whole model: there is nothing to prune; "
+            f"budget.{settings.kind}: {cost.words(budget.limit)} is the whole model: there is nothing to prune; "
             f"the smallest is {_with_share(cost, cost.smallest)}"
         )
     return budget

@@ -18,22 +18,25 @@ from darwinlm.model.surgery.shrink import layer_overrides
 from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.levels import Level
 from darwinlm.model.units.space import Allocation, SearchSpace
-from darwinlm.recipe import Recipe
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.runtime.sections import Sections
+from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.equal import EqualLayers, equal_layers
 from darwinlm.steps.budget.problem import Budget
+from darwinlm.steps.search.step import SearchSettings
 from darwinlm.steps.stitch.stitch import chosen_levels, layer_table, smaller_config
 
 
 def choose_layers(
-    recipe: Recipe, checkpoint: Checkpoint, space: SearchSpace, shapes: list[ModuleShape]
+    recipe: Sections, checkpoint: Checkpoint, space: SearchSpace, shapes: list[ModuleShape]
 ) -> tuple[bool, str | None]:
     """Whether the run makes equal layers, and what the user should know about it before it starts.
 
     Raises:
         RecipeError: Equal layers were asked for, and the model or the units don't have them.
     """
-    layers, for_gguf = recipe.search.layers, in_gguf(recipe.units.quantisation)
+    layers, quantisation = recipe.section(SearchSettings).layers, recipe.section(UnitsSettings).quantisation
     if layers == "equal":
         if is_custom(checkpoint.config):
             raise RecipeError("--layers equal: the layers of this model already differ; prune its original instead")
@@ -41,8 +44,8 @@ def choose_layers(
     if layers == "unequal" or not _only_equal_in_gguf(checkpoint, space, shapes):
         return False, None
     about = f"llama.cpp runs {checkpoint.family.model_type} models only with equal layers"
-    if for_gguf:
-        asked = "--file" if recipe.budget.kind == "file" else f"--for {recipe.units.quantisation}"
+    if in_gguf(quantisation):
+        asked = "--file" if recipe.section(BudgetSettings).kind == "file" else f"--for {quantisation}"
         return True, f"{about}: with {asked} all layers get the same sizes"
     return False, f"{about}, and this run makes unequal ones: for a GGUF file, stop it and prune with --for gguf"
 

@@ -9,7 +9,7 @@ from darwinlm.model.families.shapes import ModuleShape
 from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.levels import module_levels
 from darwinlm.model.units.space import SearchSpace
-from darwinlm.recipe import Recipe
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.amounts import amount
 from darwinlm.runtime.artifact import digest_of
 from darwinlm.steps.budget.equal import EqualLayers
@@ -66,6 +66,6 @@ class Problem:
         return digest_of([self.cost.unit, self.cost.costs, self.cost.fixed, bounds])
 
 
-def space_of(recipe: Recipe, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:
+def space_of(units: UnitsSettings, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:
     """Modules and levels. Raises RecipeError if the units don't fit the model."""
-    return SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
+    return SearchSpace(tuple(module_levels(checkpoint.family, shape, units) for shape in shapes))

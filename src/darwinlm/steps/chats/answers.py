@@ -16,9 +16,9 @@ from darwinlm.evaluation.score_tables import percent
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
-from darwinlm.runtime.figures import AnswerFigures, ChatFigures
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.chats.code import compare_code, write_code
+from darwinlm.steps.chats.step import AnswerFigures, ChatFigures
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.own_text.sampler import Sampled, Sampler
 from darwinlm.steps.own_text.script import chats

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from darwinlm.model.families.shapes import ModuleShape, module_shapes
 from darwinlm.model.units.levels import variants
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.model.walk.stream import BlockStream
-from darwinlm.recipe import UnitsSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import StageFolder, read_tensors, write_tensors
 from darwinlm.runtime.compute import exact

@@ -15,7 +15,7 @@ from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.units.levels import Level, variants
 from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.space import PerLevel, SearchSpace
-from darwinlm.recipe import UnitsSettings
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.mapped import in_file

@@ -2,175 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.sections import Sections
+from darwinlm.runtime.step import Cost, Step, Task
+from darwinlm.steps.recover.step import RecoverySettings
+from darwinlm.steps.refit.step import RefitSettings
+from darwinlm.steps.text.step import TextSettings
 
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.walk.hidden import HiddenMemory
-from darwinlm.model.walk.streamed import StreamedDecoder
-from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import digest_of, read_as, write_json
-from darwinlm.runtime.context import Context
-from darwinlm.runtime.figures import LookingBackFigures, ModelFigures, ModelKey
-from darwinlm.runtime.step import Stage, Task
-from darwinlm.steps.database.step import PruningDatabase
-from darwinlm.steps.evaluate.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
-from darwinlm.steps.evaluate.quality import measure_quality
-from darwinlm.steps.evaluate.speed import continue_greedily, measure_speed, prompts_for
-from darwinlm.steps.export.step import Exported
-from darwinlm.steps.own_text.script import chat_parts
-from darwinlm.steps.recover.step import Recovered
-from darwinlm.steps.refit.step import Refitted
-from darwinlm.steps.search.step import SearchResult
-from darwinlm.steps.source.step import load_whole, why_not_whole
-from darwinlm.steps.stitch.step import Stitched
-from darwinlm.steps.stitch.stitch import block_parameters, stitched_blocks
-from darwinlm.steps.text.sequences import TokenSequences
+if TYPE_CHECKING:
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.steps.evaluate.measured_models import Models
+    from darwinlm.steps.export.step import Exported
+    from darwinlm.steps.text.sequences import TokenSequences
+    from darwinlm.steps.workload import Workload
 
 FIGURES = "models.json"
+COPIED, CONTINUED = 608, 128
+"""Tokens of a list and a passage of each length, and of timed ones and continuations of a model, in plans."""
+
+ModelKey = Literal["dense", "uniform", "stitched", "refit", "before", "recovered"]
+"""`before` is what `darwinlm recover` was given; the others are made by a run, in this order."""
+
+
+@dataclass(frozen=True)
+class CopyingScore:
+    """Share of the tokens that can be copied and are ranked first, and their mean cross-entropy in nats."""
+
+    name: str
+    accuracy: float
+    loss: float
+    tokens: int
+
+
+class LookingBackFigures(Figures):
+    """How far a model reads its context: copying. The remarks say what was left out."""
+
+    copying: tuple[CopyingScore, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+class ModelFigures(Figures):
+    """One model, measured on evaluation text.
+
+    Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
+    means of as many predictions as there are `tokens`; so is `agreement`, of the first rank: the share of the model's
+    greedy tokens that the dense one accepts as a draft. Speeds are medians of the runs, of a prompt and of new text;
+    `speed_spread` is by how much runs differ, as a share of the median, None after a single one. `looking_back` is None
+    where that wasn't measured.
+    """
+
+    params: int
+    block_params: int
+    bytes: int
+    perplexity: float | None = None
+    kl: float | None = None
+    tokens: int | None = None
+    agreement: float | None = None
+    tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    speed_spread: float | None = None
+    continuations: tuple[str, ...] = ()
+    looking_back: LookingBackFigures | None = None
+
 
 Measured = dict[ModelKey, ModelFigures]
 
 
-Read = Callable[[Tensor], StreamedDecoder]
-"""A model as a decoder that reads the given tokens block by block."""
+@dataclass(frozen=True, eq=False)
+class Evaluate(Step[Measured]):
+    """Figures of each model, on the same held-out text."""
 
+    name = "evaluate"
+    version = 6
+    writes = "figures of every model"
+    arithmetic = True
+    together = True
 
-@dataclass(frozen=True)
-class Models:
-    """The models to measure, the dense one first, with the digest that identifies them.
-
-    Attributes:
-        readers: How each is read.
-        whole: The dense model and the saved one, by the same names; they are used as a whole too.
-    """
-
-    readers: dict[ModelKey, Read]
-    whole: dict[ModelKey, Checkpoint]
-    digest: str
+    dense: Checkpoint
+    models: Models
+    exported: Exported
+    evaluation: TokenSequences
 
     @classmethod
-    def of(cls, context: Context, models: Mapping[ModelKey, Checkpoint | tuple[Read, Any]]) -> Models:
-        """From stored models, or pairs of how one is read and what identifies it; the first and the last are stored."""
-        how: dict[str, Any] = {"dtype": context.dtype, "device": context.device}
-        readers, whole, digests = dict[ModelKey, Read](), dict[ModelKey, Checkpoint](), dict[str, Any]()
-        for name, model in models.items():
-            if isinstance(model, Checkpoint):
-                readers[name], whole[name], digests[name] = partial(StreamedDecoder, model, **how), model, model.digest
-            else:
-                readers[name], digests[name] = model
-        dense, *_, last = models
-        return cls(readers, {name: whole[name] for name in (dense, last)}, digest_of(digests))
+    def text_needed(cls, recipe: Sections) -> Mapping[str, int]:
+        """Evaluation text, on which no choice depends."""
+        return {"evaluation": recipe.section(TextSettings).evaluation_tokens}
 
+    def work(self, task: Task) -> None:
+        """Measure all models."""
+        from darwinlm.runtime import parallel
+        from darwinlm.runtime.artifact import write_json
+        from darwinlm.steps.evaluate.measured_models import measure_models
 
-def models_of_run(
-    context: Context,
-    dense: Checkpoint,
-    database: PruningDatabase,
-    search: SearchResult,
-    stitch: Stitched,
-    refit: Refitted | None,
-    recover: Recovered | None,
-    export: Exported,
-) -> Models:
-    """The models that a run measures; of a trained one not the refit, which the training's first figure is of."""
+        measured = measure_models(task, self.dense, self.models, self.exported.dtype, self.evaluation.tokens)
+        figures = {key: model.as_json() for key, model in measured.items()}
+        parallel.in_main(write_json, task.folder / FIGURES, figures)
 
-    def uniform(tokens: Tensor) -> Any:
-        """The best uniform model at the same budget."""
-        checkpoint, weights = stitched_blocks(database.reader, search.uniform)
+    def read(self, task: Task) -> Measured:
+        """The figures by model."""
+        from darwinlm.runtime.artifact import read_as
 
-        def of(block: int) -> dict[str, Tensor]:
-            cut = weights(block)
-            database.reader.release()
-            return cut
+        return read_as(task.folder / FIGURES, Measured)
 
-        return StreamedDecoder(checkpoint, tokens, dtype=context.dtype, device=context.device, weights=of)
+    @classmethod
+    def cost(cls, load: Workload) -> Cost:
+        """All models on evaluation text and repeated passages; then speeds and continuations of two whole ones."""
+        from darwinlm.steps.evaluate.looking_back import number_of_lists
+        from darwinlm.steps.workload import ALONE, largest
 
-    models: dict[ModelKey, Any] = {
-        "dense": dense,
-        "uniform": (uniform, [database.digest, search.uniform]),
-        "stitched": stitch.checkpoint,
-    }
-    if refit is not None or recover is not None:
-        models["refit" if recover is None else "recovered"] = export.checkpoint
-    return Models.of(context, models)
-
-
-def _measure(task: Task, dense: Checkpoint, models: Models, export: Exported, evaluation: TokenSequences) -> None:
-    """Measure models on the same text, block by block; processes share it.
-
-    Models compute in the run's element type; their sizes in bytes are those in the saved one's. Whole models are timed.
-    """
-    context, tokens = task.context, evaluation.tokens
-    tokenizer = dense.tokenizer()
-    sequences, remarks = all_copying(
-        tokenizer, tokens, longest_sequence(dense.config), lists=number_of_lists(tokens.numel())
-    )
-    read = torch.cat([tokens.flatten(), *(each.tokens.flatten() for each in sequences)])
-    with parallel.agree():
-        decoders: dict[str, Any] = {str(name): reader(read) for name, reader in models.readers.items()}
-    for decoder in decoders.values():
-        decoder.reserve(0, len(decoders))
-    quality = measure_quality(
-        decoders["dense"],
-        decoders,
-        tokens,
-        batch_tokens=context.batch_tokens,
-        memory=HiddenMemory(task.folder),
-        progress=context.reporter.advance,
-    )
-    copied = measure_copying(decoders, sequences, batch_tokens=context.batch_tokens)
-    params = {name: int(decoders[name].params) for name in models.readers}
-    in_blocks = {name: block_parameters(decoders[name].model, dense.family.layers) for name in models.readers}
-    del decoders
-    used = _use(task, models, params, tokenizer, tokens[:1])
-    figures: Measured = {}
-    for name in models.readers:
-        figures[name] = ModelFigures(
-            params=params[name],
-            block_params=in_blocks[name],
-            bytes=params[name] * export.dtype.itemsize,
-            looking_back=LookingBackFigures(copying=tuple(copied[name]), remarks=tuple(remarks)),
-            **asdict(quality[name]),
-            **used.get(name, {}),
-        )
-    parallel.in_main(write_json, task.folder / FIGURES, {key: each.as_json() for key, each in figures.items()})
-
-
-EVALUATE = Stage(
-    "evaluate",
-    _measure,
-    lambda task: read_as(task.folder / FIGURES, Measured),
-    version=6,
-    writes="figures of every model",
-    arithmetic=True,
-    together=True,
-)
-"""Figures of each model, on the same held-out text."""
-
-
-def _use(
-    task: Task, models: Models, params: Mapping[ModelKey, int], tokenizer: Any, prompt: Tensor
-) -> dict[ModelKey, dict[str, Any]]:
-    """Speeds and continuations of the dense model and of the saved one, as figures, by model.
-
-    The first process measures while the others wait. On a GPU, both models must fit into half of the free memory.
-    """
-    context, figures = task.context, dict[ModelKey, dict[str, Any]]()
-    if tokenizer.chat_template and isinstance(reason := chat_parts(tokenizer), str):
-        context.reporter.say(f"evaluate: answers continue text: {reason}")
-    if reason := why_not_whole(task, sum(params[name] for name in models.whole)):
-        context.reporter.say(f"evaluate: no speeds and continuations: {reason}")
-    elif parallel.is_main():
-        held: dict[str, Any] = {name: load_whole(task, checkpoint) for name, checkpoint in models.whole.items()}
-        speeds = measure_speed(held, prompt)
-        prompts = prompts_for(tokenizer)
-        for name in models.whole:
-            continued = tuple(continue_greedily(held[name], tokenizer, prompts))
-            figures[name] = {**speeds[name], "continuations": continued}
-    return parallel.broadcast(figures)
+        sizes, k, text = load.sizes, load.sizes.kept, load.settings(TextSettings)
+        corrected = load.settings(RefitSettings).tokens or load.settings(RecoverySettings).tokens
+        smaller, tokens = 3 if corrected else 2, text.evaluation_tokens
+        read = tokens + COPIED * number_of_lists(tokens) + 2 * text.sequence_length * sizes.processes
+        work = sizes.operations(read, 1 + smaller * k, heads=1 + smaller)
+        work += sizes.operations(ALONE * CONTINUED, 1 + k, heads=2)
+        timing = load.passing | {"logits": float(text.sequence_length * sizes.vocabulary * sizes.size)}
+        small = sizes.kept_blocks[1] + sizes.outside
+        if not load.on_cpu and (models := float((sizes.params + small) * sizes.size)) <= load.memory / 2:
+            timing["whole models"] = models
+        return Cost(work, largest(load.reading(read, 1 + smaller), timing))

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.sections import Sections
+from darwinlm.runtime.step import Step, Task
+from darwinlm.steps.text.step import TextSettings
 
-from darwinlm.formats.transformers.saved import RECORD, check_saved, recorded_digests, save_model, saved_digests
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.families.family import is_custom
-from darwinlm.model.families.files import CARD
-from darwinlm.model.surgery.depth import in_family_class
-from darwinlm.report.wording import without_folders
-from darwinlm.runtime.artifact import check_written, what_changed, write_json
-from darwinlm.runtime.mapped import in_file
-from darwinlm.runtime.step import Stage, Task
-from darwinlm.runtime.version import VERSION
-from darwinlm.steps.refit.step import Refitted
-from darwinlm.steps.stitch.step import Stitched
-from darwinlm.steps.stitch.stitch import as_dtype
-from darwinlm.steps.text.sequences import TokenSequences
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.steps.refit.step import Refitted
+    from darwinlm.steps.stitch.step import Stitched
+    from darwinlm.steps.text.sequences import TokenSequences
 
 FILES = "export.json"
-"""Hashes of the files in `model/`, which is outside of the stage's folder."""
+"""Hashes of the files in `model/`, which is outside of the step's folder."""
 MODEL = "model"
+CHECKED = (2, 128)
+"""Sequences, and tokens in each, on which the saved model is compared with the one in memory."""
+
+
+class ExportFigures(Figures):
+    """The saved model; `whole` if it has further parts, such as a vision tower, around the language model.
+
+    With `custom_code`, it needs the modelling file beside it.
+    """
+
+    folder: str
+    custom_code: bool
+    dtype: str
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +47,7 @@ class Exported:
     checkpoint: Checkpoint
     dtype: torch.dtype
     custom_code: bool
+    digest: str
 
     @property
     def folder(self) -> Path:
@@ -42,40 +55,59 @@ class Exported:
         return self.checkpoint.folder
 
 
-def _save(
-    task: Task, dense: Checkpoint, teacher: Checkpoint, final: Stitched | Refitted, validation: TokenSequences
-) -> None:
-    """Save the final model into `model/` of the output folder."""
-    for each in (dense, teacher):
-        each.check_unchanged()
-    folder = task.context.folder / MODEL
-    if (folder / RECORD).is_file():
-        check_written(folder, {RECORD, CARD, *recorded_digests(folder / RECORD)})
-    model = as_dtype(final.model(dense.dtype, keep=partial(in_file, folder=task.folder)), dense.dtype)
-    model = in_family_class(model, final.checkpoint)
-    save_model(model, folder, tokenizer=dense.tokenizer(), source=teacher.folder)
-    check_saved(model, folder, validation.tokens[:2, :128])
-    recipe = without_folders(task.recipe.model_dump(mode="json"))
-    write_json(folder / RECORD, {"version": VERSION, "recipe": recipe, "files": saved_digests(folder)})
-    write_json(task.folder / FILES, {"files": saved_digests(folder)})
+@dataclass(frozen=True, eq=False)
+class Export(Step[Exported]):
+    """The final model in `model/` of the output folder.
 
-
-def _read(task: Task, dense: Checkpoint) -> Exported:
-    checkpoint = Checkpoint.open(task.context.folder / MODEL)
-    return Exported(checkpoint, dense.dtype, is_custom(checkpoint.config))
-
-
-def _changed(task: Task) -> str | None:
-    """The first file of an exported model that isn't as recorded, with the reason: users may move, delete or edit them.
-
-    Raises ArtifactError if the record is damaged.
+    Attributes:
+        dense: The dense model with the tokens of the final one.
+        original: The dense model whose other files are carried along.
+        final: The model to save.
+        validation: Text on which the saved model is checked.
     """
-    record, folder = task.folder / FILES, task.context.folder / MODEL
-    if not record.is_file():
-        return f"{record} is missing"
-    found = ((folder / name, what_changed(folder / name, digest)) for name, digest in recorded_digests(record).items())
-    return next((f"{path}: {wrong}" for path, wrong in found if wrong), None)
 
+    name = "export"
+    version = 4
+    writes = "hashes of the files in model/"
 
-EXPORT = Stage("export", _save, _read, version=4, writes="hashes of the files in model/", spoiled=_changed)
-"""The final model in `model/` of the output folder."""
+    dense: Checkpoint
+    original: Checkpoint
+    final: Stitched | Refitted
+    validation: TokenSequences
+
+    @classmethod
+    def text_needed(cls, recipe: Sections) -> Mapping[str, int]:
+        """Validation text, for the check."""
+        return {"validation": recipe.section(TextSettings).validation_tokens}
+
+    def work(self, task: Task) -> None:
+        """Save the model."""
+        from darwinlm.runtime.artifact import write_json
+        from darwinlm.runtime.published import without_folders
+        from darwinlm.steps.export.exported import save_final
+
+        sequences, length = CHECKED
+        files = save_final(
+            self.final,
+            self.dense,
+            self.original,
+            self.validation.tokens[:sequences, :length],
+            task.context.folder / MODEL,
+            task.folder,
+            without_folders(task.recipe.model_dump(mode="json")),
+        )
+        write_json(task.folder / FILES, {"files": files})
+
+    def read(self, task: Task) -> Exported:
+        """The saved model."""
+        from darwinlm.model.families.checkpoint import Checkpoint
+        from darwinlm.model.families.family import is_custom
+
+        checkpoint = Checkpoint.open(task.context.folder / MODEL)
+        return Exported(checkpoint, self.dense.dtype, is_custom(checkpoint.config), task.stage.digest)
+
+    def spoiled(self, task: Task) -> str | None:
+        """The first file of the model that isn't as recorded."""
+        from darwinlm.steps.export.exported import what_differs
+
+        return what_differs(task.folder / FILES, task.context.folder / MODEL)

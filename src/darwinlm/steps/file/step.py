@@ -2,71 +2,71 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+from darwinlm.model.units.unit_settings import UnitsSettings
+from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.step import Step, Task, Uses
+from darwinlm.steps.budget.budget_settings import BudgetSettings
 
-from darwinlm.formats.gguf.checked_file import ENGINE, export_gguf
-from darwinlm.formats.gguf.file_sizes import largest_type
-from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
-from darwinlm.formats.gguf.process import require_engine
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recipe
-from darwinlm.runtime.artifact import read_as, write_json
-from darwinlm.runtime.errors import BudgetError, import_extra
-from darwinlm.runtime.figures import FileChoice, QuantisedFile
-from darwinlm.runtime.step import Stage, Task
-from darwinlm.steps.evaluate.quality import measure_quality
-from darwinlm.steps.export.step import Exported
-from darwinlm.steps.text.sequences import TokenSequences
+if TYPE_CHECKING:
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.steps.export.step import Exported
+    from darwinlm.steps.text.sequences import TokenSequences
 
 RECORD = "file.json"
 TOKENS = 8192
 """Maximum number of evaluation tokens that the files are measured on."""
-EXCESS = 1.01
-"""Bytes of the file relative to the bound that the prediction may be wrong by."""
 
 
-def check_file(recipe: Recipe) -> None:
-    """Raise MissingExtraError before the first stage if the file can't be written or measured."""
-    if recipe.budget.kind == "file":
-        import_extra("gguf", "gguf", "a budget of a GGUF file")
-        require_engine(ENGINE, "a budget of a GGUF file")
+class QuantisedFile(Figures):
+    """One GGUF file of a quantisation; KL(dense ‖ file) is in nats per token, as llama.cpp runs it."""
+
+    quantisation: str
+    bytes: int
+    kl: float
 
 
-def _write(task: Task, dense: Checkpoint, export: Exported, evaluation: TokenSequences) -> None:
-    """Write both files, measure them in llama.cpp, and delete that of the dense model."""
-    bound, small = int(task.recipe.budget.file or 0), export.checkpoint
-    kind = str(task.recipe.units.quantisation)
-    path, beside = task.context.folder / f"model-{kind}.gguf", task.folder / "dense.gguf"
-    came = Path(dense.source)
-    tokenizer = came if came.suffix == ".gguf" and dense.config.vocab_size == small.config.vocab_size else None
+class FileChoice(Figures):
+    """The file that a budget bounds, measured on `tokens`, and the dense model quantised to the same bound.
 
-    wanted = {"saved": (small, kind, path)}
-    if (fits := largest_type(dense, bound)) is not None:
-        wanted["dense"] = dense, fits[0], beside
-    for checkpoint, quantisation, file in wanted.values():
-        export_gguf(checkpoint, file, quantisation=quantisation, tokenizer_from=tokenizer)
-    if (size := path.stat().st_size) > EXCESS * bound:
-        raise BudgetError(f"the file has {size:,} bytes, more than the {bound:,} of budget.file: please report this")
-    tokens = evaluation.tokens[: max(1, TOKENS // evaluation.tokens.shape[1])]
-    opened = {name: open_in_llama_cpp(file)[0] for name, (*_, file) in wanted.items()}
-    found = measure_quality(dense.load(torch.float32), opened, tokens, batch_tokens=tokens.shape[1])
-    record = {
-        name: QuantisedFile(quantisation=each, bytes=file.stat().st_size, kl=found[name].kl).as_json()
-        for name, (_, each, file) in wanted.items()
-    }
-    for model in opened.values():
-        model.close()
-    beside.unlink(missing_ok=True)
-    write_json(task.folder / RECORD, {"file": path.name, "tokens": tokens.numel(), **record})
+    `dense` is None if no quantisation makes the dense model that small.
+    """
+
+    file: str
+    tokens: int
+    saved: QuantisedFile
+    dense: QuantisedFile | None = None
 
 
-FILE = Stage(
-    "file",
-    _write,
-    lambda task: read_as(task.folder / RECORD, FileChoice),
-    writes="sizes and losses of the GGUF files",
-    settings=("budget.file", "units.quantisation"),
-)
-"""The file that `budget.file` bounds, `model-QUANTISATION.gguf` of the output folder; None for other budgets."""
+@dataclass(frozen=True, eq=False)
+class BoundedFile(Step[FileChoice]):
+    """The file that `budget.file` bounds, `model-QUANTISATION.gguf` of the output folder."""
+
+    name = "file"
+    writes = "sizes and losses of the GGUF files"
+    settings = (Uses(BudgetSettings, only=("file",)), Uses(UnitsSettings, only=("quantisation",)))
+
+    dense: Checkpoint
+    exported: Exported
+    evaluation: TokenSequences
+
+    def work(self, task: Task) -> None:
+        """Write and measure the files."""
+        from darwinlm.runtime.artifact import write_json
+        from darwinlm.steps.file.bounded_file import write_bounded_file
+
+        tokens = self.evaluation.tokens[: max(1, TOKENS // self.evaluation.tokens.shape[1])]
+        bound, kind = task.settings(BudgetSettings).file, task.settings(UnitsSettings).quantisation
+        assert bound is not None, "the budget is a file"
+        assert kind is not None, "a bounded file has a type"
+        small, folder = self.exported.checkpoint, task.context.folder
+        choice = write_bounded_file(self.dense, small, bound, kind, tokens, folder, task.folder)
+        write_json(task.folder / RECORD, choice.as_json())
+
+    def read(self, task: Task) -> FileChoice:
+        """Sizes and losses of the files."""
+        from darwinlm.runtime.artifact import read_as
+
+        return read_as(task.folder / RECORD, FileChoice)

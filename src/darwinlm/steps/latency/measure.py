@@ -11,9 +11,9 @@ from typing import Any
 from darwinlm.model.families.parts import KINDS, ModuleKind
 from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.space import SearchSpace
-from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.latency.latency_table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
 from darwinlm.steps.latency.timing import ModelTimer
 from darwinlm.steps.stitch.stitch import Chosen, chosen_levels

@@ -2,81 +2,113 @@
 
 from __future__ import annotations
 
-import platform
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
+from darwinlm.model.units.unit_settings import UnitsSettings
+from darwinlm.runtime.step import Cost, Step, Task, Uses
+from darwinlm.steps.budget.budget_settings import BudgetSettings
 
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.families.shapes import module_shapes
-from darwinlm.runtime.artifact import read_as, write_json
-from darwinlm.runtime.step import Stage, Task
-from darwinlm.steps.budget.problem import space_of
-from darwinlm.steps.latency.latency_table import LatencyTable
-from darwinlm.steps.latency.measure import check_fastest, fastest, measure_table, table_costs
-from darwinlm.steps.latency.timing import ModelTimer
+if TYPE_CHECKING:
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.model.units.cost import CostModel
+    from darwinlm.steps.workload import Workload
 
 WORRYING = 0.05
 """Prediction error above which the user is warned."""
-
 POINTS, RUNS = 9, 3
 """Maximum number of timed widths for one kind of module (other times are interpolated), and timed passes at each width,
 whose median is used; up to three times as many if they disagree."""
-
+TIMED = 200
+"""Timed passes for each kind of module, in plans."""
 TABLE = "table.json"
 RATIOS = "ratios.json"
 
 
-def _machine(task: Task) -> dict[str, Any]:
-    """What times depend on, besides the model and the request."""
-    device = task.context.device
-    on_gpu = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
-    return {
-        "dtype": str(task.context.dtype),
-        "machine": [name, device.type, torch.get_num_threads(), torch.__version__],
-        "timed": [POINTS, RUNS, "CUDA graph" if on_gpu else "eager"],
-    }
+@dataclass(frozen=True, eq=False)
+class Latency(Step["CostModel"]):
+    """Costs in nanoseconds of the recipe's request. Its work raises BudgetError if no model is fast enough."""
 
+    name = "latency"
+    title = "latency table"
+    version = 3
+    writes = "time of a module at every level"
+    settings = (Uses(UnitsSettings), Uses(BudgetSettings, only=("prefill_tokens", "decode_tokens")))
 
-def _measure(task: Task, dense: Checkpoint) -> None:
-    """Raises BudgetError if even a model without the modules that may be cut is too slow."""
-    context, recipe = task.context, task.recipe
-    shapes, space = module_shapes(dense), space_of(recipe, dense, module_shapes(dense))
-    timer = ModelTimer(
-        dense,
-        {(shape.block, shape.kind): shape for shape in shapes},
-        recipe.budget,
-        dtype=context.dtype,
-        device=context.device,
-        runs=RUNS,
-    )
-    check_fastest(recipe.budget, *fastest(space, timer))
-    measured = measure_table(
-        space, timer, points=POINTS, record=task.folder / RATIOS, progress=context.reporter.advance
-    )
-    write_json(task.folder / TABLE, measured)
-    table = read_as(task.folder / TABLE, LatencyTable)
-    context.reporter.say(f"latency table: whole models are predicted to within {table.worst_error:.1%}")
-    if table.worst_error > WORRYING:
-        context.reporter.say(
-            f"the machine was busy or its speed changed: close other programs, delete {task.folder} and repeat the "
-            "command"
+    dense: Checkpoint
+
+    def key(self, task: Task) -> Mapping[str, Any]:
+        """What times depend on, besides the model and the request."""
+        import platform
+
+        import torch
+
+        device = task.context.device
+        on_gpu = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine()
+        return {
+            "dtype": str(task.context.dtype),
+            "machine": [name, device.type, torch.get_num_threads(), torch.__version__],
+            "timed": [POINTS, RUNS, "CUDA graph" if on_gpu else "eager"],
+        }
+
+    def work(self, task: Task) -> None:
+        """Time whole models in pairs, and solve for the times of their modules."""
+        from darwinlm.model.families.shapes import module_shapes
+        from darwinlm.runtime.artifact import read_as, write_json
+        from darwinlm.steps.budget.problem import space_of
+        from darwinlm.steps.latency.latency_table import LatencyTable
+        from darwinlm.steps.latency.measure import check_fastest, fastest, measure_table
+        from darwinlm.steps.latency.timing import ModelTimer
+
+        context, budget = task.context, task.settings(BudgetSettings)
+        shapes = module_shapes(self.dense)
+        space = space_of(task.settings(UnitsSettings), self.dense, shapes)
+        timer = ModelTimer(
+            self.dense,
+            {(shape.block, shape.kind): shape for shape in shapes},
+            budget,
+            dtype=context.dtype,
+            device=context.device,
+            runs=RUNS,
         )
-    if context.device.type == "cuda" and not timer.graphs:
-        context.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed without one")
+        check_fastest(budget, *fastest(space, timer))
+        measured = measure_table(
+            space, timer, points=POINTS, record=task.folder / RATIOS, progress=context.reporter.advance
+        )
+        write_json(task.folder / TABLE, measured)
+        table = read_as(task.folder / TABLE, LatencyTable)
+        context.reporter.say(f"latency table: whole models are predicted to within {table.worst_error:.1%}")
+        if table.worst_error > WORRYING:
+            context.reporter.say(
+                f"the machine was busy or its speed changed: close other programs, delete {task.folder} and repeat the "
+                "command"
+            )
+        if context.device.type == "cuda" and not timer.graphs:
+            context.reporter.say("latency table: decoding can't be recorded as a CUDA graph and was timed without one")
 
+    def read(self, task: Task) -> CostModel:
+        """The costs of every level of every module."""
+        from darwinlm.model.families.shapes import module_shapes
+        from darwinlm.runtime.artifact import read_as
+        from darwinlm.steps.budget.problem import space_of
+        from darwinlm.steps.latency.latency_table import LatencyTable
+        from darwinlm.steps.latency.measure import table_costs
 
-LATENCY = Stage(
-    "latency",
-    _measure,
-    lambda task, dense: table_costs(
-        read_as(task.folder / TABLE, LatencyTable), space_of(task.recipe, dense, module_shapes(dense))
-    ),
-    version=3,
-    title="latency table",
-    writes="time of a module at every level",
-    settings=("units", "budget.prefill_tokens", "budget.decode_tokens"),
-    key=_machine,
-)
-"""Costs in nanoseconds of the recipe's request."""
+        space = space_of(task.settings(UnitsSettings), self.dense, module_shapes(self.dense))
+        return table_costs(read_as(task.folder / TABLE, LatencyTable), space)
+
+    @classmethod
+    def cost(cls, load: Workload) -> Cost | None:
+        """Alternating passes of two whole models, of which the second has half of the blocks on average."""
+        from darwinlm.steps.workload import ALONE
+
+        sizes, budget = load.sizes, load.settings(BudgetSettings)
+        if not budget.timed:
+            return None
+        timed = TIMED * len({shape.kind for shape in sizes.cut})
+        work = timed * (
+            sizes.operations(budget.prefill_tokens, 0.75) + sizes.operations(min(budget.decode_tokens, 8) * ALONE, 0.75)
+        )
+        return Cost(work, load.passing | {"whole models": 2.0 * sizes.params * sizes.size})

@@ -19,8 +19,8 @@ from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.families.shapes import ModuleShape
 from darwinlm.model.surgery.shrink import layer_overrides
 from darwinlm.model.units.levels import Level, kept_groups
-from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.compute import now
+from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.latency.graphs import GraphedDecoding, cache_name
 from darwinlm.steps.stitch.stitch import Chosen, empty_model, layer_table, smaller_config
 

@@ -2,66 +2,118 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recipe
-from darwinlm.runtime.clock import working_time
-from darwinlm.runtime.step import Stage, Task
-from darwinlm.steps.own_text.written import write_own_text
-from darwinlm.steps.source.step import load_whole
-from darwinlm.steps.text.shares import amount_for_pruning, amount_for_recovery
+from darwinlm.runtime.sections import Sections
+from darwinlm.runtime.step import Cost, Step, Task
+from darwinlm.steps.recover.step import RecoverySettings
+from darwinlm.steps.text.step import DOCUMENTS, TextSettings
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.steps.workload import Workload
+
+FOLDER = "documents"
+"""Folder of the files in that of the step."""
 FIRST_FOR_RECOVERY = 1 << 20
 """Number of the first document that recovery trains on; those of a run for pruning are lower."""
-DOCUMENTS = "documents"
-"""Folder of the files in that of a stage."""
-TIME_SHARE = 0.3
-"""Share of a time limit after which text for pruning ends."""
 
 
-def own_text_stage(
-    name: str, title: str, amount: Callable[[Recipe], int], first: int = 0, share: float | None = None
-) -> Stage[[Checkpoint], Path]:
-    """A stage that writes an `amount` of tokens, and gives the folder of its files.
+@dataclass(frozen=True)
+class Documents:
+    """A folder of documents that the dense model wrote."""
 
-    It ends early after a `share` of the run's time limit.
+    folder: Path
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class OwnText(Step[Documents]):
+    """Text for all purposes but recovery.
+
+    Attributes:
+        original: The dense model.
+        tokens: Number of tokens that it writes.
     """
 
-    def work(task: Task, original: Checkpoint) -> None:
-        context, recipe, begun = task.context, task.recipe, working_time()
-        seconds = math.inf if share is None or context.limit is None else share * context.limit.seconds
+    name = "own_text"
+    title = "the model's own text"
+    writes = "text that the dense model writes itself, if a text is `self`"
+    settings = (DOCUMENTS,)
+    arithmetic = True
+    together = True
+    first: ClassVar[int] = 0
+    time_share: ClassVar[float | None] = 0.3
+    """Number of the first document, and the share of a time limit after which the text ends; None for no end."""
+
+    original: Checkpoint
+    tokens: int
+
+    def work(self, task: Task) -> None:
+        """Write documents until there are enough tokens."""
+        import math
+
+        from darwinlm.runtime.clock import working_time
+        from darwinlm.steps.own_text.written import write_own_text
+        from darwinlm.steps.source.whole_model import load_whole
+
+        context, settings, begun = task.context, task.settings(TextSettings), working_time()
+        limited = self.time_share is not None and context.limit is not None
+        seconds = self.time_share * context.limit.seconds if limited else math.inf  # type: ignore[operator, union-attr]
         write_own_text(
-            load_whole(task, original),
-            original.tokenizer(),
-            task.folder / DOCUMENTS,
-            amount(recipe),
-            length=recipe.text.sequence_length,
-            seed=recipe.text.seed,
-            first=first,
-            say=lambda message: context.reporter.say(f"{title}: {message}"),
+            load_whole(task, self.original),
+            self.original.tokenizer(),
+            task.folder / FOLDER,
+            self.tokens,
+            length=settings.sequence_length,
+            seed=settings.seed,
+            first=self.first,
+            say=lambda message: context.reporter.say(f"{self.label}: {message}"),
             progress=context.reporter.advance,
             late=lambda: working_time() - begun > seconds,
         )
 
-    return Stage(
-        name,
-        work,
-        lambda task: task.folder / DOCUMENTS,
-        title=title,
-        writes="text that the dense model writes itself, if a text is `self`",
-        settings=("text.sequence_length", "text.seed"),
-        key=lambda task: {"tokens": amount(task.recipe)},
-        arithmetic=True,
-        together=True,
-    )
+    def read(self, task: Task) -> Documents:
+        """The folder of the documents."""
+        return Documents(task.folder / FOLDER, task.stage.digest)
+
+    @classmethod
+    def amount(cls, recipe: Sections, shares: dict[str, int]) -> int:
+        """Number of tokens that the model writes for a run with so much text for each purpose; 0 if none is its own."""
+        from darwinlm.steps.text.shares import own_amount
+
+        settings = recipe.section(TextSettings)
+        return own_amount(settings.source, sum(shares.values()), settings.sequence_length)
+
+    @classmethod
+    def cost(cls, load: Workload) -> Cost | None:
+        """A whole model that writes many texts at once."""
+        from darwinlm.steps.workload import ROWS, TOGETHER
+
+        sizes = load.sizes
+        tokens = cls.amount(sizes.recipe, dict(load.shares))
+        if not tokens:
+            return None
+        work = TOGETHER * sizes.operations(tokens, heads=1)
+        return Cost(work, load.writing(ROWS, load.settings(TextSettings).sequence_length))
 
 
-OWN_TEXT = own_text_stage("own_text", "the model's own text", amount_for_pruning, share=TIME_SHARE)
-"""For all purposes but recovery."""
-OWN_TEXT_RECOVERY = own_text_stage(
-    "own_text_recovery", "the model's own text for recovery", amount_for_recovery, FIRST_FOR_RECOVERY
-)
-"""For recovery, so that its amount changes nothing before it."""
+@dataclass(frozen=True, eq=False)
+class OwnTextForRecovery(OwnText):
+    """Text for recovery, apart from the other, so that its amount changes nothing before it."""
+
+    name = "own_text_recovery"
+    title = "the model's own text for recovery"
+    first = FIRST_FOR_RECOVERY
+    time_share = None
+
+    @classmethod
+    def amount(cls, recipe: Sections, shares: dict[str, int]) -> int:
+        """Number of tokens that the model writes; 0 if it doesn't train on its own text."""
+        from darwinlm.steps.text.shares import own_amount
+
+        text, recovery = recipe.section(TextSettings), recipe.section(RecoverySettings)
+        return own_amount(recovery.text or text.source, recovery.tokens / recovery.epochs, text.sequence_length)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from darwinlm.model.divergence import log_probabilities, summed_kl
 
 if TYPE_CHECKING:
-    from darwinlm.recipe import RecoverySettings
+    from darwinlm.steps.recover.step import RecoverySettings
 
 
 def forward_kl(logits: Tensor, dense: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from darwinlm.recipe import RecoverySettings
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.steps.recover.step import RecoverySettings
 
 WARM_UP = 0.02
 """Share of warm-up steps."""

@@ -2,182 +2,201 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from darwinlm.formats.transformers.saved import save_model
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recipe
-from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import check_no_link, read_json, read_record, write_json
-from darwinlm.runtime.clock import working_time
-from darwinlm.runtime.context import Context
-from darwinlm.runtime.errors import ArtifactError
-from darwinlm.runtime.folders import remove
-from darwinlm.runtime.step import Stage, Task
-from darwinlm.steps.recover.checks import check_length, check_teacher
-from darwinlm.steps.recover.losses import needs_dense
-from darwinlm.steps.recover.schedule import Steps, plan_steps
-from darwinlm.steps.refit.step import Refitted
+from pydantic import Field
+
+from darwinlm.runtime.figures import Extract
+from darwinlm.runtime.quantities import Count, Repeats, Share
+from darwinlm.runtime.section import Section
+from darwinlm.runtime.sections import Sections
+from darwinlm.runtime.step import Cost, Step, Task, Uses
 from darwinlm.steps.stitch.step import Stitched
-from darwinlm.steps.text.packed import PackedText, pack_documents
-from darwinlm.steps.text.packing import added_bos
-from darwinlm.steps.text.repeats import ordinary_tokens, with_repeats
-from darwinlm.steps.text.sequences import TokenSequences
-from darwinlm.steps.text.sources import read_documents
-from darwinlm.steps.text.text_source import check_source, fingerprint, given_source, with_own_text
+from darwinlm.steps.text.step import TextSettings
 
-RECORD, MARKER = "record.json", "key.json"
-SCRATCH = "recover-work"
-"""Folder of checkpoints and packed text beside those of the stages; it is deleted after the training."""
+if TYPE_CHECKING:
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.steps.own_text.step import Documents
+    from darwinlm.steps.refit.step import Refitted
+    from darwinlm.steps.text.sequences import TokenSequences
+    from darwinlm.steps.workload import Workload
+
+RECORD = "record.json"
+LOGIT = 30
+"""Bytes of a logit in training, with copies and gradients."""
+SAVED_EVERY, CHECKPOINTS = 10_000_000, 20
+"""Fewest tokens between two checkpoints of a training, and their largest number."""
+SHORT_STEPS, SMALL_STEP, LONG_TRAINING = 8, 4096, 10_000_000
+"""Steps of a training with few tokens, so that its rate can rise and fall; tokens in a step of up to 2M tokens; tokens
+from which the embedding is trained too."""
+
+
+class RecoverySettings(Section):
+    """Continued training of the smaller model (the paper's post-training), by distillation or on plain text."""
+
+    tokens: Count = Field(0, ge=0)
+    """Number of training tokens: 300000, 300M or 10B. 0 skips recovery."""
+    text: str | None = None
+    """Source of the training text; none uses `text.source` without the documents of other purposes."""
+    epochs: Repeats = Field(1, ge=1)
+    """Passes over the text, of which `tokens` divided by this are read."""
+    batch_tokens: Count | None = Field(None, gt=0)
+    """Tokens in one step, over all processes. None takes a 256th of `tokens`, but 4096 to 32768, and an eighth of fewer
+    than 32768 tokens. If `tokens` is smaller than a given batch, it is divided into up to eight steps."""
+    distillation: Share = Field(1.0, ge=0, le=1)
+    """Weight of distillation, KL(dense ‖ model) in nats per token, from 0 to 1. The next-token loss has the rest: 0.5
+    weights both equally, and 0 needs no dense model."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Learning rate of AdamW after a short warm-up; it falls to a tenth along a cosine. None takes 0.0015 times the
+    root mean square of the weights, and less in proportion if the KL to the dense model on validation text is below 0.9
+    before training."""
+    gradient_checkpointing: bool = False
+    """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
+    sharding: Literal["none", "fsdp", "hsdp"] = "none"
+    """Distribution over several processes: `none` keeps the whole model in each (DDP), `fsdp` shards its weights
+    (FSDP2), `hsdp` shards them within each node."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in one step, before they are divided into sequences."""
+        if self.batch_tokens is not None:
+            return self.batch_tokens if self.batch_tokens <= self.tokens else self.tokens // SHORT_STEPS
+        return min(
+            self.tokens // SHORT_STEPS, max(SMALL_STEP, min(self.tokens // 256 // SMALL_STEP * SMALL_STEP, 32768))
+        )
+
+    @property
+    def save_every(self) -> int:
+        """Tokens between two checkpoints, each with an evaluation on validation text; there is one at the end too."""
+        return max(SAVED_EVERY, self.tokens // CHECKPOINTS)
+
+    @property
+    def trains_embeddings(self) -> bool:
+        """Whether the embedding and the output head are trained, which gained nothing up to a million tokens."""
+        return self.tokens >= LONG_TRAINING
+
+
+class TrainingPoint(Extract):
+    """A line of the training's log: the loss, or what held-out text says."""
+
+    tokens: int
+    loss: float | None = None
+    eval_kl: float | None = None
+
+
+class RecoveryFigures(Extract):
+    """The training after pruning; `kept` is `before` if training did not improve the held-out loss."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    processes: int = 1
+    sharded: bool = False
+    kept: Literal["trained", "before"] = "trained"
+    log: tuple[TrainingPoint, ...] = ()
 
 
 @dataclass(frozen=True)
 class Recovered(Stitched):
     """The trained model, with the record of its training."""
 
-    record: dict[str, Any]
+    record: dict[str, Any] = field(default_factory=dict)
 
 
-def check_recovery(context: Context, recipe: Recipe, teacher: Checkpoint, dense: Checkpoint) -> Steps:
-    """Check everything that can be checked before training: `dense` has the tokens of the model to train.
+@dataclass(frozen=True, eq=False)
+class Recover(Step[Recovered]):
+    """The model after training. Its key depends neither on the number of processes nor on the division of work.
 
-    Returns the division of the text into steps.
-
-    Raises:
-        RecipeError: Sequences are too long, or a step can't be divided.
-        ModelError: The dense model has another vocabulary or tokenizer.
-        DataError: The text belongs to a benchmark.
+    Attributes:
+        dense: The dense model with the tokens of the smaller one.
+        teacher: The dense model from which it learns.
+        start: The model to train.
+        validation: Text for the held-out loss.
+        reserved: Hashes of documents that aren't trained on.
+        own_text: Text that the dense model wrote for the training, if it is one of the sources.
     """
-    settings, text = recipe.recovery, recipe.text
-    check_length(text.sequence_length, dense, *([teacher] if needs_dense(settings) else []))
-    source = settings.text or text.source
-    if source is not None:
-        check_source(source)
-    if needs_dense(settings) and teacher is not dense:
-        check_teacher(teacher, dense, dense.tokenizer())
-    return plan_steps(settings, text.sequence_length, context.batch_tokens, parallel.size())
 
-
-def _recover(
-    task: Task,
-    dense: Checkpoint,
-    teacher: Checkpoint,
-    start: Stitched | Refitted,
-    validation: TokenSequences,
-    reserved: tuple[str, ...],
-    own_text: Path | None,
-) -> None:
-    """Train the refitted or stitched model, in one process or several."""
-    from darwinlm.steps.recover.sharding import load_teacher, sharding_mesh
-    from darwinlm.steps.recover.train import Training
-
-    recipe, context, small = task.recipe, task.context, start.checkpoint
-    ends = working_time() + task.left(RECOVER.name)
-    settings, tokenizer, seed = recipe.recovery, dense.tokenizer(), recipe.text.seed
-    source = with_own_text(settings.text or given_source(recipe), own_text)
-    scratch = context.path(SCRATCH)
-    if parallel.broadcast((task.folder / RECORD).exists()):  # killed between the training and the manifest
-        parallel.in_main(_end, scratch)
-        return
-    with parallel.agree():
-        steps = check_recovery(context, recipe, teacher, dense)
-    parallel.in_main(_begin, scratch, task.stage.digest)
-    pack_documents(
-        _documents(source, seed, tokenizer),
-        scratch / "text",
-        steps.sequences * steps.length,
-        tokenizer,
-        reserved=reserved,
-        vocabulary=int(small.config.vocab_size),
-        source=source,
-        progress=context.reporter.advance,
+    name = "recover"
+    title = "recovery"
+    version = 11
+    writes = "the trained model, and the record of the training"
+    Settings = RecoverySettings
+    section = "recovery"
+    settings = (
+        Uses(RecoverySettings, ignoring=("sharding",)),
+        Uses(TextSettings, only=("sequence_length", "looking_back", "seed")),
     )
-    mesh = sharding_mesh(settings.sharding, context.device)
-    with parallel.agree():
-        repeats = partial(with_repeats, share=recipe.text.looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer))
-        bos = added_bos(tokenizer)
-        text = PackedText(scratch / "text", steps.length, steps.sequences, bos, repeats=repeats)
-        reference = load_teacher(teacher, context.dtype, context.device, mesh) if needs_dense(settings) else None
-    with parallel.agree():
-        model, record = Training(
-            start.model,
-            reference,
-            text,
-            validation.tokens,
-            steps,
-            settings,
-            scratch / "training",
-            {"key": task.stage.digest, "steps": steps.count},
-            device=context.device,
-            dtype=context.dtype,
-            mesh=mesh,
-            ends=ends,
-            say=context.reporter.say,
-            progress=context.reporter.advance,
-        ).train()
-    parallel.in_main(lambda: save_model(model, task.folder / "model", tokenizer=tokenizer))
-    parallel.in_main(write_json, task.folder / RECORD, record)
-    parallel.in_main(_end, scratch)
+    arithmetic = True
+    together = True
+    ends_early = True
 
+    dense: Checkpoint
+    teacher: Checkpoint
+    start: Stitched | Refitted
+    validation: TokenSequences
+    reserved: tuple[str, ...]
+    own_text: Documents | None
 
-def _documents(source: str, seed: int, tokenizer: Any) -> Iterator[str]:
-    """The documents of a source; nothing is opened before the first one is read, in the process that reads it."""
-    yield from read_documents(source, seed=seed, tokenizer=tokenizer)
+    @classmethod
+    def text_needed(cls, recipe: Sections) -> Mapping[str, int]:
+        """Validation text; the text to train on is packed apart from that of other purposes."""
+        return {"validation": recipe.section(TextSettings).validation_tokens}
 
+    def key(self, task: Task) -> Mapping[str, Any]:
+        """Identity of the text."""
+        from darwinlm.steps.text.packing import added_bos
+        from darwinlm.steps.text.text_source import fingerprint, given_source
 
-def _read(task: Task) -> Recovered:
-    scratch = task.context.path(SCRATCH)
-    if parallel.is_main() and not scratch.parent.is_symlink():
-        remove(scratch)
-    return Recovered(Checkpoint.open(task.folder / "model"), read_record(task.folder / RECORD))
+        source = task.settings(RecoverySettings).text or given_source(task.settings(TextSettings))
+        return {"text": fingerprint(source), "blocks_begin_with": added_bos(self.dense.tokenizer())}
 
+    def work(self, task: Task) -> None:
+        """Train."""
+        from darwinlm.steps.recover.recovery_run import run_recovery
 
-def _key(task: Task, dense: Checkpoint) -> dict[str, Any]:
-    settings = task.recipe.recovery
-    return {
-        "text": fingerprint(settings.text or given_source(task.recipe)),
-        "blocks_begin_with": added_bos(dense.tokenizer()),
-    }
+        run_recovery(task, self)
 
+    def read(self, task: Task) -> Recovered:
+        """The trained model."""
+        from darwinlm.model.families.checkpoint import Checkpoint
+        from darwinlm.runtime.artifact import read_record
+        from darwinlm.steps.recover.recovery_run import remove_scratch
 
-RECOVER = Stage(
-    "recover",
-    _recover,
-    _read,
-    version=11,
-    title="recovery",
-    writes="the trained model, and the record of the training",
-    settings=("recovery", "time", "text.sequence_length", "text.looking_back", "text.seed"),
-    ignored=("recovery.sharding",),
-    key=_key,
-    arithmetic=True,
-    together=True,
-)
-"""The model after training. Its key depends neither on the number of processes nor on the division of work."""
+        remove_scratch(task.context)
+        checkpoint, record = Checkpoint.open(task.folder / "model"), read_record(task.folder / RECORD)
+        return Recovered(checkpoint, task.stage.digest, record)
 
+    @classmethod
+    def cost(cls, load: Workload) -> Cost | None:
+        """Training of the smaller model, the dense one beside it, and evaluations. None without training."""
+        from darwinlm.runtime import parallel
+        from darwinlm.steps.recover.losses import needs_dense
+        from darwinlm.steps.recover.trained_model import logit_tokens
+        from darwinlm.steps.workload import SAVED
 
-def _begin(scratch: Path, digest: str) -> None:
-    """Mark the folder as of a training; that of another one is deleted. Raises ArtifactError if it has begun."""
-    marker = scratch / MARKER
-    check_no_link(scratch, scratch.parent)
-    if scratch.exists() and not marker.exists():  # the training has ended
-        shutil.rmtree(scratch, ignore_errors=True)
-    elif marker.exists() and read_json(marker) != digest:
-        begun = sorted((scratch / "training").glob("checkpoint-*"))
-        if begun:
-            raise ArtifactError(
-                f"{begun[-1]} belongs to an unfinished recovery with other settings, text or weights: resume with "
-                f"those, choose another output folder, or delete {scratch} to discard it"
-            )
-        shutil.rmtree(scratch)
-    write_json(marker, digest)
-
-
-def _end(scratch: Path) -> None:
-    """Mark the folder as of a training that has ended."""
-    (scratch / MARKER).unlink(missing_ok=True)
+        sizes, k, settings = load.sizes, load.sizes.kept, load.settings(RecoverySettings)
+        if not settings.tokens:
+            return None
+        on_a_node = parallel.local_size() if parallel.size() > 1 else sizes.processes
+        shards = {"none": 1, "fsdp": sizes.processes, "hsdp": on_a_node}[settings.sharding]
+        small = k * sizes.blocks + sizes.outside
+        head, again = settings.trains_embeddings, settings.gradient_checkpointing
+        weights = small if head else k * sizes.blocks
+        held_out = load.settings(TextSettings).validation_tokens * (2 + settings.tokens // settings.save_every)
+        work = sizes.operations(settings.tokens, k, blocks=3 + again, heads=2 + head)
+        work += sizes.operations(held_out, k, heads=1)
+        micro = float(min(sizes.pass_tokens, settings.step_tokens))
+        inside = k * SAVED * sizes.channels * sizes.size * (1 if again else sizes.depth)
+        held = {
+            "weights, gradients and moments": (4 * small + 12 * weights) / shards,
+            "activations": micro * (inside + again * sizes.depth * 4.0 * sizes.width + sizes.channels * sizes.size),
+            "logits": min(logit_tokens(sizes.vocabulary), micro) * sizes.vocabulary * LOGIT,
+        }
+        if sizes.size == 2:
+            held["weights in bfloat16"] = 2 * (k * (sizes.blocks if shards == 1 else sizes.block) + sizes.outside)
+        if needs_dense(settings):
+            work += sizes.operations(settings.tokens, heads=2) + sizes.operations(held_out, heads=1)
+            held["dense model"] = (sizes.blocks / shards + sizes.outside) * sizes.size
+        return Cost(work, held)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from darwinlm.recipe import RecoverySettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
@@ -23,6 +22,7 @@ from darwinlm.steps.recover.checkpoints import Checkpoints, TrainingState
 from darwinlm.steps.recover.losses import needs_dense
 from darwinlm.steps.recover.schedule import Steps, rate_share
 from darwinlm.steps.recover.sharding import sharder, spread
+from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.recover.trained_model import Losses, prepared, run_dense
 
 if TYPE_CHECKING:

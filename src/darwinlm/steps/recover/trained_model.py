@@ -18,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from darwinlm.model.families.family import family_of
 from darwinlm.model.walk.chunks import chunked_loss, next_tokens
 from darwinlm.model.walk.decoder import Given
-from darwinlm.recipe import RecoverySettings
 from darwinlm.steps.recover.losses import Loss, forward_kl, next_token_loss, weighted
+from darwinlm.steps.recover.step import RecoverySettings
 
 LOGIT_TOKENS, LOGITS = 1024, 1 << 26
 """Most tokens whose logits are in memory at once, and most numbers in them: 2 GB at the peak."""

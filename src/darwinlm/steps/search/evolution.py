@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 
 from darwinlm.model.units.space import Allocation, PerLevel
-from darwinlm.recipe import SearchSettings
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import BudgetError, NumericsError, TimeLimitError
 from darwinlm.steps.budget.problem import Problem
@@ -34,6 +33,7 @@ from darwinlm.steps.search.fitness import Clock, Fitness, Window
 from darwinlm.steps.search.prediction import INTERACTION, Curvature, Observation, Surrogate, first_order
 from darwinlm.steps.search.propose import knapsack_start, level_switch, paper_switch
 from darwinlm.steps.search.state import Generation, SearchState
+from darwinlm.steps.search.step import SearchSettings
 
 STRENGTHS = (0.8, 1.15, 1.7)
 """Factors on the curvature; a generation solves for each, since none is always best (notebook, "Children that are

@@ -21,7 +21,6 @@ from torch import Tensor
 from darwinlm.model.units.space import Allocation, PerLevel
 from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.hidden import HiddenMemory
-from darwinlm.recipe import SearchSettings
 from darwinlm.runtime import parallel
 from darwinlm.steps.budget.equal import EqualLayers
 from darwinlm.steps.budget.problem import Problem
@@ -34,6 +33,7 @@ from darwinlm.steps.search.prediction import Curvature, removed_together
 from darwinlm.steps.search.propose import uniform_allocations, uniform_start
 from darwinlm.steps.search.slopes import Gradients
 from darwinlm.steps.search.state import SearchState
+from darwinlm.steps.search.step import SearchSettings
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter

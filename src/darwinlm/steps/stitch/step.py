@@ -3,46 +3,76 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from darwinlm.runtime.step import Cost, Step, Task
 
-from darwinlm.formats.transformers.saved import save_model
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.runtime.mapped import in_file
-from darwinlm.runtime.memory import ALL
-from darwinlm.runtime.step import Stage, Task
-from darwinlm.steps.database.step import PruningDatabase
-from darwinlm.steps.search.step import SearchResult
-from darwinlm.steps.stitch.stitch import stitch
+if TYPE_CHECKING:
+    import torch
+
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.steps.database.step import PruningDatabase
+    from darwinlm.steps.search.step import SearchResult
+    from darwinlm.steps.workload import Workload
 
 
 @dataclass(frozen=True)
 class Stitched:
-    """The smaller model before any correction, or any other model that a refit or a recovery starts from."""
+    """The smaller model before any correction, or any other model that a refit or a recovery starts from.
+
+    Attributes:
+        step: Digest of the step that made it; empty for a model that was given.
+    """
 
     checkpoint: Checkpoint
+    step: str = ""
 
     @property
     def digest(self) -> str:
-        """Hash of its weights and configuration."""
-        return self.checkpoint.digest
+        """What identifies it: the step that made it, or its weights and configuration."""
+        return self.step or self.checkpoint.digest
 
-    def model(self, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
-        """The model; `how` it is loaded is for `Checkpoint.load`."""
-        return self.checkpoint.load(dtype, **how)
+    def model(self, dtype: torch.dtype | None = None, **how: Any) -> Any:
+        """The model, in float32 without a `dtype`; `how` it is loaded is for `Checkpoint.load`."""
+        import torch
 
-
-def _stitch(task: Task, database: PruningDatabase, search: SearchResult) -> None:
-    """Build and save the smaller model in the dense checkpoint's element types. Raises StorageError."""
-    place = partial(in_file, folder=task.folder)
-    save_model(stitch(database.reader, search.allocation, place), task.folder / "model")
+        return self.checkpoint.load(dtype or torch.float32, **how)
 
 
-def _read(task: Task, database: PruningDatabase) -> Stitched:
-    database.reader.release(ALL)  # the factors of the search; later stages need the memory
-    return Stitched(Checkpoint.open(task.folder / "model"))
+@dataclass(frozen=True, eq=False)
+class Stitch(Step[Stitched]):
+    """The smaller model of an allocation, in the dense checkpoint's element types."""
 
+    name = "stitch"
+    version = 3
+    writes = "the smaller model"
 
-STITCH = Stage("stitch", _stitch, _read, version=3, writes="the smaller model")
+    database: PruningDatabase
+    search: SearchResult
+
+    def work(self, task: Task) -> None:
+        """Build and save the model. Raises StorageError."""
+        from functools import partial
+
+        from darwinlm.formats.transformers.saved import save_model
+        from darwinlm.runtime.mapped import in_file
+        from darwinlm.steps.stitch.stitch import stitch
+
+        place = partial(in_file, folder=task.folder)
+        save_model(stitch(self.database.reader, self.search.allocation, place), task.folder / "model")
+
+    def read(self, task: Task) -> Stitched:
+        """The saved model."""
+        from darwinlm.model.families.checkpoint import Checkpoint
+        from darwinlm.runtime.memory import ALL
+
+        self.database.reader.release(ALL)  # the factors of the search; later steps need the memory
+        return Stitched(Checkpoint.open(task.folder / "model"), task.stage.digest)
+
+    @classmethod
+    def cost(cls, load: Workload) -> Cost:
+        """Weights of every module at its level, from its factor."""
+        sizes, r = load.sizes, load.sizes.width
+        squares = sum(max(shape.experts, 1) * float(shape.width) ** 2 for shape in sizes.shapes)
+        factors = {"factors of one module": 4 * load.widest * (load.widest + 2 * r), "blocks": load.block}
+        return Cost(load.slow * squares * r * (2 + sizes.kept**2), factors)

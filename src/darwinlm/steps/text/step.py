@@ -2,115 +2,126 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.families.loading import check_tokens
-from darwinlm.recipe import Recipe
-from darwinlm.runtime.errors import DataError
-from darwinlm.runtime.step import Stage, Task
-from darwinlm.steps.recover.checks import check_length
-from darwinlm.steps.text.records import listed
-from darwinlm.steps.text.repeats import ordinary_tokens, with_repeats
-from darwinlm.steps.text.sequences import TokenSequences
-from darwinlm.steps.text.shares import shares_of
-from darwinlm.steps.text.sources import read_documents
-from darwinlm.steps.text.splits import PURPOSES, TextTooShortError, shares_within, split_documents
-from darwinlm.steps.text.text_source import TEXT_SETTINGS, check_source, given_source, text_key, with_own_text
+from pydantic import Field
+
+from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.quantities import Repeats, Seed, Share, Whole
+from darwinlm.runtime.section import Section
+from darwinlm.runtime.step import Step, Task, Uses
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.steps.own_text.step import Documents
+    from darwinlm.steps.text.sequences import TokenSequences
 
-Texts = dict[str, TokenSequences]
+LEAST_FOR_ANSWERS = 4096
+"""Evaluation tokens from which chat models are compared on their answers too."""
 
 
-def text_stage(purposes: tuple[str, ...] = PURPOSES) -> Stage[[Checkpoint, Path | None], Texts]:
-    """The stage that splits the text into disjoint purposes, in sequences of tokens.
+class TextSettings(Section):
+    """Text for calibration, search, training and evaluation; the parts are disjoint by document."""
+
+    source: str | None = "self"
+    """`self`: text that the dense model writes itself, chats if it has a chat template. Or a local .txt, .md, .jsonl,
+    .json, .csv or .parquet file, a folder of them, or `hf:owner/name[:config][@split]`. A field with the text or a chat
+    can follow: `#field`, `#question+answer`. Several sources, separated by commas, give equal parts."""
+    sequence_length: Repeats = Field(512, ge=8)
+    """Length in tokens of the sequences into which the text is cut."""
+    looking_back: Share = Field(0.2, ge=0, le=0.5)
+    """Share of tokens that repeat earlier passages of the same sequence, in all text except evaluation text, so that
+    the smaller model still uses its context. 0 turns repetition off."""
+    calibration_tokens: Whole = Field(32768, gt=0)
+    """Tokens that are run through the model to see which parts matter, and for the refit; more make a better model. An
+    eighth of them, at most 8192, also gives gradients of the loss. As many as an eighth, at most 65,536, are set aside
+    for choices that must not use the fitted text, such as the strength of the refit."""
+    evaluation_tokens: Whole = Field(6144, gt=0)
+    """Tokens for the figures in the report; no choice depends on them. From 4096 on, chat models are compared on a
+    quarter as many tokens of their answers too."""
+    seed: Seed = 0
+    """Seed of the order of the documents, their split by purpose, and the repeated passages."""
+
+    @property
+    def validation_tokens(self) -> int:
+        """Tokens for choices that must not use the fitted text."""
+        return max(1, min(self.calibration_tokens // 8, 65536))
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of a chat model's own answers on which smaller models are compared with it; none for short runs."""
+        return self.evaluation_tokens // 4 if self.evaluation_tokens >= LEAST_FOR_ANSWERS else 0
+
+
+class PurposeFigures(Figures):
+    """How much text served a purpose."""
+
+    tokens: int
+    documents: int
+
+
+class TextFigures(Figures):
+    """The text, in sequences of `sequence_length` tokens, and its purposes by name."""
+
+    source: str | None
+    sequence_length: int
+    purposes: dict[str, PurposeFigures]
+    training_source: str | None = None
+
+
+DOCUMENTS = Uses(TextSettings, only=("sequence_length", "seed"))
+"""Settings that decide which documents a run reads; what identifies the source itself is in `text_key`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Text(Step["dict[str, TokenSequences]"]):
+    """The text of a run, in sequences of tokens for each purpose.
+
+    Attributes:
+        dense: The model whose tokenizer cuts the text.
+        own_text: Text that the model wrote itself, if it is one of the sources.
+        shares: Number of tokens for each purpose.
 
     Its work raises DataError if the text is missing, empty, unreadable, too short, or belongs to a benchmark, and
     RecipeError if none is given, or its sequences are longer than the model allows.
     """
 
-    def shares_in(task: Task) -> dict[str, int]:
-        return {purpose: tokens for purpose, tokens in shares_of(task.recipe).items() if purpose in purposes}
+    name = "text"
+    version = 6
+    writes = "sequences of tokens for each purpose"
+    Settings = TextSettings
+    section = "text"
+    settings = (DOCUMENTS, Uses(TextSettings, only=("looking_back",)))
 
-    def work(task: Task, dense: Checkpoint, own_text: Path | None) -> None:
-        settings, tokenizer = task.recipe.text, dense.tokenizer()
-        source = with_own_text(given_source(task.recipe), own_text)
-        sequences = _split(task, source, shares_in(task), tokenizer)
-        ordinary = ordinary_tokens(tokenizer)
+    dense: Checkpoint
+    own_text: Documents | None
+    shares: Mapping[str, int]
+
+    def key(self, task: Task) -> Mapping[str, Any]:
+        """Identity of the text, and of the tokens that it is cut into."""
+        from darwinlm.steps.text.text_source import text_key
+
+        return text_key(task.settings(TextSettings), self.dense)
+
+    def work(self, task: Task) -> None:
+        """Read, split, repeat passages, and save."""
+        from darwinlm.steps.text.prepared import prepare_text
+        from darwinlm.steps.text.text_source import given_source, with_own_text
+
+        settings = task.settings(TextSettings)
+        source = with_own_text(given_source(settings), self.own_text)
+        sequences = prepare_text(source, self.shares, self.dense.tokenizer(), settings, task.context.reporter.say)
         for purpose, part in sequences.items():
-            share = 0.0 if purpose == "evaluation" else settings.looking_back
-            tokens = with_repeats(part.tokens, share=share, seed=settings.seed, ordinary=ordinary)
-            replace(part, tokens=tokens).save(task.folder / purpose)
+            part.save(task.folder / purpose)
 
-    def result(task: Task, dense: Checkpoint) -> Texts:
-        texts = {purpose: TokenSequences.load(task.folder / purpose) for purpose in shares_in(task)}
+    def read(self, task: Task) -> dict[str, TokenSequences]:
+        """The sequences by purpose. Raises ArtifactError if the model doesn't have their tokens."""
+        from darwinlm.model.families.loading import check_tokens
+        from darwinlm.steps.text.sequences import TokenSequences
+
+        texts = {purpose: TokenSequences.load(task.folder / purpose) for purpose in self.shares}
         largest = max(int(part.tokens.max()) for part in texts.values())
-        check_tokens(largest, int(dense.config.vocab_size), dense.source)
+        check_tokens(largest, int(self.dense.config.vocab_size), self.dense.source)
         return texts
-
-    return Stage(
-        "text",
-        work,
-        result,
-        version=6,
-        writes="sequences of tokens for each purpose",
-        settings=(*TEXT_SETTINGS, "text.looking_back"),
-        key=lambda task, dense: text_key(task, dense, shares_in(task)),
-    )
-
-
-TEXT = text_stage()
-
-
-def check_text(recipe: Recipe, source: Checkpoint) -> None:
-    """Refuse sequences that are too long for a model, and text of a benchmark. Raises RecipeError, DataError."""
-    check_length(recipe.text.sequence_length, source)
-    check_source(given_source(recipe))
-
-
-def documents_of(text: Texts) -> tuple[str, ...]:
-    """Hashes of all documents, on which recovery may not train."""
-    return tuple(sorted({each for part in text.values() for each in part.document_hashes}))
-
-
-def _split(
-    task: Task, source: str, shares: dict[str, int], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, TokenSequences]:
-    """Text for every purpose; a short text is divided in the recipe's proportions."""
-    settings, wanted = task.recipe.text, shares
-    while True:
-        try:
-            sequences = split_documents(
-                read_documents(source, seed=settings.seed, tokenizer=tokenizer),
-                shares,
-                tokenizer,
-                settings.sequence_length,
-                settings.seed,
-                source=source,
-            )
-        except TextTooShortError as error:
-            if "training" in wanted:
-                raise
-            # Documents don't end at the borders of shares, and text beyond a share is lost to other purposes.
-            available = min(error.available, sum(shares.values()) - settings.sequence_length)
-            within = shares_within(wanted, available, settings.sequence_length)
-            if within is None:
-                raise DataError(
-                    f"text.source {source} has {error.available:,} tokens, less than a sequence of "
-                    f"{settings.sequence_length} for each of {listed(list(wanted))}: give more text, or lower "
-                    "text.sequence_length"
-                ) from error
-            shares = within
-            continue
-        if shares != wanted:
-            parts = ", ".join(f"{purpose} {part.tokens.numel():,}" for purpose, part in sequences.items())
-            task.context.reporter.say(
-                f"text: {source} is short. The recipe asks for {sum(wanted.values()):,} tokens and gets "
-                f"{sum(part.tokens.numel() for part in sequences.values()):,} ({parts}). More text makes a better "
-                "model."
-            )
-        return sequences

@@ -1,35 +1,54 @@
-"""Where the text of a run comes from, how much of it each purpose gets, and what identifies it."""
+"""Where the text of a run comes from, and what identifies it."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.recipe import Recipe
 from darwinlm.runtime.artifact import digest_of, file_digest
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.runtime.step import Task
 from darwinlm.steps.text.leakage import check_not_evaluation_text
 from darwinlm.steps.text.packing import added_bos
 from darwinlm.steps.text.shares import SELF, named_parts
 from darwinlm.steps.text.sources import LocalSource, parse_source
 
-TEXT_SETTINGS = ("text.source", "text.sequence_length", "text.seed")
-"""Settings that decide which documents a run reads."""
+if TYPE_CHECKING:
+    from darwinlm.steps.own_text.step import Documents
+    from darwinlm.steps.text.sequences import TokenSequences
+    from darwinlm.steps.text.step import TextSettings
 
 
-def given_source(recipe: Recipe) -> str:
+def given_source(settings: TextSettings) -> str:
     """Source of the run's text. Raises RecipeError if there is none."""
-    if not recipe.text.source:
+    if not settings.source:
         raise RecipeError("text.source: no text is given; name a file, a folder, hf:owner/name, or self")
-    return recipe.text.source
+    return settings.source
 
 
-def with_own_text(source: str, own_text: Path | None) -> str:
+def with_own_text(source: str, own_text: Documents | None) -> str:
     """A source with the files of the model's own text in place of `self`."""
-    return ",".join(str(own_text) if part == SELF else part for part in named_parts(source))
+    own = None if own_text is None else own_text.folder
+    return ",".join(str(own) if part == SELF else part for part in named_parts(source))
+
+
+def check_text(settings: TextSettings, model: Checkpoint) -> None:
+    """Refuse sequences that are too long for a model, and text of a benchmark. Raises RecipeError, DataError."""
+    check_length(settings.sequence_length, model)
+    check_source(given_source(settings))
+
+
+def check_length(length: int, *models: Checkpoint) -> None:
+    """Refuse sequences longer than a model allows. Raises RecipeError."""
+    for model in models:
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest and length > longest:
+            raise RecipeError(
+                f"text.sequence_length is {length}, but {model.source} allows {longest} tokens: "
+                f"--set text.sequence_length={longest}"
+            )
 
 
 def check_source(source: str) -> None:
@@ -38,13 +57,17 @@ def check_source(source: str) -> None:
         check_not_evaluation_text(",".join(others))
 
 
-def text_key(task: Task, model: Checkpoint, shares: dict[str, int]) -> dict[str, Any]:
+def documents_of(text: Mapping[str, TokenSequences]) -> tuple[str, ...]:
+    """Hashes of all documents, on which recovery may not train."""
+    return tuple(sorted({document for part in text.values() for document in part.document_hashes}))
+
+
+def text_key(settings: TextSettings, model: Checkpoint) -> dict[str, Any]:
     """Identity of the text and of the tokens that it is cut into."""
     tokenizer = model.tokenizer()
     return {
-        "text": fingerprint(given_source(task.recipe)),
+        "text": fingerprint(given_source(settings)),
         "tokenizer": _tokenizer_digest(tokenizer),
-        "shares": shares,
         "blocks_begin_with": added_bos(tokenizer),
         "chat_template": digest_of(tokenizer.chat_template) if tokenizer.chat_template else None,
     }

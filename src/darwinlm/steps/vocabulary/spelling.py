@@ -13,9 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.runtime.figures import Spelling
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.text.packing import added_bos, token_ids
+from darwinlm.steps.vocabulary.step import Spelling
 
 
 def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequence[int]) -> Spelling:

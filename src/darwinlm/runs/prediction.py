@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
 
+import torch
+
 from darwinlm.formats.resolve import describe_model
 from darwinlm.model.units.space import kept_whole
+from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import DEVICES, Plan, plan_card, plan_here
-from darwinlm.recipe import Bound, Recipe, load_recipe, options
-from darwinlm.recipe.settled import settled
+from darwinlm.recipe import Bound, BudgetSettings, Recipe, load_recipe, options
 from darwinlm.report.wording import large_embedding
 from darwinlm.runtime.compute import resolve_device
+from darwinlm.runtime.context import settled
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import suggestion
 from darwinlm.steps.budget.layers import choose_layers
-from darwinlm.steps.run_sizes import Sizes
+from darwinlm.steps.run_sizes import RunSizes
+from darwinlm.steps.vocabulary.step import VocabularySettings
 
 
 def plan(
@@ -53,25 +57,31 @@ def plan(
     checkpoint = describe_model(chosen.model)
     if device in DEVICES:
         bfloat16 = chosen.compute.model_copy(update={"dtype": "bfloat16"} if chosen.compute.dtype == "auto" else {})
-        sizes = Sizes(checkpoint, chosen.model_copy(update={"compute": bfloat16}), processes)
-        return plan_card(sizes, device)
+        sizes = RunSizes(checkpoint, chosen.model_copy(update={"compute": bfloat16}), processes)
+        return plan_card(STEPS, sizes, device)
     try:
         here = resolve_device(device)
     except RecipeError as error:
         hint = suggestion(device, DEVICES, f"cards are {', '.join(DEVICES)}")
         raise RecipeError(f"--device {device}: it isn't here ({error}), and no known card: {hint}") from error
-    return plan_here(Sizes(checkpoint, settled(chosen, here), processes), here)
+    chosen = chosen.model_copy(update={"compute": settled(chosen.compute, here)})
+    return plan_here(STEPS, RunSizes(checkpoint, chosen, processes), here)
+
+
+def plan_of(sizes: RunSizes, device: torch.device, rate: float | None = None) -> Plan:
+    """Plan a run of the pipeline on a device of this machine; its rate is measured if it isn't known."""
+    return plan_here(STEPS, sizes, device, rate)
 
 
 def notes_of(plan: Plan) -> list[str]:
     """What is never cut, whether layers are equal, widths that don't fit, and a large embedding."""
     sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
-    budget, whole = recipe.budget, checkpoint.whole is not None
+    budget, whole = recipe.section(BudgetSettings), checkpoint.whole is not None
     notes = (
         f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
         kept_whole(sizes.space, checkpoint.family),
         "its parts around the language model are kept, and not counted here" if whole else "",
         choose_layers(recipe, checkpoint, sizes.space, sizes.shapes)[1],
-        recipe.vocabulary is None and large_embedding(sizes.params, sizes.blocks),
+        recipe.section(VocabularySettings).keep is None and large_embedding(sizes.params, sizes.blocks),
     )
     return [note for note in notes if note]

@@ -1,4 +1,4 @@
-"""The dense model of a run, and for a recovery alone, the same with the tokens of the smaller one."""
+"""The dense model of a run: opened by its name, and loaded as a whole."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from darwinlm.runtime.context import Context
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import memory_of
 from darwinlm.runtime.output import guarded
-from darwinlm.runtime.step import Stage, Task
-from darwinlm.steps.vocabulary.cut import cut_weights, rows_in
+from darwinlm.runtime.step import Cost, Task
+from darwinlm.steps.workload import Workload
 
 STORED = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 """Names of types in safetensors."""
+CONVERSION = "model"
+"""Name of the conversion of a GGUF file, in plans and in the terminal."""
 
 
 def open_model(context: Context, model: str | None) -> Checkpoint:
@@ -34,8 +36,18 @@ def open_model(context: Context, model: str | None) -> Checkpoint:
     with parallel.main_first():
         if Path(model).suffix != ".gguf":
             return resolve_model(model, folder)
-        with guarded(folder), context.reporter.stage("model"):
+        with guarded(folder), context.reporter.stage(CONVERSION):
             return resolve_model(model, folder, say=context.reporter.say)
+
+
+def conversion_cost(load: Workload) -> Cost | None:
+    """Memory of the conversion of a GGUF file; None for other models."""
+    from darwinlm.formats.gguf.read import conversion_bytes
+
+    source = load.sizes.checkpoint.source
+    if not load.on_cpu or not source.endswith(".gguf"):
+        return None
+    return Cost(0, {"weights in float32": conversion_bytes(Path(source))})
 
 
 def load_whole(task: Task, checkpoint: Checkpoint) -> Any:
@@ -54,24 +66,3 @@ def why_not_whole(task: Task, params: int) -> str:
     room = min(parallel.gather(memory_of(device).room("whole models")))
     fits = device.type == "cpu" or needed <= room
     return "" if fits else f"whole models need {size(needed)}, and {size(room)} are for them"
-
-
-def cut_to(task: Task, original: Checkpoint, dense: Checkpoint) -> None:
-    """Write the original model with the tokens of a smaller one, unless it has all of these and more rows."""
-    tokenizers = dense.tokenizer(), original.tokenizer()
-    rows = rows_in(*tokenizers, int(dense.config.vocab_size), int(original.config.vocab_size))
-    if rows is not None:
-        cut_weights(original, rows, task.folder / "model")
-        tokenizers[0].save_pretrained(task.folder / "model")
-
-
-def read_cut(task: Task, original: Checkpoint) -> Checkpoint:
-    """The model that `cut_to` wrote, or the unchanged one."""
-    cut = task.folder / "model"
-    return Checkpoint.open(cut, original.source) if cut.is_dir() else original
-
-
-TEACHER = Stage(
-    "teacher", cut_to, read_cut, title="dense model", writes="the original model with the tokens of the dense one"
-)
-"""The original model with the tokens of the dense one."""

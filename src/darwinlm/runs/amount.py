@@ -1,0 +1,54 @@
+"""The amount of text that fits into a run's time limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from darwinlm.formats.resolve import describe_model
+from darwinlm.pipeline import STEPS
+from darwinlm.planning.rate import measure_rate
+from darwinlm.planning.run_plan import plan_here
+from darwinlm.recipe import Recipe, load_recipe
+from darwinlm.recipe.presets import AMOUNTS
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import STAGES, read_record, write_json
+from darwinlm.runtime.output import mark
+from darwinlm.runtime.time_limit import TimeLimit
+from darwinlm.steps.run_sizes import RunSizes
+
+FILE = "time_limit.json"
+FIXED = 0.5
+"""Share of the limit that steps may take which can't end early."""
+
+
+def fitted(recipe: Recipe, folder: Path, device: torch.device, begun: float) -> tuple[Recipe, TimeLimit | None]:
+    """The recipe with the largest amount of text that fits into its time limit, unless it names a preset; the limit.
+
+    The limit counts from `begun`, on the monotonic clock. A run that is resumed keeps its amount.
+    """
+    if recipe.time is None or recipe.model is None:
+        return recipe, None
+    chosen, seconds, file = recipe, 60 * recipe.time, folder / STAGES / FILE
+    ending = frozenset(step.name for step in STEPS if step.ends_early)
+    limit = TimeLimit(seconds, begun, {}, ending, recipe.preset)
+    with parallel.agree():
+        if parallel.is_main():
+            source = describe_model(recipe.model)
+            rate = measure_rate(RunSizes(source, recipe), device)
+            record = read_record(file) if file.is_file() else {}
+            names = [recipe.preset] if "preset" in recipe.model_fields_set else [*AMOUNTS]
+            if record.get("seconds") == seconds and record.get("preset") in names:
+                names = [record["preset"]]
+            for name in names:
+                chosen = load_recipe(recipe, (), {"preset": name})
+                plan = plan_here(STEPS, RunSizes(source, chosen, parallel.size()), device, rate)
+                planned = {row.step: plan.seconds(row)[0] for row in plan.rows}
+                limit = TimeLimit(seconds, begun, planned, ending, chosen.preset)
+                if limit.fixed <= FIXED * seconds:
+                    break
+            mark(folder)
+            write_json(file, {"seconds": seconds, "preset": chosen.preset})
+    limit = parallel.broadcast(limit)
+    return load_recipe(recipe, (), {"preset": limit.preset}), limit

@@ -1,0 +1,60 @@
+"""The saved model in the GGUF file that a budget bounds, and the dense model quantised to the same bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from darwinlm.formats.gguf.checked_file import ENGINE, export_gguf
+from darwinlm.formats.gguf.file_sizes import largest_type
+from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
+from darwinlm.formats.gguf.process import require_engine
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.runtime.errors import BudgetError, import_extra
+from darwinlm.steps.budget.budget_settings import BudgetSettings
+from darwinlm.steps.evaluate.quality import measure_quality
+from darwinlm.steps.file.step import FileChoice, QuantisedFile
+
+EXCESS = 1.01
+"""Bytes of the file relative to the bound that the prediction may be wrong by."""
+
+
+def check_file(budget: BudgetSettings) -> None:
+    """Raise MissingExtraError before the first step if the file can't be written or measured."""
+    if budget.kind == "file":
+        import_extra("gguf", "gguf", "a budget of a GGUF file")
+        require_engine(ENGINE, "a budget of a GGUF file")
+
+
+def write_bounded_file(
+    dense: Checkpoint, small: Checkpoint, bound: int, kind: str, tokens: Tensor, folder: Path, scratch: Path
+) -> FileChoice:
+    """Write both files, measure them in llama.cpp on tokens [n, t], and delete that of the dense model.
+
+    The file of the saved model, of the quantisation `kind`, is written to `folder`, the other one to `scratch`. Raises
+    BudgetError if the file exceeds the bound.
+    """
+    path, dense_path = folder / f"model-{kind}.gguf", scratch / "dense.gguf"
+    source = Path(dense.source)
+    same_tokens = source.suffix == ".gguf" and dense.config.vocab_size == small.config.vocab_size
+    tokenizer = source if same_tokens else None
+
+    wanted = {"saved": (small, kind, path)}
+    if (fits := largest_type(dense, bound)) is not None:
+        wanted["dense"] = dense, fits[0], dense_path
+    for checkpoint, quantisation, file in wanted.values():
+        export_gguf(checkpoint, file, quantisation=quantisation, tokenizer_from=tokenizer)
+    if (size := path.stat().st_size) > EXCESS * bound:
+        raise BudgetError(f"the file has {size:,} bytes, more than the {bound:,} of budget.file: please report this")
+    opened = {name: open_in_llama_cpp(file)[0] for name, (*_, file) in wanted.items()}
+    quality = measure_quality(dense.load(torch.float32), opened, tokens, batch_tokens=tokens.shape[1])
+    files = {
+        name: QuantisedFile(quantisation=quantisation, bytes=file.stat().st_size, kl=quality[name].kl)
+        for name, (_, quantisation, file) in wanted.items()
+    }
+    for model in opened.values():
+        model.close()
+    dense_path.unlink(missing_ok=True)
+    return FileChoice(file=path.name, tokens=tokens.numel(), saved=files["saved"], dense=files.get("dense"))

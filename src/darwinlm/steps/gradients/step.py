@@ -1,0 +1,114 @@
+"""Gradients of the loss at the outputs of all modules, which weight output errors by their effect on the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from darwinlm.runtime.step import Cost, Step, Task
+from darwinlm.steps.text.step import TextSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
+
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.model.families.parts import ModuleKind
+    from darwinlm.steps.text.sequences import TokenSequences
+    from darwinlm.steps.workload import Workload
+
+GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
+"""Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.
+Measured databases have these amounts (docs/notebook/database.md)."""
+
+
+def gradient_tokens(calibration_tokens: int) -> int:
+    """Number of calibration tokens for the gradients of the loss."""
+    return min(max(calibration_tokens // GRADIENT_SHARE, 1), GRADIENT_TOKENS)
+
+
+def gradient_sequences(calibration: TokenSequences) -> int:
+    """Number of sequences for the gradients; each process needs one."""
+    from darwinlm.runtime import parallel
+
+    wanted = -(-gradient_tokens(calibration.n_tokens) // calibration.tokens.shape[1])
+    return min(max(wanted, parallel.size()), len(calibration.tokens))
+
+
+@dataclass(frozen=True)
+class GradientMoments:
+    """Second moments of output gradients in a folder: a file for each block."""
+
+    folder: Path
+    device: torch.device
+    digest: str
+
+    def __call__(self, block: int) -> dict[ModuleKind, Tensor]:
+        """Those at the outputs of a block's modules, [r, r] each, on the device."""
+        from darwinlm.model.families.parts import KINDS
+        from darwinlm.runtime.artifact import read_tensors
+        from darwinlm.steps.database.block_files import block_file
+
+        moments = read_tensors(self.folder / block_file(block))
+        return {kind: moments[kind].to(self.device) for kind in KINDS if kind in moments}
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients(Step[GradientMoments]):
+    """Second moments of the gradients at every module's output, on the beginning of the calibration text."""
+
+    name = "gradients"
+    title = "output gradients"
+    version = 5
+    writes = "second moments of output gradients"
+    consults = (TextSettings,)
+    arithmetic = True
+    together = True
+
+    calibration: TokenSequences
+    dense: Checkpoint
+
+    def key(self, task: Task) -> Mapping[str, int]:
+        """Number of sequences that are used."""
+        return {"rows": gradient_sequences(self.calibration)}
+
+    def work(self, task: Task) -> None:
+        """Walk back through the blocks, and write the moments of each."""
+        from darwinlm.model.walk.hidden import HiddenMemory
+        from darwinlm.model.walk.stream import stream_of
+        from darwinlm.runtime import parallel
+        from darwinlm.runtime.artifact import write_tensors
+        from darwinlm.steps.database.block_files import block_file
+        from darwinlm.steps.gradients.output_gradients import output_gradients
+
+        context, count = task.context, gradient_sequences(self.calibration)
+        tokens = self.calibration.tokens[:count][parallel.place() :: parallel.size()]
+        memory, total = HiddenMemory(task.folder), self.dense.n_blocks
+        stream = stream_of(context, self.dense, tokens, memory)
+        for block, moments in output_gradients(stream, tokens, memory):
+            parallel.in_main(write_tensors, task.folder / block_file(block), moments)
+            context.reporter.advance(total - block, total)
+
+    def read(self, task: Task) -> GradientMoments:
+        """The folder of the moments."""
+        return GradientMoments(task.folder, task.context.device, task.stage.digest)
+
+    @classmethod
+    def cost(cls, load: Workload) -> Cost | None:
+        """Passes with gradients; none if the removal order doesn't use them."""
+        from darwinlm.steps.database.removal_metrics import find_metric
+        from darwinlm.steps.database.step import DatabaseSettings
+        from darwinlm.steps.workload import largest
+
+        sizes, text = load.sizes, load.settings(TextSettings)
+        if not find_metric(load.settings(DatabaseSettings).metric).gradients:
+            return None
+        tokens = -(-gradient_tokens(text.calibration_tokens) // text.sequence_length) * text.sequence_length
+        held = largest({"heads": load.head}, load.backward | {"blocks": 2 * load.block})
+        if load.on_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
+            held["fragments"] = load.passing["activations"]
+        held["rows of the embedding"] = float(min(tokens, sizes.vocabulary) * sizes.width * sizes.size)
+        return Cost(sizes.operations(tokens, blocks=3, heads=2), held | load.streams(tokens, sizes.depth + 1))

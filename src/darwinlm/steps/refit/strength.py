@@ -1,0 +1,100 @@
+"""How far the model goes from the stitched weights to the refitted ones.
+
+Each module's fit compensates all earlier error linearly, but all fits together overshoot. The best model lies between
+the stitched and the fitted weights. One interpolation factor for the whole model is chosen by KL on validation text.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from darwinlm.model.divergence import DenseDistribution
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.walk.hidden import HiddenMemory
+from darwinlm.model.walk.stream import BlockStream, stream_of
+from darwinlm.runtime import parallel
+from darwinlm.runtime.artifact import read_tensors
+from darwinlm.runtime.compute import exact
+from darwinlm.runtime.context import Context
+from darwinlm.steps.database.block_files import block_file
+from darwinlm.steps.refit.refit import STRENGTHS, Streams, put_weights, refit
+
+
+def fit_and_choose(
+    context: Context, dense: Checkpoint, stitched: Checkpoint, text: Tensor, held_out: Tensor, folder: Path
+) -> dict[str, Any]:
+    """Fit the stitched model towards the dense one, and choose how far to go.
+
+    `text` and `held_out` are [n, t] tokens of all processes. The fitted weights are written to `folder`.
+
+    Returns the record: KL to the dense model on `held_out` before, after and by interpolation factor, the chosen factor
+    (`strength`), and how many of the modules were fitted.
+    """
+    memory = HiddenMemory(folder)
+    share = slice(parallel.place(), None, parallel.size())
+    text, held_out = text[share], held_out[share]
+    large, small = (partial(stream_of, context, checkpoint) for checkpoint in (dense, stitched))
+    with parallel.agree():
+        fit = Streams(large(text, memory), small(text, memory))
+        held = Streams(large(held_out, memory), small(held_out, memory))
+    ridges = refit(folder, fit, held, progress=context.reporter.advance)
+    losses = {1.0: stream_divergence(held.dense, held.small)}
+    others = sorted({0.0, *STRENGTHS} - losses.keys())
+    for number, strength in enumerate(others):
+        context.reporter.advance(number, len(others))
+        with parallel.agree():
+            between = small(held_out, memory)
+            for block in between.walk():
+                weights = interpolated(folder, between.checkpoint, block, strength)
+                put_weights(between.decoder.blocks[block], weights)
+                between.run(block)
+        losses[strength] = stream_divergence(held.dense, between)
+    fitted = sum(ridge is not None for ridge in ridges)
+    return {"fitted": fitted, "modules": len(ridges), **_record(losses)}
+
+
+def interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:
+    """Weights of a block interpolated between the stitched (0) and the fitted ones (1), float32 by name in it."""
+    path = folder / block_file(block)
+    if strength == 0 or not path.exists():
+        return {}
+    fitted = read_tensors(path)
+    if strength == 1:
+        return fitted
+    stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
+    return {name: torch.lerp(stitched[name], weight, strength) for name, weight in fitted.items()}
+
+
+@torch.no_grad()
+def stream_divergence(dense: BlockStream, other: BlockStream) -> float:
+    """KL(dense ‖ other) in nats per token, from residual streams after the last block on the same text.
+
+    Processes share the text; all get the same figure.
+    """
+    sums = torch.zeros(2, dtype=torch.float64)
+    with dense.decoder.with_head(), other.decoder.with_head(dense.decoder):
+        for both in zip(dense.hidden, other.hidden, strict=True):
+            pieces = (torch.split(hidden.flatten(0, 1), dense.decoder.head_tokens) for hidden in both)
+            for states, others in zip(*pieces, strict=True):
+                divergence = DenseDistribution(dense.decoder.head(states)).kl(other.decoder.head(others))
+                summed = exact(divergence).sum(dtype=torch.float64)
+                sums += torch.tensor([float(summed), len(divergence)], dtype=torch.float64)
+    total, tokens = map(float, parallel.all_reduce(sums))
+    return max(total / tokens, 0.0)
+
+
+def _record(losses: dict[float, float]) -> dict[str, Any]:
+    """The decision, from KL on validation text by interpolation factor; 0 is the stitched model."""
+    strength = min(sorted(losses), key=losses.__getitem__)
+    return {
+        "kept": "refit" if strength > 0 else "stitched",
+        "strength": strength,
+        "kl_before": losses[0.0],
+        "kl_after": min(loss for each, loss in losses.items() if each > 0),
+        "kl_by_strength": {f"{each:g}": losses[each] for each in sorted(losses)},
+    }

@@ -1,0 +1,1 @@
+"""The dense model with the tokens of a smaller one."""

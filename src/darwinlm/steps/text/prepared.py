@@ -1,0 +1,82 @@
+"""Text of all purposes: documents split between them, and passages repeated in all but evaluation text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from darwinlm.runtime.errors import DataError
+from darwinlm.steps.text.records import listed
+from darwinlm.steps.text.repeats import ordinary_tokens, with_repeats
+from darwinlm.steps.text.sequences import TokenSequences
+from darwinlm.steps.text.sources import read_documents
+from darwinlm.steps.text.splits import TextTooShortError, shares_within, split_documents
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from darwinlm.steps.text.step import TextSettings
+
+
+def prepare_text(
+    source: str,
+    shares: Mapping[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: TextSettings,
+    say: Callable[[str], object],
+) -> dict[str, TokenSequences]:
+    """Read a source and divide it: sequences for each purpose, with repeated passages.
+
+    Raises DataError if the text is missing, unreadable or too short.
+    """
+    sequences, ordinary = _split(source, shares, tokenizer, settings, say), ordinary_tokens(tokenizer)
+    prepared: dict[str, TokenSequences] = {}
+    for purpose, part in sequences.items():
+        share = 0.0 if purpose == "evaluation" else settings.looking_back
+        tokens = with_repeats(part.tokens, share=share, seed=settings.seed, ordinary=ordinary)
+        prepared[purpose] = replace(part, tokens=tokens)
+    return prepared
+
+
+def _split(
+    source: str,
+    wanted: Mapping[str, int],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: TextSettings,
+    say: Callable[[str], object],
+) -> dict[str, TokenSequences]:
+    """Text for every purpose; a short text is divided in the recipe's proportions."""
+    shares = wanted
+    while True:
+        try:
+            sequences = split_documents(
+                read_documents(source, seed=settings.seed, tokenizer=tokenizer),
+                shares,
+                tokenizer,
+                settings.sequence_length,
+                settings.seed,
+                source=source,
+            )
+        except TextTooShortError as error:
+            if "training" in wanted:
+                raise
+            # Documents don't end at the borders of shares, and text beyond a share is lost to other purposes.
+            available = min(error.available, sum(shares.values()) - settings.sequence_length)
+            within = shares_within(wanted, available, settings.sequence_length)
+            if within is None:
+                raise DataError(
+                    f"text.source {source} has {error.available:,} tokens, less than a sequence of "
+                    f"{settings.sequence_length} for each of {listed(list(wanted))}: give more text, or lower "
+                    "text.sequence_length"
+                ) from error
+            shares = within
+            continue
+        if shares != wanted:
+            parts = ", ".join(f"{purpose} {part.tokens.numel():,}" for purpose, part in sequences.items())
+            say(
+                f"text: {source} is short. The recipe asks for {sum(wanted.values()):,} tokens and gets "
+                f"{sum(part.tokens.numel() for part in sequences.values()):,} ({parts}). More text makes a better "
+                "model."
+            )
+        return sequences
