@@ -10,7 +10,7 @@ from darwinlm.formats.logits_check import REPORT
 from darwinlm.formats.transformers.saved import recorded_digests
 from darwinlm.model.families.files import CARD
 from darwinlm.runs.sweep import PAGE
-from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES, StageFolder, digest_of, read_manifest, what_changed
+from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES, StageFolder, read_manifest, result_digest, what_changed
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.steps.export.step import FILES, Export
 
@@ -65,8 +65,12 @@ def _stage(stage: Path, whole: Path) -> str | None:
                 continue
             name = str(source["step"])
             places = (stage.parent / name, whole / STAGES / name)
-            present = next((read_manifest(place).key for place in places if (place / MANIFEST).is_file()), {})
-            if present.get("stage") == name and digest_of(present) != source.get("digest"):
+            present = next((read_manifest(place) for place in places if (place / MANIFEST).is_file()), None)
+            if (
+                present is not None
+                and present.key.get("stage") == name
+                and result_digest(present.key, present.reads) != source.get("digest")
+            ):
                 return f"it follows another result of {name}"
     except DarwinLMError as error:
         return str(error)

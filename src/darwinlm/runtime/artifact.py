@@ -220,9 +220,10 @@ def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError
 
 
 class Manifest(BaseModel):
-    """What marks a stage as finished: its key, what it took, and the hash of every file."""
+    """What marks a stage as finished: its key, what it read of its inputs' parts, its time, and its files' hashes."""
 
     key: dict[str, Any]
+    reads: dict[str, dict[str, str]] = {}
     seconds: float = 0.0
     resumed: bool = False
     files: dict[str, str]
@@ -255,6 +256,11 @@ def code_version(number: int) -> dict[str, Any]:
     return {"version": number, "transformers": version("transformers")}
 
 
+def result_digest(key: Mapping[str, Any], reads: Mapping[str, Mapping[str, str]]) -> str:
+    """Hash of what a finished stage's result depends on: its key, and what it read of its inputs' parts."""
+    return digest_of({"key": key, "reads": reads} if reads else key)
+
+
 def check_no_link(*folders: Path) -> None:
     """Refuse to write or delete behind a link. Raises ArtifactError."""
     link = next((path for path in folders if path.is_symlink()), None)
@@ -282,11 +288,12 @@ class StageFolder:
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self.folder = folder
         self.key = json.loads(json.dumps(key, default=str))
+        self.reads: Mapping[str, Mapping[str, str]] = {}
 
     @property
     def digest(self) -> str:
-        """Hash of the key, which is a part of later stages' keys."""
-        return digest_of(self.key)
+        """Hash of the key and of what a finished stage has read, which is a part of later stages' keys."""
+        return result_digest(self.key, self.reads)
 
     def is_complete(self) -> bool:
         """Whether the stage is finished for this key; its files are then compared with their hashes.
@@ -302,6 +309,7 @@ class StageFolder:
             file_digests(path for name in manifest.files if (path := self.folder / name).is_file())
         for name, expected in manifest.files.items():
             check_file(self.folder / name, expected, self.folder)
+        self.reads = manifest.reads
         return True
 
     def await_manifest(self) -> None:
@@ -309,6 +317,7 @@ class StageFolder:
         ends = time.monotonic() + SEEN_LATE
         while not (self.folder / MANIFEST).exists() and time.monotonic() < ends:
             time.sleep(0.1)
+        self.reads = read_manifest(self.folder).reads
 
     def why_redone(self) -> str:
         """Why an earlier, possibly unfinished result in the folder can't be used; empty if it can, or there is none."""
@@ -352,10 +361,12 @@ class StageFolder:
         except OSError as error:
             raise storage_error(self.folder, error) from error
 
-    def finish(self, *, seconds: float = 0.0, resumed: bool = False) -> None:
+    def finish(
+        self, *, reads: Mapping[str, Mapping[str, str]] | None = None, seconds: float = 0.0, resumed: bool = False
+    ) -> None:
         """Write the manifest, which marks the stage as finished, with the time it took since it was `resumed`."""
         share(self.folder)
+        self.reads = reads or {}
         files = folder_digests(self.folder, MANIFEST, KEY)
-        write_json(
-            self.folder / MANIFEST, Manifest(key=self.key, seconds=seconds, resumed=resumed, files=files).model_dump()
-        )
+        manifest = Manifest(key=self.key, reads=self.reads, seconds=seconds, resumed=resumed, files=files)
+        write_json(self.folder / MANIFEST, manifest.model_dump())

@@ -18,6 +18,7 @@ from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.memory import is_out_of_memory, kept_memory, memory_of
 from darwinlm.runtime.output import claim, guarded
+from darwinlm.runtime.reads import Reads, noted, readable_inputs, what_differs
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Step, Task
 
@@ -151,14 +152,18 @@ class Run(Generic[Recipe]):
         if self._parent is None:
             return None
         folder = StageFolder(self._parent.context.path(step.folder_name), key)
-        return folder if parallel.decide(folder.is_complete) else self._parent._of_parent(step, key)
+
+        def is_complete() -> bool:
+            return folder.is_complete() and what_differs(folder.reads, step.inputs) is None
+
+        return folder if parallel.decide(is_complete) else self._parent._of_parent(step, key)
 
     def _is_complete(self, step: Step[Any], folder: StageFolder) -> bool:
         if not folder.is_complete():
             return False
-        reason = step.spoiled(self._task_of(step, folder))
+        reason = what_differs(folder.reads, step.inputs) or step.spoiled(self._task_of(step, folder))
         if reason is not None:
-            self.context.reporter.say(f"{step.label}: {reason}, so it is written again")
+            self.context.reporter.say(f"{step.label}: {reason}, so it is redone")
             folder.discard()
         return reason is None
 
@@ -172,7 +177,7 @@ class Run(Generic[Recipe]):
             reporter.say(f"{step.label}: {reason}, redone")
         begun = working_time()
         memory_of(self.context.device).stage = step.name
-        with guarded(folder.folder), reporter.stage(step.label), kept_memory(self.context.device):
+        with guarded(folder.folder), reporter.stage(step.label), kept_memory(self.context.device), noted() as reads:
             if resumed := parallel.decide(folder.begin):
                 reporter.resumes()
             if step.together:
@@ -183,7 +188,8 @@ class Run(Generic[Recipe]):
                         self._call(step, folder)
         # For a resumed step, only the last part is timed.
         seconds = round(working_time() - begun, 2)
-        parallel.in_main(partial(folder.finish, seconds=seconds, resumed=resumed))
+        _check_noted(step, reads)
+        parallel.in_main(partial(folder.finish, reads=reads, seconds=seconds, resumed=resumed))
         reporter.say(f"{step.label}: {seconds:.0f} s")
         return StageTime(step.folder_name, seconds, reused=False, resumed=resumed)
 
@@ -198,6 +204,11 @@ class Run(Generic[Recipe]):
                 f"({self.context.batch_tokens:,}), or what darwinlm plan names, then rerun the same command; "
                 "finished work is kept"
             ) from error
+
+
+def _check_noted(step: Step[Any], reads: Reads) -> None:
+    known = {source.digest for source in readable_inputs(step.inputs)}
+    assert reads.keys() <= known, f"{step.name} reads a part of a model that isn't among its inputs"
 
 
 def _earlier(folder: StageFolder, name: str) -> StageTime:

@@ -20,9 +20,18 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from darwinlm.model.families.config import open_config, read_config
 from darwinlm.model.families.family import Family, family_of
-from darwinlm.model.families.files import CARD, WEIGHTS, check_files, is_named, model_files
+from darwinlm.model.families.files import (
+    CARD,
+    GENERATION,
+    LICENCES,
+    PROCESSORS,
+    WEIGHTS,
+    check_files,
+    is_named,
+    model_files,
+)
 from darwinlm.model.families.generation import generation_of
-from darwinlm.model.families.loading import UNUSABLE, check_finite, load_tokenizer
+from darwinlm.model.families.loading import UNUSABLE, check_finite, load_tokenizer, tokenizer_digest
 from darwinlm.model.families.origin import origin_of
 from darwinlm.model.families.quantised import Format, formats_of
 from darwinlm.model.families.stored import Stored, is_buffer, matches
@@ -31,7 +40,10 @@ from darwinlm.model.families.whole import load_whole, text_config, text_name, te
 from darwinlm.runtime.artifact import digest_of, file_digests, what_changed
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import shorten
+from darwinlm.runtime.reads import note
 
+TOKENIZER, GENERATION_SETTINGS, CARRIED = "tokenizer", "generation settings", "carried files"
+"""Parts of a model that its digest doesn't identify."""
 FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 """Settings that count the blocks which predict further tokens."""
 
@@ -297,13 +309,34 @@ class Checkpoint:
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype  # that of a GGUF header is a name
 
     def tokenizer(self) -> Any:
-        """The model's tokenizer.
+        """The model's tokenizer, with its chat template.
 
         Raises:
             ModelError: The folder has no readable tokenizer.
             CheckpointError: Transformers would read it as a tokenizer of another kind.
         """
+        note(self, TOKENIZER)
         return load_tokenizer(self.folder, self.whole or self.config)
+
+    @property
+    def carried(self) -> Path:
+        """The folder, to carry its licences, generation settings and processors of images along."""
+        note(self, CARRIED)
+        return self.folder
+
+    def part(self, name: str) -> str:
+        """What identifies a part that isn't in the digest: the tokenizer, the generation settings, the carried files.
+
+        A tokenizer is what it makes of text and chats, whatever files it comes from.
+        """
+        if name == TOKENIZER:
+            return self._tokenizer_digest
+        patterns = (GENERATION,) if name == GENERATION_SETTINGS else (GENERATION, *PROCESSORS, *LICENCES)
+        return digest_of({file: digest for file, digest in self.beside.items() if is_named(file, patterns)})
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        return tokenizer_digest(load_tokenizer(self.folder, self.whole or self.config))
 
     def load(
         self,

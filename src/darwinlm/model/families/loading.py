@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from darwinlm.model.families.files import is_outside
+from darwinlm.runtime.artifact import digest_of
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, read_bytes, shorten
@@ -139,6 +140,13 @@ def load_tokenizer(folder: Path, config: Any = None, **more: Any) -> Any:
     check_sentence_piece(folder, tokenizer)
     tokenizer.init_kwargs.pop("local_files_only", None)  # how it was loaded would be saved with it
     return tokenizer
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """What identifies a tokenizer: the tokens of any text, with special ones, and the text of any chat."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    spelling = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
+    return digest_of([spelling, tokenizer.special_tokens_map, tokenizer.chat_template])
 
 
 def _check_settings(folder: Path) -> None:

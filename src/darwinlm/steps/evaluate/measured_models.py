@@ -90,7 +90,7 @@ def models_of_run(
     models: dict[ModelKey, Any] = {
         "dense": dense,
         "uniform": (uniform, [database.digest, search.uniform]),
-        "stitched": stitch.checkpoint,
+        "stitched": export.checkpoint if refit is None and recover is None else stitch.checkpoint,
     }
     if refit is not None or recover is not None:
         models["refit" if recover is None else "recovered"] = export.checkpoint

@@ -51,7 +51,7 @@ def save_final(
         check_written(folder, {RECORD, CARD, *recorded_digests(folder / RECORD)})
     model = as_dtype(final.model(dense.dtype, keep=partial(in_file, folder=scratch)), dense.dtype)
     model = in_family_class(model, final.checkpoint)
-    save_model(model, folder, tokenizer=dense.tokenizer(), source=original.folder)
+    save_model(model, folder, tokenizer=dense.tokenizer(), source=original.carried)
     check_saved(model, folder, text)
     write_json(folder / RECORD, {"version": VERSION, "recipe": recipe, "files": saved_digests(folder)})
     return saved_digests(folder)

@@ -146,11 +146,10 @@ class Recover(Step[Recovered]):
 
     def key(self, task: Task) -> Mapping[str, Any]:
         """Identity of the text."""
-        from darwinlm.steps.text.packing import added_bos
         from darwinlm.steps.text.text_source import fingerprint, given_source
 
         source = task.settings(RecoverySettings).text or given_source(task.settings(TextSettings))
-        return {"text": fingerprint(source), "blocks_begin_with": added_bos(self.dense.tokenizer())}
+        return {"text": fingerprint(source)}
 
     def work(self, task: Task) -> None:
         """Train."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from darwinlm.formats.resolve import resolve_model
-from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import GENERATION_SETTINGS, Checkpoint
 from darwinlm.model.families.stored import tensors_in
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
@@ -17,6 +17,7 @@ from darwinlm.runtime.context import Context
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.memory import memory_of
 from darwinlm.runtime.output import guarded
+from darwinlm.runtime.reads import note
 from darwinlm.runtime.step import Cost, Task
 from darwinlm.steps.workload import Workload
 
@@ -51,7 +52,11 @@ def conversion_cost(load: Workload) -> Cost | None:
 
 
 def load_whole(task: Task, checkpoint: Checkpoint) -> Any:
-    """A whole model on the run's device. On a CPU its weights lie in mapped files, which aren't counted as used."""
+    """A whole model that generates, on the run's device.
+
+    On a CPU its weights lie in mapped files, which aren't counted as used.
+    """
+    note(checkpoint, GENERATION_SETTINGS)
     context, keep = task.context, partial(in_file, folder=task.folder)
     shards = {checkpoint.folder / shard for shard in checkpoint.stored.shards.values()}
     kinds = {kind for shard in shards for kind, _ in tensors_in(shard).values()}

@@ -72,7 +72,7 @@ class TextFigures(Figures):
 
 
 DOCUMENTS = Uses(TextSettings, only=("sequence_length", "seed"))
-"""Settings that decide which documents a run reads; what identifies the source itself is in `text_key`."""
+"""Settings that decide which documents a run reads; what identifies the source itself is its `fingerprint`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +100,10 @@ class Text(Step["dict[str, TokenSequences]"]):
     shares: Mapping[str, int]
 
     def key(self, task: Task) -> Mapping[str, Any]:
-        """Identity of the text, and of the tokens that it is cut into."""
-        from darwinlm.steps.text.text_source import text_key
+        """Identity of the text."""
+        from darwinlm.steps.text.text_source import fingerprint, given_source
 
-        return text_key(task.settings(TextSettings), self.dense)
+        return {"text": fingerprint(given_source(task.settings(TextSettings)))}
 
     def work(self, task: Task) -> None:
         """Read, split, repeat passages, and save."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.runtime.artifact import digest_of, file_digest
+from darwinlm.runtime.artifact import file_digest
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.steps.text.leakage import check_not_evaluation_text
-from darwinlm.steps.text.packing import added_bos
 from darwinlm.steps.text.shares import SELF, named_parts
 from darwinlm.steps.text.sources import LocalSource, parse_source
 
@@ -62,17 +60,6 @@ def documents_of(text: Mapping[str, TokenSequences]) -> tuple[str, ...]:
     return tuple(sorted({document for part in text.values() for document in part.document_hashes}))
 
 
-def text_key(settings: TextSettings, model: Checkpoint) -> dict[str, Any]:
-    """Identity of the text and of the tokens that it is cut into."""
-    tokenizer = model.tokenizer()
-    return {
-        "text": fingerprint(given_source(settings)),
-        "tokenizer": _tokenizer_digest(tokenizer),
-        "blocks_begin_with": added_bos(tokenizer),
-        "chat_template": digest_of(tokenizer.chat_template) if tokenizer.chat_template else None,
-    }
-
-
 def fingerprint(source: str) -> list[dict[str, object]]:
     """Identity of a source for keys: hashes of local files, names of data sets of the hub, or `self`."""
     return [{SELF: True} if part == SELF else _fingerprint(part) for part in named_parts(source)]
@@ -85,10 +72,3 @@ def _fingerprint(part: str) -> dict[str, object]:
     root = parsed.path if parsed.path.is_dir() else parsed.path.parent
     files = {str(Path(file).relative_to(root)): file_digest(file) for file in parsed.files()}
     return {"files": files, "field": parsed.field}
-
-
-def _tokenizer_digest(tokenizer: object) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        return hashlib.blake2b(backend.to_str().encode(), digest_size=16).hexdigest()
-    return digest_of(sorted(tokenizer.get_vocab().items()))  # type: ignore[attr-defined]

@@ -110,11 +110,9 @@ class Vocabulary(Step[CutVocabulary]):
 
     def key(self, task: Task) -> Mapping[str, Any]:
         """Identity of the text."""
-        from darwinlm.steps.text.text_source import text_key
+        from darwinlm.steps.text.text_source import fingerprint, given_source
 
-        return text_key(task.settings(TextSettings), self.original) | {
-            "evaluation_tokens": task.settings(TextSettings).evaluation_tokens
-        }
+        return {"text": fingerprint(given_source(task.settings(TextSettings)))}
 
     def work(self, task: Task) -> None:
         """Choose the tokens, write the smaller model, and measure it on held-out text."""

@@ -1,0 +1,79 @@
+"""What a step reads of its inputs besides what identifies them: noted while it works, and compared before reuse.
+
+A model is identified by its weights and configuration. Its tokenizer, its generation settings and the files that are
+carried along with it are parts of their own: a result depends on them only if its step has read them. Reading one notes
+it, so that no step keeps a list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
+from typing import Any, Protocol, runtime_checkable
+
+Reads = dict[str, dict[str, str]]
+"""Identity of each part that was read, by the digest of the input and the name of the part."""
+
+_noted: ContextVar[Reads | None] = ContextVar("reads", default=None)
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """An input with parts that aren't in its digest."""
+
+    @property
+    def source(self) -> str:
+        """Name of the input as the user gave it."""
+
+    @property
+    def digest(self) -> str:
+        """What identifies the input without its parts."""
+
+    def part(self, name: str) -> str:
+        """What identifies a part now."""
+
+
+@contextmanager
+def noted() -> Iterator[Reads]:
+    """What the body reads of its inputs' parts."""
+    reads: Reads = {}
+    token = _noted.set(reads)
+    try:
+        yield reads
+    finally:
+        _noted.reset(token)
+
+
+def note(source: Readable, part: str) -> None:
+    """Note that a part is read; does nothing outside of a step."""
+    if (reads := _noted.get()) is not None:
+        reads.setdefault(source.digest, {})[part] = source.part(part)
+
+
+def readable_inputs(value: Any) -> Iterator[Readable]:
+    """The inputs with parts among a step's inputs, also inside of others."""
+    if isinstance(value, Readable):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from readable_inputs(inner)
+    elif isinstance(value, tuple | list):
+        for inner in value:
+            yield from readable_inputs(inner)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from readable_inputs(getattr(value, field.name))
+
+
+def what_differs(reads: Mapping[str, Mapping[str, str]], inputs: Mapping[str, Any]) -> str | None:
+    """The first part of an input that isn't as it was read; None if all are."""
+    sources = [*readable_inputs(inputs)]
+    for digest, parts in reads.items():
+        candidates = [source for source in sources if source.digest == digest]
+        for name, identity in parts.items():
+            if all(source.part(name) != identity for source in candidates):
+                whose = candidates[0].source if candidates else "a model"
+                return f"the {name} of {whose} changed"
+    return None

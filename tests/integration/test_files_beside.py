@@ -1,0 +1,64 @@
+"""What lies beside the weights is part of the steps that read it: a change there redoes these, and no others."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.tiny.stages import run_stages
+
+from darwinlm.runtime.console import Reporter
+
+TEMPLATE = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
+SETTINGS = ("text.evaluation_tokens=256", "refit.tokens=0")
+
+
+@pytest.fixture
+def rerun(model_copy: Path, make_run, tmp_path: Path):
+    """Run to the report, and give the steps that worked, with what was said."""
+
+    def again() -> tuple[set[str], str]:
+        console = Console(file=io.StringIO(), width=200)
+        run = make_run(model_copy, tmp_path / "out", *SETTINGS, reporter=Reporter(console))
+        summary = run_stages(run, "report").report
+        return {stage.name for stage in summary.stages if not stage.reused}, console.file.getvalue()
+
+    return again
+
+
+def test_nothing_is_redone_without_a_change(rerun) -> None:
+    rerun()
+    assert rerun()[0] == set()
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "generation_config.json"])
+def test_carried_files_are_saved_again(rerun, model_copy: Path, tmp_path: Path, name: str) -> None:
+    rerun()
+    text = json.dumps({"eos_token_id": 5}) if name.endswith(".json") else "Do what you like."
+    (model_copy / name).write_text(text)
+    redone, said = rerun()
+    assert "export" in redone
+    assert not redone & {"text", "database", "search", "stitch"}
+    assert "export: the carried files of" in said
+    saved = (tmp_path / "out" / "model" / name).read_text()
+    assert json.loads(saved)["eos_token_id"] == 5 if name.endswith(".json") else saved == text
+
+
+def test_end_tokens_change_what_models_write(rerun, model_copy: Path) -> None:
+    rerun()
+    (model_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
+    redone, _ = rerun()
+    assert "evaluate" in redone
+    assert not redone & {"text", "database", "search", "stitch"}
+
+
+def test_a_chat_template_is_part_of_text_and_answers(rerun, model_copy: Path, tmp_path: Path) -> None:
+    rerun()
+    (model_copy / "chat_template.jinja").write_text(TEMPLATE)
+    redone, said = rerun()
+    assert {"text", "export", "evaluate"} <= redone
+    assert not redone & {"database", "search", "stitch"}, "the tokens of the text are the same"
+    assert "text: the tokenizer of" in said
+    assert (tmp_path / "out" / "model" / "chat_template.jinja").read_text() == TEMPLATE
+    assert rerun()[0] == set()
