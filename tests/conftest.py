@@ -25,12 +25,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from darwinlm.recipe import load_recipe
-from darwinlm.recipe import recipe as sections
 from darwinlm.runs.opening import open_run
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.run import Run
 from darwinlm.steps.evaluate import speed
+from darwinlm.steps.text import step as text_step
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, command_runner
 from tests.tiny.pruned import plain_checkpoint
@@ -39,7 +39,7 @@ from tests.tiny.stages import run_stages
 torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
 
 speed.NEW_TOKENS, speed.SPEED_ROUNDS = 4, 1  # as little as there can be to measure
-sections.LEAST_FOR_ANSWERS = 64
+text_step.LEAST_FOR_ANSWERS = 64
 
 MakeRun = Callable[..., Run]
 

@@ -1,4 +1,4 @@
-"""Write the generated documentation: the recipe with its defaults, errors, and tables of families and stages.
+"""Write the generated documentation: the recipe with its defaults, errors, and tables of families and steps.
 
     python tools/pages.py
 
@@ -13,6 +13,7 @@ import operator
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from functools import reduce
 from pathlib import Path
 from textwrap import wrap
@@ -26,6 +27,7 @@ from darwinlm.formats.vllm.vllm_plugin import TESTED
 from darwinlm.model.families.family import Family, families
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import errors
+from darwinlm.runtime.step import Uses
 
 ROOT = Path(__file__).parents[1]
 ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
@@ -54,7 +56,7 @@ def default_recipe() -> str:
     tree, before = Recipe().model_dump(mode="json"), [""]
     fields = list(fields_of(Recipe))
     order = list(dict.fromkeys(parts[0] for parts, _ in fields))
-    for parts, meaning in sorted(fields, key=lambda each: (order.index(each[0][0]), len(each[0]))):
+    for parts, meaning in sorted(fields, key=lambda each: (len(each[0]) > 1, order.index(each[0][0]), len(each[0]))):
         *sections, field = parts
         if sections != before:
             lines += ["", *(f"{'  ' * (len(sections) - 1)}{section}:" for section in sections[-1:])]
@@ -257,23 +259,32 @@ def families_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-STAGES = re.compile(r"(<!-- stages: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
+STEPS = re.compile(r"(<!-- steps: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
 
 
-def stages_table() -> str:
-    """Every stage of a run with its inputs, settings and files, then the values between stages."""
-    lines = ["| stage | reads | settings | writes |", "| --- | --- | --- | --- |"]
-    for stage in pipeline.STAGES:
-        settings = ", ".join(f"`{name}`" for name in stage.settings)
-        cells = f"`{stage.name}`", ", ".join(stage.inputs), settings, stage.writes
-        lines.append("| " + " | ".join(cells) + " |")
+def steps_table() -> str:
+    """Every step of a run with its inputs, settings and files."""
+    lines = ["| step | reads | settings | writes |", "| --- | --- | --- | --- |"]
+    for step in pipeline.STEPS:
+        inputs = ", ".join(field.name for field in fields(step))
+        settings = ", ".join([*map(settings_used, step.settings), *["`time`"] * step.ends_early])
+        lines.append("| " + " | ".join((f"`{step.name}`", inputs, settings, step.writes)) + " |")
     return "\n".join(lines) + "\n"
 
 
+def settings_used(used: Uses) -> str:
+    """The section or the fields of it that a result depends on."""
+    (section,) = (name for name, field in Recipe.model_fields.items() if field.annotation is used.section)
+    if used.only:
+        return ", ".join(f"`{section}.{name}`" for name in used.only)
+    without = " and ".join(f"`{name}`" for name in used.ignoring)
+    return f"`{section}` without {without}" if without else f"`{section}`"
+
+
 def architecture_page() -> str:
-    """The page on the architecture with the present table of stages."""
+    """The page on the architecture with the present table of steps."""
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    return STAGES.sub(lambda found: found[1] + stages_table() + found[2], text)
+    return STEPS.sub(lambda found: found[1] + steps_table() + found[2], text)
 
 
 PAGES = {

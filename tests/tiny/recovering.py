@@ -75,14 +75,13 @@ def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., Non
 def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments: str) -> Summary:
     """Recover a tiny model in this process, and log every step."""
 
-    from darwinlm.recipe import recipe as sections
     from darwinlm.runs.recovery import recover
     from darwinlm.runtime.console import Reporter
-    from darwinlm.steps.recover import train
+    from darwinlm.steps.recover import step, train
 
     settings = (*RECOVERY, *assignments)
     quiet = Reporter(quiet=True)
-    often = mock.patch.multiple(sections, SAVED_EVERY=2048, LONG_TRAINING=0)
+    often = mock.patch.multiple(step, SAVED_EVERY=2048, LONG_TRAINING=0)
     with mock.patch.object(train, "LOG_EVERY", 1), often:
         return recover(small, out, teacher=str(teacher), text=str(text), assignments=settings, reporter=quiet)
 

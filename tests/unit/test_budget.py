@@ -11,7 +11,9 @@ from darwinlm.model.units.levels import Level, ModuleLevels
 from darwinlm.model.units.space import SearchSpace
 from darwinlm.recipe import BUDGETS, BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
 from darwinlm.report.write import _budget
+from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.runtime.run import Run
 from darwinlm.steps.budget.bounds import RULES, resolve_budget
 from darwinlm.steps.budget.problem import Budget, Problem
 
@@ -182,10 +184,11 @@ def test_what_is_not_pruned_counts_too():
 @pytest.mark.parametrize(
     ("allocation", "block_params", "params"), [((1, 1), 171, 1170), ((1, 1), 170, 1171), ((2, 1), 270, 1270)]
 )
-def test_a_saved_model_that_is_not_the_planned_one_is_refused(allocation, block_params, params):
+def test_a_saved_model_that_is_not_the_planned_one_is_refused(allocation, block_params, params, tmp_path):
     """The last check of every run, on the parameters of the saved model itself."""
     problem = Problem(SPACE, parameter_costs(SPACE), Budget(100, 205), outside=1000)
-    task, search = SimpleNamespace(recipe=Recipe()), SimpleNamespace(allocation=(1, 1))
+    task = Run(Recipe(model="any"), tmp_path / "out", Reporter(quiet=True)).task("report")
+    search = SimpleNamespace(allocation=(1, 1))
     dense, saved = (SimpleNamespace(block_params=size, params=size + 1000) for size in (410, 170))
     models = {"dense": dense, "refit": saved}
     found = _budget(task, problem, search, models)

@@ -7,6 +7,7 @@ from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.opening import open_run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import fast_dtype, resolve_device
+from darwinlm.runtime.compute_settings import ComputeSettings
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.context import settled
 from darwinlm.runtime.errors import ParallelError, RecipeError
@@ -44,7 +45,7 @@ def test_processors_work_in_bfloat16_where_it_is_quick(processor, capabilities, 
 def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path):
     processor(amx_bf16=False)
     said = load_recipe(Recipe(), ["compute.dtype=bfloat16", "compute.batch_tokens=2048"], {})
-    assert settled(said, CPU) == said, "it is left alone"
+    assert settled(said.compute, CPU) == said.compute, "it is left alone"
     run = open_run(load_recipe(Recipe(), [], {"model": "any"}), tmp_path / "out", Reporter(quiet=True))
     assert run.context.arithmetic["dtype"] == "torch.float32"
     assert (run.recipe.compute.dtype, run.context.batch_tokens) == ("float32", 1024)
@@ -136,7 +137,7 @@ def test_devices_that_are_refused(gpus, processes, count, process, name, error, 
 def test_a_gpu_without_bfloat16_works_in_float32(gpus):
     gpus(1, (7, 0))
     device = torch.device("cuda")
-    found = settled(Recipe(), device).compute.model_dump(include={"dtype", "batch_tokens"})
+    found = settled(ComputeSettings(), device).model_dump(include={"dtype", "batch_tokens"})
     assert found == {"dtype": "float32", "batch_tokens": 4096}
     with pytest.raises(RecipeError, match=r"compute\.dtype=bfloat16: Tesla V100 doesn't support bfloat16: use flo"):
-        settled(load_recipe(Recipe(), ["compute.dtype=bfloat16"], {}), device)
+        settled(ComputeSettings(dtype="bfloat16"), device)

@@ -12,8 +12,7 @@ from tests.tiny.stages import run_stages
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime import memory
 from darwinlm.runtime.artifact import read_json
-from darwinlm.steps.evaluate import speed
-from darwinlm.steps.evaluate import step as evaluate
+from darwinlm.steps.evaluate import measured_models, speed
 from darwinlm.steps.evaluate.speed import measure_speed
 from darwinlm.steps.source.whole_model import load_whole
 
@@ -35,7 +34,7 @@ def test_whole_models_that_do_not_fit_on_a_gpu_are_measured_without_speeds(
     out = Path(shutil.copytree(finished_llama, tmp_path / "out"))
     shutil.rmtree(out / "stages" / "evaluate")
     free = memory.free_bytes
-    monkeypatch.setattr(evaluate, "_use", partial(on_a_gpu, evaluate._use))
+    monkeypatch.setattr(measured_models, "_use", partial(on_a_gpu, measured_models._use))
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000 if device.type == "cuda" else free(device))
     run_stages(make_run(tiny_llama, out), "report")
     streamed, whole = (read_json(folder / "stages" / "evaluate" / "models.json") for folder in (out, finished_llama))

@@ -109,7 +109,7 @@ def test_a_post_norm_goes_with_its_sub_layer():
 def test_what_is_never_cut_is_named(tiny_folder: Callable[[str], Path], model_type: str, words: str):
     checkpoint = Checkpoint.open(tiny_folder(model_type))
     recipe = load_recipe(None, ("units.mlp_multiple=8",), {"model": "x", "budget.keep": "50%"})
-    space = space_of(recipe, checkpoint, module_shapes(checkpoint))
+    space = space_of(recipe.units, checkpoint, module_shapes(checkpoint))
     assert kept_whole(space, checkpoint.family) == words
 
 

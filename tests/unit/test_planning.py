@@ -20,6 +20,7 @@ from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import count, large_embedding
 from darwinlm.runs.prediction import notes_of
 from darwinlm.runs.prediction import plan as plan_of
+from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError
 from darwinlm.steps.run_sizes import RunSizes
 
@@ -124,9 +125,12 @@ def test_the_remedy_lowers_the_largest_item(tmp_path: Path) -> None:
 
 def test_memory_of_a_cpu_is_shared_by_processes(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "all_bytes", lambda _: 1_000_000_000)
-    check_memory(sizes_of(tiny_llama), CPU)
-    with pytest.raises(DeviceMemoryError, match="but cpu has 250 MB"):
-        check_memory(sizes_of(tiny_llama, processes=4), CPU)
+    recipe, checkpoint = load_recipe(None, SETTINGS, {"model": str(tiny_llama)}), Checkpoint.describe(tiny_llama)
+    check_memory(STEPS, recipe, checkpoint, CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "size", lambda: 4)
+        with pytest.raises(DeviceMemoryError, match="but cpu has 250 MB"):
+            check_memory(STEPS, recipe, checkpoint, CPU)
     plans = [plan_here(STEPS, sizes_of(tiny_llama, processes=each), CPU) for each in (1, 2)]
     work = [sum(row.cost.operations for row in plan.rows) for plan in plans]
     assert work[0] == pytest.approx(work[1], rel=0.1)
@@ -231,8 +235,8 @@ def test_caches_take_what_a_search_leaves(tmp_path: Path) -> None:
         row_of(plan_card(STEPS, published(tmp_path, "llama2-7b-2.7b-fast", *more), "h100"), "search")
         for more in ((), ("compute.memory=24GB",))
     )
-    assert 24e9 < whole.bytes + whole.caches < 0.85 * 80 * 2**30
-    assert 0.7 * 24e9 < bounded.bytes + bounded.caches < 24e9
+    assert 24e9 < whole.cost.bytes + whole.cost.caches < 0.85 * 80 * 2**30
+    assert 0.7 * 24e9 < bounded.cost.bytes + bounded.cost.caches < 24e9
     assert not row_of(
         plan_card(STEPS, published(tmp_path, "llama2-7b-2.7b-fast", "compute.memory=9GB"), "h100"), "search"
-    ).caches
+    ).cost.caches

@@ -12,8 +12,8 @@ from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
 from torch.nn import functional
 
-from darwinlm.recipe import recipe as sections
 from darwinlm.runtime.errors import ArtifactError, NumericsError
+from darwinlm.steps.recover import step as recover_step
 from darwinlm.steps.recover import train as training
 from darwinlm.steps.recover.schedule import plan_steps, rate_share
 from darwinlm.steps.recover.step import RecoverySettings
@@ -35,8 +35,8 @@ TEXT, HELD_OUT = [{"input_ids": row} for row in TOKENS[: STEPS.sequences]], torc
 def as_a_long_training():
     """With the embedding, and a checkpoint after every second step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sections, "LONG_TRAINING", 0)
-        patch.setattr(sections, "SAVED_EVERY", 2 * 8 * LENGTH)
+        patch.setattr(recover_step, "LONG_TRAINING", 0)
+        patch.setattr(recover_step, "SAVED_EVERY", 2 * 8 * LENGTH)
         yield
 
 

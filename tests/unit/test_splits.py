@@ -15,8 +15,8 @@ from tests.unit.test_parallel import in_processes
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ArtifactError, DataError, StorageError
+from darwinlm.steps.recover import packed_text
 from darwinlm.steps.recover.packed_text import PackedText, pack_documents
-from darwinlm.steps.text import packed
 from darwinlm.steps.text.packing import document_hash
 from darwinlm.steps.text.sequences import TokenSequences
 from darwinlm.steps.text.splits import PURPOSES, purpose_of, shares_within, split_documents
@@ -221,7 +221,7 @@ def test_repeated_and_reserved_documents_are_left_out(tmp_path):
 
 
 def test_it_begins_again_after_a_kill(tmp_path, monkeypatch):
-    monkeypatch.setattr(packed, "_BATCH", 8)
+    monkeypatch.setattr(packed_text, "_BATCH", 8)
 
     def killed():
         yield from DOCUMENTS[:40]
@@ -241,7 +241,7 @@ def read_by_the_first():
 
 def packed_together(folder, rank):
     """What a process hears of a text that is too short, after one that isn't."""
-    packed._BATCH = 8
+    packed_text._BATCH = 8
     pack(folder, documents=read_by_the_first(), reserved=RESERVED)
     with pytest.raises(DataError) as refused:
         pack(folder, tokens=50_000, documents=read_by_the_first(), reserved=RESERVED)
