@@ -21,12 +21,11 @@ from darwinlm.model.families.checkpoint import FURTHER, Checkpoint
 from darwinlm.model.families.family import Family, families, family_of
 from darwinlm.model.families.pruned import pruned_classes, pruned_config
 from darwinlm.model.families.shapes import module_shapes
-from darwinlm.model.units.space import kept_whole
+from darwinlm.model.units.space import kept_whole, space_of
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import CheckpointError, FamilyError
-from darwinlm.steps.budget.problem import space_of
 
 DESCRIPTION = """
 title: Otters
@@ -109,7 +108,7 @@ def test_a_post_norm_goes_with_its_sub_layer():
 def test_what_is_never_cut_is_named(tiny_folder: Callable[[str], Path], model_type: str, words: str):
     checkpoint = Checkpoint.open(tiny_folder(model_type))
     recipe = load_recipe(None, ("units.mlp_multiple=8",), {"model": "x", "budget.keep": "50%"})
-    space = space_of(recipe, checkpoint, module_shapes(checkpoint))
+    space = space_of(recipe.units, checkpoint, module_shapes(checkpoint))
     assert kept_whole(space, checkpoint.family) == words
 
 

@@ -148,7 +148,7 @@ def equal_layers(
     sizes: dict[tuple[Allocation, ...], None] = {}
     reason: str | None = None
     cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
-    mixture = any(module.levels[-1].experts for module in space.modules)
+    mixture = any(module.levels[-1].sizes.experts for module in space.modules)
     for uniform in uniform_sizes(space):
         standing = [each for each in uniform if all(each[index] for index in cut)]
         # The width of shared experts may have to be a multiple of that of the others, so all are tried.
