@@ -113,7 +113,7 @@ def test_stitched_is_the_masked_dense_model(checkpoint: Checkpoint, *, scaled: b
         generator = torch.Generator().manual_seed(1)
         shapes = {(s.block, s.kind): s for s in module_shapes(checkpoint)}
         scores = {
-            place: UnitScores(one.units, one.groups, 0.5 + torch.rand(shapes[place].width, generator=generator))
+            place: UnitScores(one.units, one.groups, 0.5 + torch.rand(shapes[place].sizes.width, generator=generator))
             for place, one in scores.items()
         }
     reader = RankedReader(checkpoint, UnitsSettings(mlp_multiple=8, attention=attention), scores)

@@ -1,6 +1,7 @@
 """Whole experts, and what mixtures have beside experts: shared ones, packed weights, a router of groups, a latent."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def at(reader, **wanted):
     """The allocation in which every mixture is at a level of these sizes, and all else is whole."""
     chosen = []
     for module in reader.modules:
-        levels = [i for i, level in enumerate(module.levels) if all(getattr(level, k) == v for k, v in wanted.items())]
+        levels = [i for i, level in enumerate(module.levels) if level.sizes == replace(level.sizes, **wanted)]
         chosen.append(levels[-1] if module.kind == "mlp" else len(module.levels) - 1)
     return tuple(chosen)
 
@@ -156,7 +157,7 @@ def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(lite
         assert_equal_logits(small, masked(reader, allocation), texts["evaluation"].tokens[:2])
         small.save_pretrained(tmp_path / name)
         again = Checkpoint.open(tmp_path / name)
-        assert module_shapes(again)[-1].width == width
+        assert module_shapes(again)[-1].sizes.width == width
 
 
 @torch.no_grad()
