@@ -61,8 +61,8 @@ def kept_whole(space: SearchSpace, family: Family) -> str:
     names: dict[str, str] = {"attention": "attention", "mlp": "MLP"}
     names |= {kind: part.title for kind, part in (("mixer", family.mixer), ("tail", family.tail)) if part is not None}
     never = Counter(names[module.kind] for module in space.modules if len(module.levels) == 1)
-    beside = sum(1 for module in space.modules if not family.mlp.name and module.levels[-1].sizes.experts)
-    never.update({"MLP beside experts": beside} if beside else {})
+    mixtures = sum(1 for module in space.modules if not family.mlp.name and module.levels[-1].sizes.experts)
+    never.update({"MLP beside experts": mixtures} if mixtures else {})
     parts = [f"{name} of {count} block{'s' if count > 1 else ''}" for name, count in never.items()]
     parts.sort(key=str.lower)
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
@@ -97,7 +97,7 @@ def _of_experts(module: ModuleLevels, part: float) -> list[int]:
     """Level indices of a module, ascending; for a mixture only those with this share of its experts, and 0."""
     full = module.levels[-1].sizes.experts
     counts = sorted({level.sizes.experts for level in module.levels if level.sizes.experts})
-    count = min(counts, key=lambda each: (abs(each - part * full), -each), default=0)
+    count = min(counts, key=lambda count: (abs(count - part * full), -count), default=0)
     return [place for place, level in enumerate(module.levels) if level.sizes.experts in (0, count)]
 
 

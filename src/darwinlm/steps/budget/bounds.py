@@ -70,9 +70,9 @@ class Rule:
         costs: Cost of every level of every module; None if it is measured (`latency/`).
     """
 
-    limit: Callable[[CostModel, Any], int]
+    limit: Callable[[CostModel, float], int]
     costs: Callable[[Counted], CostModel] | None = None
-    words: Callable[[CostModel, Any, int], str] = lambda cost, bound, limit: f"{cost.words(limit)} requested"
+    words: Callable[[CostModel, float, int], str] = lambda cost, bound, limit: f"{cost.words(limit)} requested"
 
 
 def _bytes(model: Counted) -> CostModel:

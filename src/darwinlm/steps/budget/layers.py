@@ -68,13 +68,13 @@ def layers_that_run(
     stock = checkpoint.family.gguf
     by_number = stock is not None and bool(stock.whole_depth or stock.period)  # in other engines as well
     removable = can_lose_blocks(checkpoint) and not by_number and runs(space.dense, without_first=True) is None
-    found = equal_layers(space, cost, budget.upper, runs=runs, removable=removable)
-    if found.smallest > budget.limit:
+    layers = equal_layers(space, cost, budget.upper, runs=runs, removable=removable)
+    if layers.smallest > budget.limit:
         raise BudgetError(
-            f"--layers equal: the smallest model with equal layers has {cost.words(found.smallest)}, more than "
+            f"--layers equal: the smallest model with equal layers has {cost.words(layers.smallest)}, more than "
             f"{cost.words(budget.limit)}: raise the budget, or use --layers unequal"
         )
-    return found
+    return layers
 
 
 def _config_of(checkpoint: Checkpoint, space: SearchSpace, allocation: Allocation) -> Any:

@@ -130,7 +130,7 @@ class ModelTimer:
         graphed = self._graph_of(timed)
         if graphed is not None:
             graphed.rewind()
-            step: Callable[[], Any] = graphed.step
+            step: Callable[[], object] = graphed.step
         else:
             cache = {cache_name(model): output.past_key_values}
             if self._tokens.shape[1] > prompt:  # tokens are timed with a cache of average length
