@@ -90,10 +90,10 @@ def random_database(setup: Setup, checkpoint: Checkpoint) -> Path:
     for block in range(checkpoint.n_blocks):
         tensors: dict[str, torch.Tensor] = {}
         for shape in (shape for shape in shapes if shape.block == block):
-            d = shape.width
+            d = shape.sizes.width
             factor = torch.randn(d, d, device=setup.kind).mul_(0.3 / d**0.5)
             factor.diagonal().fill_(1.0)
-            unit = shape.head_dim if shape.kind == "attention" else 1
+            unit = shape.sizes.head_dim if shape.kind == "attention" else 1
             columns = (torch.randperm(d // unit)[:, None] * unit + torch.arange(unit)).view(-1)
             errors = torch.linspace(1, 0, d + 1, dtype=torch.float64)
             curve = Curve(columns, errors, errors.square() / checkpoint.n_blocks)

@@ -76,16 +76,16 @@ def equal_experts(problem: Problem) -> Allocation:
     Raises BudgetError, or FamilyError if the model has no mixture of experts.
     """
     space, cost = problem.space, problem.cost
-    counts = {level.experts for module in space.modules for level in module.levels} - {0}
+    counts = {level.sizes.experts for module in space.modules for level in module.levels} - {0}
     if not counts:
         raise FamilyError("reap and frequency rank experts, but this model has no mixture of experts: leave them out")
     for count in sorted(counts, reverse=True):
         allocation = list(space.dense)
         for index, module in enumerate(space.modules):
-            full = module.levels[-1]
+            full = module.levels[-1].sizes
             if full.experts:
-                whole = [at for at, level in enumerate(module.levels) if level.width == full.width]
-                allocation[index] = max(at for at in whole if module.levels[at].experts <= count)
+                whole = [at for at, level in enumerate(module.levels) if level.sizes.width == full.width]
+                allocation[index] = max(at for at in whole if module.levels[at].sizes.experts <= count)
         if cost.of(allocation) <= problem.budget.limit:
             return tuple(allocation)
     raise BudgetError(

@@ -12,6 +12,7 @@ import torch
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.suites import parse_suite
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.surgery.smaller_model import block_parameters
 from darwinlm.model.units.space import kept_whole
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.streamed import StreamedDecoder
@@ -35,7 +36,6 @@ from darwinlm.steps.refit.step import Refit
 from darwinlm.steps.results import Inputs
 from darwinlm.steps.search.step import Search
 from darwinlm.steps.stitch.step import Stitched
-from darwinlm.steps.stitch.stitch import block_parameters
 from darwinlm.steps.text.sequences import TokenSequences
 from darwinlm.steps.text.sources import read_documents
 from darwinlm.steps.text.splits import split_documents

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.parts import RowUnit
-from darwinlm.model.families.shapes import ModuleShape, module_shapes, row_counts, row_segments
-from darwinlm.model.units.modules import Place
+from darwinlm.model.families.shapes import ModuleShape, module_shapes, row_segments
+from darwinlm.model.layer_sizes import Place
 from darwinlm.model.walk.expert_inputs import Routing, expert_module, output_sizes, watch_experts
 from darwinlm.model.walk.outputs import output_projection
 from darwinlm.model.walk.stream import BlockStream
@@ -34,7 +34,7 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
     """
     scores: dict[Place, UnitScores] = {}
     for shape in module_shapes(checkpoint):
-        if shape.experts or shape.fixed:
+        if shape.sizes.experts or shape.fixed:
             continue
         part = checkpoint.family.module(shape.kind)
         inside = checkpoint.read(checkpoint.block_prefix(shape.block), dtype=torch.float32)
@@ -43,22 +43,23 @@ def magnitude_scores(checkpoint: Checkpoint) -> dict[Place, UnitScores]:
             inner = name.removeprefix(part.prefix)
             if name == shape.output:
                 key: RowUnit = "channel" if shape.kind == "mlp" else "query"
-                energy[key] = energy.get(key, torch.zeros(shape.width)) + inside[name].square().sum(0)
+                energy[key] = energy.get(key, torch.zeros(shape.sizes.width)) + inside[name].square().sum(0)
                 continue
             segments = row_segments(part, inner)
             if segments:
                 rows = inside[name].reshape(len(inside[name]), -1).square().sum(1)
-                sizes = row_counts(shape, shape.groups, shape.width)
-                pieces = torch.split(rows, [sizes[segment] for segment in segments])
+                pieces = torch.split(rows, [shape.sizes.rows[segment] for segment in segments])
                 for segment, values in zip(segments, pieces, strict=True):
                     if segment == "gated_query":
-                        segment, values = "query", values.view(-1, 2, shape.head_dim).sum(1).flatten()  # noqa: PLW2901
+                        segment, values = "query", values.view(-1, 2, shape.sizes.head_dim).sum(1).flatten()  # noqa: PLW2901
                     energy[segment] = energy.get(segment, torch.zeros(len(values))) + values
         if shape.kind == "mlp":
             scores[shape.block, "mlp"] = UnitScores(energy["channel"])
         else:
-            heads = energy["query"].view(shape.groups, shape.heads, shape.head_dim).sum(2)
-            scores[shape.block, "attention"] = UnitScores(heads, energy["key_value"].view(shape.groups, -1).sum(1))
+            heads = energy["query"].view(shape.sizes.groups, shape.sizes.heads_per_group, shape.sizes.head_dim).sum(2)
+            scores[shape.block, "attention"] = UnitScores(
+                heads, energy["key_value"].view(shape.sizes.groups, -1).sum(1)
+            )
     return scores
 
 
@@ -82,7 +83,9 @@ def activation_scores(stream: BlockStream, progress: Progress = lambda done, tot
     scores = {}
     for place, total in sums.items():
         shape, score = by_place[place], total.sqrt().float().cpu()
-        scores[place] = UnitScores(score if shape.kind == "mlp" else score.view(shape.groups, shape.heads))
+        scores[place] = UnitScores(
+            score if shape.kind == "mlp" else score.view(shape.sizes.groups, shape.sizes.heads_per_group)
+        )
     return scores
 
 
@@ -99,7 +102,7 @@ def _adder(sums: dict[Place, Tensor], place: Place, shape: ModuleShape) -> Calla
     def add(_: Any, inputs: tuple[Tensor, ...]) -> None:
         x = exact(inputs[0]).double()  # [s, t, width]
         if shape.kind == "attention":
-            x = x.view(*x.shape[:2], -1, shape.head_dim).norm(dim=-1)
+            x = x.view(*x.shape[:2], -1, shape.sizes.head_dim).norm(dim=-1)
         sizes = x.abs().mean(1).square().sum(0)
         sums[place] = sums[place] + sizes if place in sums else sizes
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.families.shapes import ModuleShape
+from darwinlm.model.layer_sizes import Place
 from darwinlm.model.units.levels import Level
-from darwinlm.model.units.modules import ModuleReader, Place
+from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import FamilyError
 
@@ -41,7 +42,7 @@ class RankedReader(ModuleReader):
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings, scores: Mapping[Place, UnitScores]) -> None:
         super().__init__(checkpoint, units)
         self.scores = scores
-        mixtures = [shape.name for shape in self.shapes.values() if shape.experts]
+        mixtures = [shape.name for shape in self.shapes.values() if shape.sizes.experts]
         if mixtures:
             raise FamilyError(
                 f"{mixtures[0]} is a mixture of experts, which this method does not support: leave it out, or use ziplm"
@@ -72,7 +73,7 @@ class ExpertReader(ModuleReader):
 
     def best_experts(self, block: int, level: Level) -> Tensor:
         """The best experts of a mixture, [e] ascending."""
-        return _best(self.scores[block], level.experts)
+        return _best(self.scores[block], level.sizes.experts)
 
 
 def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor:
@@ -81,16 +82,17 @@ def best_columns(shape: ModuleShape, level: Level, scores: UnitScores) -> Tensor
     An attention keeps its best heads in the groups with the largest sum of these heads' scores and the group's score.
     An MLP keeps its best channels. On ties the first unit is preferred.
     """
+    full, kept = shape.sizes, level.sizes
     if shape.kind == "mlp":
-        return _best(scores.units, level.width)
-    if level.heads:
-        heads = torch.stack([_best(row, level.heads) for row in scores.units])
+        return _best(scores.units, kept.width)
+    if per_group := kept.heads_per_group:
+        heads = torch.stack([_best(row, per_group) for row in scores.units])
         totals = scores.units.gather(1, heads).sum(1)
-        chosen = _best(totals if scores.groups is None else totals + scores.groups, level.groups)
-        places = (chosen[:, None] * shape.heads + heads[chosen]).reshape(-1)
+        chosen = _best(totals if scores.groups is None else totals + scores.groups, kept.groups)
+        places = (chosen[:, None] * full.heads_per_group + heads[chosen]).reshape(-1)
     else:  # any query heads; all KV heads stay
-        places = _best(scores.units.reshape(-1), level.query_heads)
-    return (places[:, None] * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1)
+        places = _best(scores.units.reshape(-1), kept.heads)
+    return (places[:, None] * full.head_dim + torch.arange(full.head_dim)).reshape(-1)
 
 
 def _best(values: Tensor, count: int) -> Tensor:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.shapes import ModuleShape
+from darwinlm.model.layer_sizes import Place
 from darwinlm.model.units.levels import Level
-from darwinlm.model.units.modules import Place
 from darwinlm.model.walk.outputs import output_projection
 from darwinlm.runtime.errors import FamilyError, NumericsError
 from lab.comparison.hard_concrete import HardConcrete
@@ -45,25 +45,26 @@ class ModuleMask(nn.Module):
     def __init__(self, shape: ModuleShape, level: Level, generator: torch.Generator) -> None:
         super().__init__()
         self.shape = shape
+        full, kept = shape.sizes, level.sizes
         if shape.kind == "mlp":
-            counts = {"channels": shape.width}
-            self.targets = {"channels": level.width / shape.width}
+            counts = {"channels": full.width}
+            self.targets = {"channels": kept.width / full.width}
         else:
-            counts = {"groups": shape.groups}
-            self.targets = {"groups": level.groups / shape.groups}
-            if shape.heads > 1:
-                counts["heads"] = shape.groups * shape.heads
-                self.targets["heads"] = level.query_heads / (level.groups * shape.heads) if level.groups else 1.0
+            counts = {"groups": full.groups}
+            self.targets = {"groups": kept.groups / full.groups}
+            if full.heads_per_group > 1:
+                counts["heads"] = full.heads
+                self.targets["heads"] = kept.heads / (kept.groups * full.heads_per_group) if kept.groups else 1.0
         self.parts = nn.ModuleDict({name: HardConcrete(n, generator) for name, n in counts.items()})
 
     def columns(self, z: dict[str, Tensor]) -> Tensor:
         """Masks of units expanded to columns, [width]."""
         if self.shape.kind == "mlp":
             return z["channels"]
-        spread = z["groups"].repeat_interleave(self.shape.heads)
+        spread = z["groups"].repeat_interleave(self.shape.sizes.heads_per_group)
         if "heads" in z:
             spread = spread * z["heads"]
-        return spread.repeat_interleave(self.shape.head_dim)
+        return spread.repeat_interleave(self.shape.sizes.head_dim)
 
     def sample(self) -> Tensor:
         """One draw, [width]."""
@@ -85,10 +86,10 @@ class ModuleMask(nn.Module):
         scale = self.columns(z)
         if self.shape.kind == "mlp":
             return UnitScores(alpha["channels"], scale=scale)
-        heads = alpha.get("heads", torch.zeros(self.shape.groups * self.shape.heads))
-        units = heads.view(self.shape.groups, self.shape.heads)
+        heads = alpha.get("heads", torch.zeros(self.shape.sizes.heads))
+        units = heads.view(self.shape.sizes.groups, self.shape.sizes.heads_per_group)
         # Groups are only ranked by their masks, not by the scores of their heads.
-        weight = 1e3 * float(units.abs().max() + 1) * self.shape.heads
+        weight = 1e3 * float(units.abs().max() + 1) * self.shape.sizes.heads_per_group
         return UnitScores(units, groups=weight * alpha["groups"], scale=scale)
 
 
@@ -109,7 +110,7 @@ def shear(
     Returns scores of every module's units, and the record: losses and the largest gap to the target at the end.
     Raises FamilyError for a mixture of experts, NumericsError if the loss isn't finite.
     """
-    if any(shape.experts for shape in shapes):
+    if any(shape.sizes.experts for shape in shapes):
         raise FamilyError("sheared does not support mixtures of experts: leave it out")
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.units.cost import parameter_costs
 from darwinlm.model.units.levels import Level
 from darwinlm.model.units.modules import ModuleReader
@@ -112,7 +113,7 @@ def test_stitched_is_the_masked_dense_model(checkpoint: Checkpoint, *, scaled: b
         generator = torch.Generator().manual_seed(1)
         shapes = {(s.block, s.kind): s for s in module_shapes(checkpoint)}
         scores = {
-            place: UnitScores(one.units, one.groups, 0.5 + torch.rand(shapes[place].width, generator=generator))
+            place: UnitScores(one.units, one.groups, 0.5 + torch.rand(shapes[place].sizes.width, generator=generator))
             for place, one in scores.items()
         }
     reader = RankedReader(checkpoint, UnitsSettings(mlp_multiple=8, attention=attention), scores)
@@ -197,15 +198,15 @@ def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path) -> 
         for one in shapes:
             layer = model.model.layers[one.block]
             if one.kind == "mlp":
-                gone = torch.randperm(one.width, generator=generator)[: one.width // 2]
+                gone = torch.randperm(one.sizes.width, generator=generator)[: one.sizes.width // 2]
                 layer.mlp.down_proj.weight[:, gone] = 0
                 layer.mlp.down_proj.weight *= 3
-                levels.append(Level(1, 1, one.width // 2, 0))
+                levels.append(Level(LayerSizes("mlp", one.sizes.width // 2), 0))
             else:
                 gone = torch.cat([torch.arange(8) + 8 * head for head in (1, 3)])
                 layer.self_attn.o_proj.weight[:, gone] = 0
                 layer.self_attn.o_proj.weight *= 3
-                levels.append(Level(2, 2, 32, 0, 4))
+                levels.append(Level(LayerSizes("attention", 32, groups=2, head_dim=8), 0))
             idle[one.block, one.kind] = gone
         # Text that the model itself finds likely, so that what it does matters.
         text = torch.randint(3, 259, (1, 1), generator=generator).expand(8, 1)
@@ -217,9 +218,9 @@ def test_masks_find_the_channels_and_heads_that_do_something(tmp_path: Path) -> 
     assert record["largest_gap"] < 0.1
     for one, level in zip(shapes, levels, strict=True):
         columns = set(best_columns(one, level, scores[one.block, one.kind]).tolist())
-        assert len(columns) == level.width
+        assert len(columns) == level.sizes.width
         wrong = columns & set(idle[one.block, one.kind].tolist())
-        assert len(wrong) <= 0.25 * level.width, (one.name, len(wrong))
+        assert len(wrong) <= 0.25 * level.sizes.width, (one.name, len(wrong))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.sweep import _ordered, member_name, prune_sweep
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.steps.latency.timing import ModelTimer
+from darwinlm.steps.latency.timing import ModelTimer, Timing
 
 TOLERANCE = 0.05
 
@@ -73,9 +73,9 @@ def test_bytes_of_weights_and_cache(tiny_folder, make_run, tmp_path, model_type,
 def seconds_of(choice):
     """A machine on which the times of modules add up; the MLP's has a step."""
     total = 1.0
-    for (_, kind), level in choice.items():
-        total += 0.03 * level.groups * level.heads + 0.02 * level.groups if kind == "attention" else 0
-        total += 0.004 * level.width + 0.1 * (level.width > 48) if kind == "mlp" else 0
+    for sizes in choice.values():
+        total += 0.03 * sizes.heads + 0.02 * sizes.groups if sizes.kind == "attention" else 0
+        total += 0.004 * sizes.width + 0.1 * (sizes.width > 48) if sizes.kind == "mlp" else 0
     return total
 
 
@@ -86,7 +86,7 @@ def steady_machine(monkeypatch):
 
     def compare(self, dense, choice):
         timed.append(choice)
-        return seconds_of(choice) / seconds_of(dense), seconds_of(dense)
+        return Timing(seconds_of(choice) / seconds_of(dense), seconds_of(dense))
 
     monkeypatch.setattr(ModelTimer, "compare", compare)
     monkeypatch.setattr("darwinlm.steps.latency.step.POINTS", 20)
@@ -113,11 +113,8 @@ def test_a_speedup_is_met(tiny_folder, make_run, tmp_path, steady_machine, model
     run = make_run(tiny_folder(model_type), tmp_path / "out", f"budget.speedup={speedup}x", keep=None)
     found = run_stages(run, "search")
     plan = found.plan
-    levels = zip(plan.space.modules, plan.space.levels(found.search.allocation), strict=True)
-    dense = zip(plan.space.modules, plan.space.levels(plan.space.dense), strict=True)
-    reached = seconds_of({(m.block, m.kind): x for m, x in dense}) / seconds_of(
-        {(m.block, m.kind): x for m, x in levels}
-    )
+    space = plan.space
+    reached = seconds_of(space.sizes(space.dense)) / seconds_of(space.sizes(found.search.allocation))
     assert reached == pytest.approx(speedup, rel=0.06)
     assert plan.cost.unit == "nanoseconds"
 

@@ -82,16 +82,16 @@ def test_each_expert_is_direct_least_squares_on_channels_of_its_own(built):
     different = 0
     for module in reader.modules:
         shape = reader.shapes[module.block, module.kind]
-        if not shape.experts:
+        if not shape.sizes.experts:
             continue
         W = outputs(mlp_of(model.model.layers[module.block]).experts).double()
         H = [damp_(x.double().T @ x.double() / tokens.numel()) for x in weighted_inputs(model, module.block, tokens)]
         energy = sum(float(((w @ h) * w).sum()) for w, h in zip(W, H, strict=True))
-        widths = [level for level in module.levels if level.experts in (0, shape.experts)]
+        widths = [level for level in module.levels if level.sizes.experts in (0, shape.sizes.experts)]
         for level in widths[1:-1]:
             kept = reader.kept(module.block, "mlp", level)
-            assert kept.columns.shape == (shape.experts, level.width)
-            assert kept.weight.shape == (shape.experts, W.shape[1], level.width)
+            assert kept.columns.shape == (shape.sizes.experts, level.sizes.width)
+            assert kept.weight.shape == (shape.sizes.experts, W.shape[1], level.sizes.width)
             different += len({tuple(columns) for columns in kept.columns.tolist()}) > 1
             error = 0.0
             for w, h, k, weight in zip(W, H, kept.columns, kept.weight, strict=True):

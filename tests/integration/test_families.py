@@ -22,8 +22,9 @@ from darwinlm.formats.transformers.saved import save_model
 from darwinlm.model.divergence import DenseDistribution
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import class_prefix, families
+from darwinlm.model.surgery.smaller_model import block_parameters
 from darwinlm.steps.search.fitness import Fitness
-from darwinlm.steps.stitch.stitch import block_parameters, stitch
+from darwinlm.steps.stitch.stitch import stitch
 
 AGAIN = ("phi3", "gemma3_text", "qwen3_5_moe_text", "lfm2", "granitemoehybrid", "deepseek_v3", "gpt_oss", "gemma4_text")
 """Fused and normed projections, mixtures, hybrids, and compressed, gated and shared attention."""

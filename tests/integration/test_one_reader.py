@@ -27,11 +27,7 @@ def assert_one_model(folder: Path) -> None:
     checkpoint = Checkpoint.open(folder)
     reader = DatabaseReader(folder, checkpoint, UnitsSettings())
     every = tuple(
-        next(
-            place
-            for place, level in enumerate(module.levels)
-            if level.is_dense(reader.shapes[module.block, module.kind])
-        )
+        next(place for place, level in enumerate(module.levels) if level.sizes == reader.shapes[module.place].sizes)
         for module in reader.modules
     )
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()(TOKENS).logits

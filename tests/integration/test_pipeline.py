@@ -43,7 +43,7 @@ def test_the_database_is_direct_least_squares(whole):
             for level in levels[1 : -1 : max(1, len(levels) // 4)]:
                 kept = reader.kept(seen.block, kind, level)
                 k = kept.columns
-                assert len(k) == len(k.unique()) == level.width
+                assert len(k) == len(k.unique()) == level.sizes.width
                 best = torch.linalg.lstsq(H[k][:, k], (W @ H)[:, k].T).solution.T
                 torch.testing.assert_close(kept.weight.double(), best, rtol=1e-3, atol=1e-4)
                 V = torch.zeros_like(W)

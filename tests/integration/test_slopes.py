@@ -82,7 +82,7 @@ def mean_kl(placed, tokens, allocation):
 
 def by_difference(placed, tokens, allocation, index, level):
     losses = []
-    size = IN_MIXTURES if any(shape.experts for shape in placed.database.shapes.values()) else STEP
+    size = IN_MIXTURES if any(shape.sizes.experts for shape in placed.database.shapes.values()) else STEP
     for step in (size, -size):
         placed.apply(allocation)
         modules = [placed.module(place, at) for place, at in enumerate(allocation)]
@@ -103,7 +103,7 @@ def test_slopes_are_derivatives_of_the_loss(model_type, tiny_folder, make_run, t
     compared, noise = 0, 1e-5 if placed.decoder.dtype == torch.float64 else 3e-5
     for index, row in enumerate(slopes):
         module = placed.space.modules[index]
-        if placed.database.shapes[module.block, module.kind].experts:
+        if placed.database.shapes[module.block, module.kind].sizes.experts:
             assert set(row) == {0.0}, module
             continue
         for level in {0, len(row) // 2, len(row) - 1}:

@@ -1,6 +1,7 @@
 """Whole experts, and what mixtures have beside experts: shared ones, packed weights, a router of groups, a latent."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.surgery.smaller_model import block_parameters
 from darwinlm.model.units.space import SearchSpace
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.errors import ExportError, RecipeError
 from darwinlm.steps.budget.bounds import latent_columns
-from darwinlm.steps.stitch.stitch import block_parameters, stitch
+from darwinlm.steps.stitch.stitch import stitch
 
 WHOLE = "units.experts=whole"
 
@@ -42,7 +44,7 @@ def at(reader, **wanted):
     """The allocation in which every mixture is at a level of these sizes, and all else is whole."""
     chosen = []
     for module in reader.modules:
-        levels = [i for i, level in enumerate(module.levels) if all(getattr(level, k) == v for k, v in wanted.items())]
+        levels = [i for i, level in enumerate(module.levels) if level.sizes == replace(level.sizes, **wanted)]
         chosen.append(levels[-1] if module.kind == "mlp" else len(module.levels) - 1)
     return tuple(chosen)
 
@@ -59,22 +61,22 @@ def test_levels_are_numbers_of_experts_times_widths(built):
     _, _, reader = built
     for module in reader.modules:
         shape = reader.shapes[module.block, module.kind]
-        if not shape.experts:
+        if not shape.sizes.experts:
             continue
-        found = {(level.experts, level.width) for level in module.levels}
-        widths = range(8, shape.width + 1, 8)
+        found = {(level.sizes.experts, level.sizes.width) for level in module.levels}
+        widths = range(8, shape.sizes.width + 1, 8)
         assert found == {(0, 0)} | {(count, width) for count in range(2, 5) for width in widths}
         for level in module.levels[1:-1]:
             assert reader.error(module.block, "mlp", level) > 0
             assert reader.loss(module.block, "mlp", level) > 0
-            assert reader.kept(module.block, "mlp", level).weight.shape == (level.experts, 48, level.width)
+            assert reader.kept(module.block, "mlp", level).weight.shape == (level.sizes.experts, 48, level.sizes.width)
 
 
 def test_experts_go_by_the_loss_without_each_of_them_alone_and_their_losses_add_up(built):
     _, _, reader = built
     with open_tensors(reader.folder / "block_0000.safetensors") as stored:
         alone = stored.get_tensor("mlp.1.losses")[:, 0]
-    levels = {level.experts: level for level in reader.modules[1].levels if level.width in (0, 96)}
+    levels = {level.sizes.experts: level for level in reader.modules[1].levels if level.sizes.width in (0, 96)}
     ranked = sorted(range(4), key=lambda expert: -float(alone[expert]))
     for count in (2, 3):
         assert reader.best_experts(0, levels[count]).tolist() == sorted(ranked[:count])
@@ -87,7 +89,7 @@ def test_experts_go_by_the_loss_without_each_of_them_alone_and_their_losses_add_
 @torch.no_grad()
 def test_equal_numbers_are_the_plain_class_with_fewer_experts(built, folder, tmp_path):
     _, texts, reader = built
-    allocation = at(reader, experts=3, width=reader.shapes[0, "mlp"].width)
+    allocation = at(reader, experts=3, width=reader.shapes[0, "mlp"].sizes.width)
     small = stitch(reader, allocation)
     assert type(small).__name__ == "MixtralForCausalLM"
     assert small.config.num_local_experts == 3
@@ -144,7 +146,7 @@ def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(lite
             next(
                 i
                 for i, level in reversed(list(enumerate(module.levels)))
-                if not level.experts or (level.width, level.experts) == (width, 5)
+                if not level.sizes.experts or (level.sizes.width, level.sizes.experts) == (width, 5)
             )
             for module in reader.modules
         )
@@ -155,7 +157,7 @@ def test_experts_of_half_the_width_beside_a_shared_one_need_no_code_of_ours(lite
         assert_equal_logits(small, masked(reader, allocation), texts["evaluation"].tokens[:2])
         small.save_pretrained(tmp_path / name)
         again = Checkpoint.open(tmp_path / name)
-        assert module_shapes(again)[-1].width == width
+        assert module_shapes(again)[-1].sizes.width == width
 
 
 @torch.no_grad()
@@ -177,7 +179,7 @@ def test_the_loss_without_a_mixture_includes_its_shared_expert(lite, make_run, t
 def test_experts_behind_groups_can_only_be_narrowed(tiny_folder, make_run, tmp_path):
     grouped = tiny_folder("deepseek_v3")
     plan = result(make_run(grouped, tmp_path / "out"), "plan")
-    assert {level.experts for module in plan.space.modules for level in module.levels} == {0, 8}
+    assert {level.sizes.experts for module in plan.space.modules for level in module.levels} == {0, 8}
     with pytest.raises(RecipeError, match=r"router of block 2 mlp chooses among groups.*set units\.experts=width"):
         result(make_run(grouped, tmp_path / "other", "units.experts=whole"), "plan")
 

@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.whole import text_name
+from darwinlm.model.surgery.smaller_model import block_parameters
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.steps.stitch.stitch import block_parameters
 
 VISION: dict[str, Any] = {
     "hidden_size": 16,

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.units.cost import parameter_costs
 from darwinlm.model.units.levels import Level, ModuleLevels
 from darwinlm.model.units.space import SearchSpace
@@ -96,7 +97,7 @@ def test_a_small_neighbourhood_is_found_whole():
 def problem_of(lower: int, upper: int, *sizes: tuple[int, ...]) -> Problem:
     """MLPs whose levels have so many parameters."""
     modules = tuple(
-        ModuleLevels(block, "mlp", tuple(Level(min(size, 1), min(size, 1), size, size) for size in row))
+        ModuleLevels(block, "mlp", tuple(Level(LayerSizes("mlp", size), size) for size in row))
         for block, row in enumerate(sizes)
     )
     space = SearchSpace(modules)

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.formats.resolve import resolve_model
+from darwinlm.model.surgery.smaller_model import block_parameters
 from darwinlm.runs.demo_recipe import CHATS, demo_model, demo_recipe
 from darwinlm.runs.exporting import export_model
 from darwinlm.runs.opening import open_run
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError, MissingExtraError, ModelError
-from darwinlm.steps.stitch.stitch import block_parameters
 from darwinlm.steps.text import step as text_step
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]

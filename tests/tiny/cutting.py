@@ -34,10 +34,14 @@ class Kept:
         """The level of a module of the block."""
         levels = module.levels
         if module.kind == "mlp" and len(levels) > 1:
-            full, experts = levels[-1], self.experts or levels[-1].experts
-            distance = [(abs(x.experts - experts), abs(x.width - self.mlp * full.width)) for x in levels[1:]]
+            full, experts = levels[-1].sizes, self.experts or levels[-1].sizes.experts
+            distance = [
+                (abs(level.sizes.experts - experts), abs(level.sizes.width - self.mlp * full.width))
+                for level in levels[1:]
+            ]
             return 1 + distance.index(min(distance)) if self.mlp else 0
-        fits = [(x.groups, x.heads) == self.attention or x.query_heads == self.attention for x in levels]
+        sizes = [level.sizes for level in levels]
+        fits = [self.attention in ((x.groups, x.heads_per_group), x.heads) for x in sizes]
         return fits.index(True) if module.kind == "attention" and True in fits else len(levels) - 1
 
 

@@ -30,7 +30,7 @@ def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
         if module.kind == "mlp":
             _mask_mlp(mlp_of(block), kept.columns, kept.weight, kept.experts)
         else:
-            _mask_attention(block.self_attn, kept.columns, kept.weight, shape.head_dim, shape.groups * shape.heads)
+            _mask_attention(block.self_attn, kept.columns, kept.weight, shape.sizes.head_dim, shape.sizes.heads)
     return model
 
 

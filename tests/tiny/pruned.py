@@ -83,10 +83,10 @@ def _level(module: ModuleLevels, row: Row) -> int:
     if not (heads if module.kind == "attention" else width):
         return 0
     if module.kind == "attention":
-        fits = [(level.query_heads, level.groups) == (heads, groups) for level in module.levels]
+        fits = [(level.sizes.heads, level.sizes.groups) == (heads, groups) for level in module.levels]
     else:
-        wanted = width, *(experts or [module.levels[-1].experts])
-        fits = [(level.width, level.experts) == wanted for level in module.levels]
+        wanted = width, *(experts or [module.levels[-1].sizes.experts])
+        fits = [(level.sizes.width, level.sizes.experts) == wanted for level in module.levels]
     assert any(fits) or len(module.levels) == 1, f"{module.name} has no level {row}"
     return fits.index(True) if any(fits) else -1
 

@@ -12,16 +12,16 @@ class FirstUnits(ModuleReader):
     """Keeps the first units of every module, with the dense weights."""
 
     def best_columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
-        shape = self.shapes[block, kind]
+        full, sizes = self.shapes[block, kind].sizes, level.sizes
         if kind == "mlp":
-            columns = torch.arange(level.width)
-            return columns.expand(level.experts, -1) if shape.experts else columns
-        if level.heads:
-            heads = torch.arange(shape.groups * shape.heads).view(shape.groups, shape.heads)
-            places = heads[: level.groups, : level.heads].reshape(-1)
+            columns = torch.arange(sizes.width)
+            return columns.expand(sizes.experts, -1) if full.experts else columns
+        if sizes.even:
+            heads = torch.arange(full.heads).view(full.groups, full.heads_per_group)
+            places = heads[: sizes.groups, : sizes.heads_per_group].reshape(-1)
         else:
-            places = torch.arange(level.query_heads)
-        return (places[:, None] * shape.head_dim + torch.arange(shape.head_dim)).reshape(-1)
+            places = torch.arange(sizes.heads)
+        return (places[:, None] * full.head_dim + torch.arange(full.head_dim)).reshape(-1)
 
     def best_experts(self, block: int, level: Level) -> Tensor:
-        return torch.arange(level.experts)
+        return torch.arange(level.sizes.experts)

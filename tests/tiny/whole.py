@@ -62,7 +62,7 @@ class Whole:
     def cut_alike(self) -> Allocation:
         """All MLPs of one size: mixtures lose an expert if they can, and other MLPs half of their channels."""
         modules = self.plan.space.modules
-        sizes = {module: [(level.experts, level.width) for level in module.levels] for module in modules}
+        sizes = {module: [(level.sizes.experts, level.sizes.width) for level in module.levels] for module in modules}
         whole = [sizes[module][-1] for module in modules if module.kind == "mlp"]
         experts, width = min(size for size in whole if size[0] or not any(count for count, _ in whole))
         target = (experts - 1, width)

@@ -6,6 +6,7 @@ import pytest
 
 import darwinlm
 from darwinlm.cli import arguments
+from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.units.cost import CostModel, parameter_costs
 from darwinlm.model.units.levels import Level, ModuleLevels
 from darwinlm.model.units.space import SearchSpace
@@ -141,8 +142,18 @@ def test_what_the_user_gives_goes_before_the_preset(tmp_path):
     assert recipe.units.levels == "paper"
 
 
-ATTENTION = ModuleLevels(0, "attention", (Level(0, 0, 0, 0), Level(1, 2, 8, 100), Level(2, 2, 16, 200)))
-MLP = ModuleLevels(1, "mlp", (Level(0, 0, 0, 0), Level(1, 1, 8, 70), Level(1, 1, 24, 210)))
+ATTENTION = ModuleLevels(
+    0,
+    "attention",
+    (
+        Level(LayerSizes("attention"), 0),
+        Level(LayerSizes("attention", 8, groups=1, head_dim=4), 100),
+        Level(LayerSizes("attention", 16, groups=2, head_dim=4), 200),
+    ),
+)
+MLP = ModuleLevels(
+    1, "mlp", (Level(LayerSizes("mlp"), 0), Level(LayerSizes("mlp", 8), 70), Level(LayerSizes("mlp", 24), 210))
+)
 SPACE = SearchSpace((ATTENTION, MLP))
 
 

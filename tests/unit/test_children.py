@@ -34,7 +34,7 @@ def test_an_engine_that_dies_is_a_message(tmp_path, monkeypatch):
     """A width of 0 in the last block makes llama.cpp abort its process."""
     pytest.importorskip("cyllama", reason="comes with the extra gguf")
     folder = pruned_checkpoint(tmp_path / "model", "llama", {2: (4, 2, 0)})
-    monkeypatch.setattr(layout, "_padded", lambda sizes, architecture, **_: sizes)
+    monkeypatch.setattr(layout, "_padded", lambda sizes, *_, **__: sizes)
     with pytest.raises(ExportError, match=r"the export fails its check: llama.cpp died .*nothing was written"):
         export_model(folder, tmp_path / "m.gguf", quantisation="f32")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -21,12 +21,11 @@ from darwinlm.model.families.checkpoint import FURTHER, Checkpoint
 from darwinlm.model.families.family import Family, families, family_of
 from darwinlm.model.families.pruned import pruned_classes, pruned_config
 from darwinlm.model.families.shapes import module_shapes
-from darwinlm.model.units.space import kept_whole
+from darwinlm.model.units.space import kept_whole, space_of
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import CheckpointError, FamilyError
-from darwinlm.steps.budget.problem import space_of
 
 DESCRIPTION = """
 title: Otters

@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.units.cost import CostModel, parameter_costs
 from darwinlm.model.units.levels import Level, ModuleLevels
 from darwinlm.model.units.space import Allocation, SearchSpace
@@ -190,7 +191,7 @@ BLOCKS = 3
 def space_of_blocks() -> SearchSpace:
     return SearchSpace(
         tuple(
-            ModuleLevels(block, kind, tuple(Level(at, at, size, size) for at, size in enumerate(ROWS[kind])))
+            ModuleLevels(block, kind, tuple(Level(LayerSizes(kind, size), size) for size in ROWS[kind]))
             for block, kind in product(range(BLOCKS), ROWS)
         )
     )
@@ -267,7 +268,7 @@ def test_an_attention_stays_beside_mixers_of_another_kind():
     kinds = [("mixer", "mlp"), ("attention", "mlp"), ("mixer", "mlp"), ("attention", "mlp")]
     rows = ROWS | {"mixer": (0, 4)}
     modules = (
-        ModuleLevels(block, kind, tuple(Level(at, at, size, size) for at, size in enumerate(rows[kind])))
+        ModuleLevels(block, kind, tuple(Level(LayerSizes(kind, size), size) for size in rows[kind]))
         for block, pair in enumerate(kinds)
         for kind in pair
     )

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.units.levels import module_levels
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.steps.latency import graphs
 from darwinlm.steps.latency.graphs import WARM_UP, GraphedDecoding, cache_name
-from darwinlm.steps.latency.latency_table import ABSENT, LatencyTable, lines_of
+from darwinlm.steps.latency.latency_table import Ratios, lines_of, time_of
 from darwinlm.steps.latency.measure import check_fastest
-from darwinlm.steps.latency.timing import ModelTimer
+from darwinlm.steps.latency.timing import ModelTimer, Timing
 
 
 @pytest.mark.parametrize(
@@ -31,18 +33,18 @@ from darwinlm.steps.latency.timing import ModelTimer
 )
 def test_a_bound_that_no_model_reaches_is_refused_before_the_table(bound, message):
     with nullcontext() if message is None else pytest.raises(BudgetError, match=message):
-        check_fastest(BudgetSettings(**bound), 0.25, 2.0)
+        check_fastest(BudgetSettings(**bound), Timing(0.25, 2.0))
 
 
 def test_modules_take_their_share_of_the_models_time():
-    ratios = {(1, 1, 10): 0.6, (1, 1, 20): 0.9, (1, 1, 30): 0.8, ABSENT: 0.5, (1, 2, 20): 1.0}
-    lines = lines_of(ratios, {1: 4, 2: 4}, dense=8.0)
+    mlp, mixture = partial(LayerSizes, "mlp"), partial(LayerSizes, "mlp", experts=2)
+    at = {mlp(10): 0.6, mlp(20): 0.9, mlp(30): 0.8, mixture(20): 1.0}
+    lines = lines_of(Ratios(at, 0.5, {1: 4, 2: 4}), dense=8.0)
     assert dict(lines[1]) == pytest.approx({10: 0.2, 20: 0.8, 30: 0.8}), "a wider module never takes less"
     assert dict(lines[2]) == pytest.approx({20: 1.0})
-    table = LatencyTable(seconds={"mlp": lines}, fixed=1.0)
-    assert table.of("mlp", ABSENT) == 0
-    assert table.of("mlp", (1, 1, 15)) == pytest.approx(0.5)
-    assert table.of("mlp", (1, 1, 25)) == pytest.approx(0.8)
+    assert time_of({"mlp": lines}, mlp()) == 0
+    assert time_of({"mlp": lines}, mlp(15)) == pytest.approx(0.5)
+    assert time_of({"mlp": lines}, mlp(25)) == pytest.approx(0.8)
 
 
 TOKENS = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -84,12 +86,12 @@ def test_a_cache_of_fixed_size_gives_the_same_logits(model_type, tiny_folder, re
 
 def timer_of(folder, **request: int):
     checkpoint = Checkpoint.open(folder)
-    shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
+    shapes = {shape.place: shape for shape in module_shapes(checkpoint)}
     work = BudgetSettings(**{"prefill_tokens": 4, "decode_tokens": 6, **request})
     timer = ModelTimer(checkpoint, shapes, work, dtype=torch.float32, device=torch.device("cpu"), runs=1)
     levels = {place: module_levels(checkpoint.family, shape, UnitsSettings()).levels for place, shape in shapes.items()}
-    dense = {place: own[-1] for place, own in levels.items()}
-    cut = {place: own[len(own) // 2] for place, own in levels.items() if place != (0, "attention")}
+    dense = {place: own[-1].sizes for place, own in levels.items()}
+    cut = {place: own[len(own) // 2].sizes for place, own in levels.items() if place != (0, "attention")}
     return timer, dense, cut
 
 
@@ -103,7 +105,7 @@ def test_models_are_timed_as_graphs_where_there_are_any(recordings, tiny_llama):
         ratio, seconds = timer.compare(dense, cut)
         assert ratio > 0 < seconds
     assert len(recordings) == 3
-    assert list(timer._graphed) == [id(timer._reference)]
+    assert timer._reference.decoding is not None
     assert timer.graphs
 
 
@@ -121,4 +123,4 @@ def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(recordings, ti
     ratio, _ = timer.compare(dense, cut)
     assert ratio > 0
     assert not timer.graphs
-    assert not timer._graphed
+    assert timer._reference.decoding is None

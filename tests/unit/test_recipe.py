@@ -2,7 +2,6 @@
 
 import random
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import family_of
 from darwinlm.model.families.shapes import module_shapes
-from darwinlm.model.units.levels import module_levels
-from darwinlm.model.units.space import SearchSpace
+from darwinlm.model.surgery.layer_table import layer_table
+from darwinlm.model.surgery.smaller_config import smaller_config
+from darwinlm.model.surgery.smaller_model import empty_model
+from darwinlm.model.units.space import space_of
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.steps.budget.bounds import Counted, resolve_budget
 from darwinlm.steps.search.propose import filled
 from darwinlm.steps.search.step import SelectionRound
-from darwinlm.steps.stitch.stitch import chosen_levels, empty_model, layer_table, sizes_in, smaller_config
 
 
 def message(tree: dict[str, Any]) -> str:
@@ -196,7 +196,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     assert total == PARAMETERS[base]
 
     shapes = module_shapes(checkpoint)
-    space = SearchSpace(tuple(module_levels(checkpoint.family, shape, recipe.units) for shape in shapes))
+    space = space_of(recipe.units, checkpoint, shapes)
     outside = total - space.params(space.dense)
     target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
     cost = Counted(recipe, checkpoint, space, shapes, outside, equal=False).cost
@@ -208,7 +208,9 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     kept = outside + space.params(allocation)
     assert kept == pytest.approx(target, rel=0.01)
     database = FirstUnits(checkpoint, recipe.units)
-    table = layer_table(checkpoint.n_blocks, chosen_levels(space.modules, allocation), partial(sizes_in, database))
+    levels = zip(space.modules, space.levels(allocation), strict=True)
+    sizes = {module.place: database.sizes(*module.place, level) for module, level in levels}
+    table = layer_table(checkpoint.family, checkpoint.n_blocks, sizes)
     built = empty_model(smaller_config(checkpoint, table), checkpoint)
     assert sum(parameter.numel() for parameter in built.parameters()) == kept
 

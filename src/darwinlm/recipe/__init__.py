@@ -1,5 +1,6 @@
 """The configuration: its schema in stage order, and its loader."""
 
+from darwinlm.model.units.unit_settings import UnitsSettings as UnitsSettings
 from darwinlm.recipe.load import find_recipe as find_recipe
 from darwinlm.recipe.load import load_recipe as load_recipe
 from darwinlm.recipe.load import load_recipes as load_recipes

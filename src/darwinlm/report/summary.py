@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from darwinlm.model.families.origin import Origin
+from darwinlm.model.layer_sizes import BlockSizes
 from darwinlm.runtime.figures import Figures, StageTime, TimeFigures, read_figures
 from darwinlm.steps.chats.step import ChatFigures
 from darwinlm.steps.evaluate.step import ModelFigures, ModelKey
@@ -61,6 +62,21 @@ class BlockFigures(Figures):
     dense_width: int = 0
     experts: int = 0
     dense_experts: int = 0
+
+    @classmethod
+    def of(cls, dense: BlockSizes, left: BlockSizes) -> BlockFigures:
+        """What is left of a block of the original model."""
+        return cls(
+            block=dense.block,
+            groups=left.attention.groups,
+            heads=left.attention.heads,
+            width=left.mlp.width,
+            dense_groups=dense.attention.groups,
+            dense_heads=dense.attention.heads,
+            dense_width=dense.mlp.width,
+            experts=left.mlp.experts,
+            dense_experts=dense.mlp.experts,
+        )
 
     @property
     def channels(self) -> int:

@@ -13,6 +13,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.origin import origin_of
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.families.whole import is_whole
+from darwinlm.model.layer_sizes import BlockSizes, block_sizes
 from darwinlm.model.surgery.depth import numbers_in
 from darwinlm.model.units.space import kept_whole
 from darwinlm.report.card import model_card
@@ -189,13 +190,9 @@ def _budget(task: Task, problem: Problem, search: SearchResult, models: Measured
 
 def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigures, ...]:
     """The remaining part of each block of the original model, from the shapes of both models' tensors."""
-    blocks: list[dict[str, int]] = [{"block": block} for block in range(dense.n_blocks)]
-    for checkpoint, prefix in ((dense, "dense_"), (small, "")):
-        numbers = numbers_in(checkpoint, dense)
-        for shape in module_shapes(checkpoint):
-            row = blocks[numbers[shape.block]]
-            if shape.kind == "attention":
-                row |= {f"{prefix}groups": shape.groups, f"{prefix}heads": shape.width // shape.head_dim}
-            elif shape.kind == "mlp":
-                row |= {f"{prefix}width": shape.width, f"{prefix}experts": shape.experts}
-    return tuple(BlockFigures.model_validate(row) for row in blocks)
+    left = dict(zip(numbers_in(small, dense), _sizes_of(small), strict=True))
+    return tuple(BlockFigures.of(whole, left.get(whole.block, BlockSizes(whole.block))) for whole in _sizes_of(dense))
+
+
+def _sizes_of(checkpoint: Checkpoint) -> list[BlockSizes]:
+    return block_sizes(checkpoint.n_blocks, {shape.place: shape.sizes for shape in module_shapes(checkpoint)})

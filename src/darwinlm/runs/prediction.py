@@ -81,7 +81,7 @@ def notes_of(plan: Plan) -> list[str]:
         f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
         kept_whole(sizes.space, checkpoint.family),
         "its parts around the language model are kept, and not counted here" if whole else "",
-        choose_layers(recipe, checkpoint, sizes.space, sizes.shapes)[1],
+        choose_layers(recipe, checkpoint, sizes.space)[1],
         recipe.section(VocabularySettings).keep is None and large_embedding(sizes.params, sizes.blocks),
     )
     return [note for note in notes if note]

@@ -7,13 +7,13 @@ from math import prod
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import ModuleShape, module_shapes
+from darwinlm.model.units.space import space_of
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.compute_settings import GPU_TOKENS
 from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.bounds import Counted, bounded
 from darwinlm.steps.budget.budget_settings import BudgetSettings
-from darwinlm.steps.budget.problem import space_of
 from darwinlm.steps.search.step import SearchSettings
 from darwinlm.steps.text.step import TextSettings
 from darwinlm.steps.vocabulary.choose import kept_size
@@ -54,7 +54,7 @@ class RunSizes:
         self.outside = self.params - self.blocks
         widths = {shape.kind: 0 for shape in self.shapes}
         for shape in self.shapes:
-            widths[shape.kind] = max(widths[shape.kind], shape.width * max(shape.chosen, 1))
+            widths[shape.kind] = max(widths[shape.kind], shape.sizes.width * max(shape.chosen, 1))
         self.channels = self.width + sum(widths.values())
         self.dtype = DTYPES["float32" if recipe.compute.dtype == "float32" else "bfloat16"]
         self.size, self.saved = self.dtype.itemsize, checkpoint.dtype.itemsize
@@ -97,8 +97,8 @@ class RunSizes:
 
     def through_module(self, shape: ModuleShape) -> float:
         """Those of one module; a token meets its own experts."""
-        own = shape.chosen / shape.experts if shape.experts else 1.0
+        own = shape.chosen / shape.sizes.experts if shape.sizes.experts else 1.0
         weights = sum(prod(size) * (own if len(size) == 3 else 1.0) for size in shape.tensors.values() if len(size) > 1)
         length = self.recipe.section(TextSettings).sequence_length
-        attention = 4.0 * length * shape.width if shape.kind == "attention" else 0.0
+        attention = 4.0 * length * shape.sizes.width if shape.kind == "attention" else 0.0
         return 2.0 * weights + attention

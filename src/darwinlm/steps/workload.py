@@ -65,7 +65,7 @@ class Workload:
         self.backward: Memory = {"activations": BACKWARD * activations}
         self.head = float(sizes.vocabulary * sizes.width * sizes.size)
         self.block = float(sizes.block * sizes.size)
-        self.widest = max(float(shape.width) for shape in sizes.shapes)
+        self.widest = max(float(shape.sizes.width) for shape in sizes.shapes)
         self.slow = EXACT[sizes.size] if on_cpu else EXACT_ON_GPU
         self.exact = self.slow if on_cpu else 1.0
         tokens = head_tokens(sizes.vocabulary * sizes.size, on_cpu=on_cpu)
@@ -83,7 +83,7 @@ class Workload:
     def writing(self, rows: int, length: int) -> Memory:
         """A whole model that writes so many texts at once; on a CPU, its weights lie in mapped files."""
         sizes = self.sizes
-        heads = sum(shape.groups * shape.head_dim for shape in sizes.shapes if shape.kind == "attention")
+        heads = sum(shape.sizes.groups * shape.sizes.head_dim for shape in sizes.shapes if shape.kind == "attention")
         row = 2.0 * heads * length * sizes.size
         weights = 0.0 if self.on_cpu else float(sizes.params * sizes.size)
         held = {"keys and values": max(min(rows * row, (self.memory - weights) / 4), row)}

@@ -17,7 +17,8 @@ from darwinlm.formats.gguf.stock_layout import UNEQUAL, choose_layout
 from darwinlm.formats.gguf.tokenizer_keys import read_tokenizer
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.parts import Mlp
-from darwinlm.model.families.shapes import ModuleShape, Shapes, module_shapes, resized, row_counts
+from darwinlm.model.families.shapes import ModuleShape, Shapes, module_shapes, resized
+from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.errors import ExportError
@@ -58,11 +59,11 @@ class FileSizes:
         kind = ELEMENTS[self._type(name, shape, number, count)]
         return prod(shape) // kind.weights * kind.bytes
 
-    def module(self, shape: ModuleShape, groups: int, width: int, experts: int | None = None) -> int:
-        """Bytes of a module of one size, see `module_parameters`. A removed MLP is written as one of zeros."""
+    def module(self, shape: ModuleShape, sizes: LayerSizes) -> int:
+        """Bytes of a module cut to other sizes. A removed MLP is written as one of zeros."""
         count = self.checkpoint.n_blocks
-        sizes = module_tensors(self.checkpoint, shape, groups, width, experts)
-        return sum(self.tensor(name, size, shape.block, count) for name, size in sizes.items())
+        tensors = module_tensors(self.checkpoint, shape, sizes)
+        return sum(self.tensor(name, size, shape.block, count) for name, size in tensors.items())
 
     def _parts(self, name: str) -> tuple[int, str]:
         """The block of a tensor and its name inside it; none outside the blocks."""
@@ -73,7 +74,8 @@ class FileSizes:
     @cached_property
     def _heads(self) -> int:
         """Query heads of each KV group, in the first block with attention."""
-        return next((each.heads for each in module_shapes(self.checkpoint) if each.kind == "attention"), 0)
+        shapes = module_shapes(self.checkpoint)
+        return next((shape.sizes.heads_per_group for shape in shapes if shape.kind == "attention"), 0)
 
     def _type(self, name: str, shape: tuple[int, ...], number: int, count: int) -> str:
         family, (_, inside) = self.checkpoint.family, self._parts(name)
@@ -115,20 +117,15 @@ class FileSizes:
         return kind
 
 
-def module_tensors(
-    checkpoint: Checkpoint, shape: ModuleShape, groups: int, width: int, experts: int | None = None
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of a module's tensors in a file by name, without those that are gone."""
+def module_tensors(checkpoint: Checkpoint, shape: ModuleShape, sizes: LayerSizes) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a module in a file, cut or padded to other sizes, without those that are gone."""
     part, prefix = checkpoint.family.module(shape.kind), checkpoint.block_prefix(shape.block)
-    if width == 0 and (not isinstance(part, Mlp) or shape.experts):
+    if sizes.width == 0 and (not isinstance(part, Mlp) or shape.sizes.experts):
         return {}
     if isinstance(part, Mlp):
-        groups, width = 1, max(-(-width // BLOCK), 1) * BLOCK
-    rows = row_counts(shape, groups, width)
+        sizes = replace(sizes, width=max(-(-sizes.width // BLOCK), 1) * BLOCK)
     return {
-        prefix + name: resized(
-            part, name.removeprefix(part.prefix), size, rows, width if name == shape.output else None, experts
-        )
+        prefix + name: resized(part, name.removeprefix(part.prefix), size, sizes, output=name == shape.output)
         for name, size in shape.tensors.items()
     }
 
@@ -185,16 +182,16 @@ def predicted_sizes(checkpoint: Checkpoint) -> dict[str, int]:
     whole = checkpoint.shapes()
     shapes, modules = file_tensors(checkpoint, whole), module_shapes(checkpoint, whole)
     for target in layout.targets:  # with the sub-layers that the file fills up with zeros
-        for kind in ("attention", "mlp"):
-            alike = sorted((each for each in modules if each.kind == kind), key=lambda each: each.block != target.block)
-            width = target.heads * alike[0].head_dim if alike and kind == "attention" else target.width
-            if alike and width:
-                groups, experts = target.groups if kind == "attention" else 1, target.experts or None
-                shapes |= module_tensors(checkpoint, replace(alike[0], block=target.block), groups, width, experts)
+        for sizes in (target.attention, target.mlp):
+            alike = sorted(
+                (shape for shape in modules if shape.kind == sizes.kind), key=lambda shape: shape.block != target.block
+            )
+            if alike and sizes.width:
+                shapes |= module_tensors(checkpoint, replace(alike[0], block=target.block), sizes)
     fused = "attn_qkv" in layout.architecture.fused
-    sizes = {
+    predicted = {
         name: header + FileSizes(checkpoint, name, fused).whole(shapes)
         for name in WRITTEN
         if QUANTISATIONS[name].columns > 1
     }
-    return dict(sorted(sizes.items(), key=lambda size: -size[1]))
+    return dict(sorted(predicted.items(), key=lambda size: -size[1]))

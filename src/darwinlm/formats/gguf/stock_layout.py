@@ -18,8 +18,8 @@ from darwinlm.formats.gguf.rope import Rope, UnsupportedError, read_rope
 from darwinlm.model.families.architecture import Architecture
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import Family
-from darwinlm.model.surgery.block_sizes import BlockSizes
-from darwinlm.model.surgery.reshape import Reshaper, plain_sizes
+from darwinlm.model.layer_sizes import BlockSizes, LayerSizes
+from darwinlm.model.surgery.reshape import Reshaper
 
 UNEQUAL = {
     "deci": Architecture(name="deci", permuted=True, per_layer=True, skips_attention=True, frequencies=True),
@@ -67,24 +67,32 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     rope, context, window, remarks = _features(stock, reshaper.checkpoint, columns)
     rope = rope.with_rounded_bounds() if stock.rounds else rope
     keep = reshaper.family.tail is not None
-    kept = [plain_sizes(sizes) for sizes in reshaper.sizes if keep or not sizes.empty]
+    kept = [
+        replace(sizes, attention=sizes.attention.in_even_groups())
+        for sizes in reshaper.sizes
+        if keep or not sizes.empty
+    ]
     if not kept:
         raise UnsupportedError("all blocks are empty")
     why = _unfit(reshaper, stock, kept, rope)
     architecture = stock if why is None else _unequal(reshaper.family, stock, config, rope, why)
     notes = [
-        f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.groups} → {sizes.heads} KV heads)"
+        f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.attention.groups} → "
+        f"{sizes.attention.heads} KV heads)"
         for sizes in reshaper.sizes
-        if sizes.owners is not None
+        if sizes.attention.owners is not None
     ]
     left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty and not keep]
     if left_out:
         notes.append(f"omitted as empty: blocks {', '.join(map(str, left_out))} ({len(kept)} blocks in the file)")
-    targets = [_padded(sizes, architecture, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)]
+    targets = [
+        _padded(sizes, architecture, reshaper, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)
+    ]
     notes += [
-        f"block {new.block}: padded from {old.heads} heads and {old.width} channels to {new.heads} and {new.width}"
+        f"block {new.block}: padded from {old.attention.heads} heads and {old.mlp.width} channels to "
+        f"{new.attention.heads} and {new.mlp.width}"
         for old, new in zip(kept, targets, strict=True)
-        if old.sizes != new.sizes
+        if old != new
     ]
     scaled = stock.multipliers and not architecture.multipliers
     shared = max(_shared_multiple(reshaper, target) for target in targets)
@@ -93,7 +101,7 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
 
 def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], rope: Rope) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
-    mixtures = {(sizes.width, sizes.experts) for sizes in kept if sizes.experts or not sizes.width}
+    mixtures = {(sizes.mlp.width, sizes.mlp.experts) for sizes in kept if sizes.mlp.experts or not sizes.mlp.width}
     if reshaper.family.mlp.experts is not None and (len(mixtures) > 1 or (0, 0) in mixtures):
         raise UnsupportedError(
             "its mixtures of experts differ, and llama.cpp has one number of experts and one width for all blocks",
@@ -103,7 +111,8 @@ def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], 
         return None
     if differ(kept):
         return "its layers differ"
-    if stock.square and max(sizes.heads for sizes in kept) * reshaper.columns != reshaper.checkpoint.config.hidden_size:
+    most = max(sizes.attention.heads for sizes in kept)
+    if stock.square and most * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
     if (stock.whole_depth or stock.period or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
         return "whole blocks were removed"
@@ -116,26 +125,30 @@ def _shared_multiple(reshaper: Reshaper, target: BlockSizes) -> int:
     """The smallest multiple of the width of a block's experts that its shared experts fit into; 0 without any."""
     experts, config = reshaper.family.mlp.experts, reshaper.checkpoint.config
     multiple = None if experts is None else experts.multiple(config)
-    if multiple is None or not target.experts:
+    if multiple is None or not target.mlp.experts:
         return 0
-    usual = reshaper.sizes[target.block].width * multiple
+    usual = reshaper.sizes[target.block].mlp.width * multiple
     width = getattr(config.per_layer_config[target.block], "shared_expert_width", None) or usual
-    return -(-int(width) // target.width)
+    return -(-int(width) // target.mlp.width)
 
 
 def differ(kept: Sequence[BlockSizes]) -> bool:
     """Whether blocks differ in size; only attentions, mixtures, and MLPs are compared with each other."""
-    attentions = {sizes.sizes[:2] for sizes in kept if not sizes.mixer}
-    mixtures = {(sizes.width, sizes.experts) for sizes in kept if sizes.experts}
-    dense = {sizes.width for sizes in kept if not sizes.experts}
+    attentions = {(sizes.attention.heads, sizes.attention.groups) for sizes in kept if not sizes.mixer.width}
+    mixtures = {(sizes.mlp.width, sizes.mlp.experts) for sizes in kept if sizes.mlp.experts}
+    dense = {sizes.mlp.width for sizes in kept if not sizes.mlp.experts}
     unlike = len(attentions) > 1 or len(mixtures) > 1 or len(dense) > 1
     return unlike or (0, 0) in attentions or 0 in dense
 
 
-def _padded(sizes: BlockSizes, architecture: Architecture, *, first: bool, multiple: int) -> BlockSizes:
-    target = replace(sizes, width=-(-max(sizes.width, 1) // multiple) * multiple)
-    if sizes.heads == 0 and not sizes.mixer and (first or not architecture.skips_attention):
-        target = replace(target, heads=1, groups=1)
+def _padded(
+    sizes: BlockSizes, architecture: Architecture, reshaper: Reshaper, *, first: bool, multiple: int
+) -> BlockSizes:
+    target = replace(sizes, mlp=replace(sizes.mlp, width=-(-max(sizes.mlp.width, 1) // multiple) * multiple))
+    mixes = sizes.attention.width or sizes.mixer.width
+    if not mixes and (first or not architecture.skips_attention):
+        columns = reshaper.columns_of(sizes.block)
+        target = replace(target, attention=LayerSizes("attention", columns, groups=1, head_dim=columns))
     return target
 
 

@@ -21,7 +21,8 @@ from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import Attention, Mlp
 from darwinlm.model.families.shapes import row_segments
 from darwinlm.model.families.stored_parts import stored_name
-from darwinlm.model.surgery.block_sizes import BlockSizes, Tensors, split_rows
+from darwinlm.model.layer_sizes import BlockSizes
+from darwinlm.model.surgery.padding import Tensors, split_rows
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.errors import ExportError
 
@@ -161,7 +162,7 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
         owner = name.removesuffix(f".{leaf}").removesuffix("_bias")
         names = [f"{place}.{leaf}" for each, place in zip(inputs, places, strict=True) if each == owner]
         axis, segments = row_axis(part, inside), row_segments(part, inside)
-        rows = split_rows(tensor, segments, target.rows(reshaper.columns_of(target.block)), axis)
+        rows = split_rows(tensor, segments, target.rows, axis)
         pieces = rows or (tensor.chunk(len(names)) if names else [tensor])
         yield from ((name, place, piece) for place, piece in zip_longest(names, pieces))
 
@@ -174,13 +175,15 @@ def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, ta
     if kind == layout.architecture.scores:
         tensor = tensor * _score_scale(reshaper, layout)
     if kind in ("attn_q", "attn_k"):
-        tensor = _turned(tensor, target.heads if kind == "attn_q" else target.groups, reshaper, layout)
+        tensor = _turned(
+            tensor, target.attention.heads if kind == "attn_q" else target.attention.groups, reshaper, layout
+        )
     if layout.scaled and kind == "attn_q":
         tensor = tensor * (config.attention_multiplier * reshaper.columns**0.5)
     if layout.scaled and kind in ("attn_output", "ffn_down"):
         tensor = tensor * reshaper.family.residual_scale(config)
     if kind.endswith("_shexp") and layout.shared:
-        tensor = _filled(tensor, layout.shared * target.width, int("down" in kind))
+        tensor = _filled(tensor, layout.shared * target.mlp.width, int("down" in kind))
     return tensor
 
 
@@ -208,7 +211,7 @@ def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
     """Factor on queries that turns llama.cpp's scale of scores into that of the configuration."""
     config, target = reshaper.checkpoint.config, layout.targets[0]
     largest = len(layout.targets) == layout.architecture.large
-    assumed = config.hidden_size // target.heads if largest else reshaper.columns
+    assumed = config.hidden_size // target.attention.heads if largest else reshaper.columns
     return float((assumed / config.query_pre_attn_scalar) ** 0.5)
 
 

@@ -88,11 +88,13 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
 def write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_type: int) -> None:
     """Add all keys but those of the tokenizer to a file."""
     config, architecture = reshaper.checkpoint.config, layout.architecture
-    heads, groups, widths = ([target.sizes[i] for target in layout.targets] for i in range(3))
+    heads = [target.attention.heads for target in layout.targets]
+    groups = [target.attention.groups for target in layout.targets]
+    widths = [target.mlp.width for target in layout.targets]
     if architecture.per_layer and reshaper.family.mlp.experts is not None:
         widths = [int(config.intermediate_size)] * len(widths)  # of the MLPs beside experts
     uniform = not architecture.per_layer
-    full = next(i for i, target in enumerate(layout.targets) if target.heads)
+    full = next(i for i, target in enumerate(layout.targets) if target.attention.width)
     writer.add_type("model")
     writer.add_name(str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name))
     writer.add_file_type(file_type)
@@ -124,9 +126,9 @@ def write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_type: int) 
         writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
         writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
     if (experts := reshaper.family.mlp.experts) is not None:
-        writer.add_expert_count(max(target.experts for target in layout.targets))
+        writer.add_expert_count(max(target.mlp.experts for target in layout.targets))
         writer.add_expert_used_count(experts.chosen_of(config))
-        writer.add_expert_feed_forward_length(next(target.width for target in layout.targets if target.experts))
+        writer.add_expert_feed_forward_length(next(target.mlp.width for target in layout.targets if target.mlp.experts))
 
 
 def _write_further(writer: Any, reshaper: Reshaper, layout: Layout) -> None:

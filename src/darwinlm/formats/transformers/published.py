@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
@@ -21,13 +20,14 @@ from darwinlm.model.families.config import read_config
 from darwinlm.model.families.family import PREFIX, Family, families
 from darwinlm.model.families.shapes import head_dim
 from darwinlm.model.families.stored import Stored, is_buffer
-from darwinlm.model.surgery.shrink import ATTENTION_HEADS, KV_HEADS, QUERY_GROUPS, STORED_KV_HEADS
+from darwinlm.model.layer_sizes import LayerSizes
+from darwinlm.model.surgery.layer_table import ATTENTION_HEADS, KV_HEADS, layer_table
+from darwinlm.model.surgery.smaller_config import smaller_config
 from darwinlm.runs.exporting import check_target
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import shorten
 from darwinlm.runtime.lock import hold_target
-from darwinlm.steps.stitch.stitch import SKIP, smaller_config
 
 SHARING = ("first", "spread")
 """How query heads share KV heads if their number isn't a multiple. `first`: each has the KV head that it would have
@@ -98,7 +98,12 @@ def open_published(folder: Path, *, sharing: str | None = None) -> Checkpoint:
     except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
         raise CheckpointError(f"{path} describes no {family.model_type} model: {first_line(error)}") from error
     stock = Checkpoint(folder, config, family, str(folder))
-    table = {block: _row(stock, shapes, block, sharing) for block in range(stock.n_blocks)}
+    modules = {
+        (block, sizes.kind): sizes
+        for block in range(stock.n_blocks)
+        for sizes in _block_sizes(stock, shapes, block, sharing)
+    }
+    table = layer_table(family, stock.n_blocks, modules)
     stated = {name: getattr(config, name) for name in (family.mlp.width, ATTENTION_HEADS, KV_HEADS)}
     kind, equal = raw.get("model_type"), all(row == stated for row in table.values())
     if kind in families() and (kind != family.model_type or equal):
@@ -117,8 +122,8 @@ def _family(folder: Path, shapes: Shapes) -> Family:
     return families()["qwen2" if inside & BIASES else "llama"]
 
 
-def _row(stock: Checkpoint, shapes: Shapes, block: int, sharing: str | None) -> dict[str, Any]:
-    """Configuration of a layer, from the shapes of its weights. Raises CheckpointError."""
+def _block_sizes(stock: Checkpoint, shapes: Shapes, block: int, sharing: str | None) -> tuple[LayerSizes, LayerSizes]:
+    """Sizes of the attention and the MLP of a block, from the shapes of its weights. Raises CheckpointError."""
     columns = head_dim(stock.config)
 
     def size(name: str, axis: int) -> int:
@@ -132,20 +137,18 @@ def _row(stock: Checkpoint, shapes: Shapes, block: int, sharing: str | None) -> 
             f"{stock.folder}: block {block} has {query} rows of queries and {key} of keys, which aren't whole heads of "
             f"{columns} columns: fetch the model again"
         )
-    row: dict[str, Any] = {stock.family.mlp.width: width} if width else {}
-    if heads:
-        row |= {ATTENTION_HEADS: heads, KV_HEADS: groups}
+    owners: tuple[int, ...] | None = None
     if heads and heads % groups:
         share = max(1, stock.config.num_attention_heads // stock.config.num_key_value_heads)
-        owners = {
-            "first": [min(head // share, groups - 1) for head in range(heads)],
-            "spread": [head * groups // heads for head in range(heads)],
+        known = {
+            "first": tuple(min(head // share, groups - 1) for head in range(heads)),
+            "spread": tuple(head * groups // heads for head in range(heads)),
         }
-        if sharing not in owners:
+        if sharing not in known:
             raise CheckpointError(
                 f"block {block}: {heads} query heads over {groups} KV heads, and their assignment isn't known: give "
                 f"--query-groups {' or '.join(SHARING)}, depending on the model's code"
             )
-        row |= {KV_HEADS: heads, QUERY_GROUPS: owners[sharing], STORED_KV_HEADS: groups}
-    gone = [kind for kind, there in (("attention", heads), ("mlp", width)) if not there]
-    return row | ({SKIP: gone} if gone else {})
+        owners = known[sharing]
+    attention = LayerSizes("attention", query, groups=groups, head_dim=columns, even=owners is None, owners=owners)
+    return attention, LayerSizes("mlp", width)

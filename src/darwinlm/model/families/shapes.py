@@ -1,4 +1,4 @@
-"""Shapes of a block's modules, and exact parameter counts at any level."""
+"""Modules of a checkpoint with their sizes and tensors, and exact parameter counts at any sizes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.expert_tensors import experts_with, row_axis, shape_by_rows
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
+from darwinlm.model.layer_sizes import LayerSizes, Place
 from darwinlm.runtime.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -21,38 +22,36 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class ModuleShape:
-    """Shape of one module in the checkpoint.
+    """One module in a checkpoint: its sizes and its tensors.
 
     Attributes:
         block: Index of its block.
-        kind: Kind of the module.
+        sizes: Its sizes.
         tensors: Shape of each of its tensors, norms included, by name inside the block; those of experts as [experts,
             rows, columns].
-        groups: Number of KV groups of an attention, else 1.
-        heads: Number of query heads in each group, else 1.
-        head_dim: Columns of a query head, else 1.
-        width: Columns of the output projection: groups x heads x head_dim of an attention, channels of an MLP.
         output: Name of the output projection's weight inside the block.
-        experts: Number of experts of the MLP, each of this width; 0 if it isn't a mixture.
         chosen: Number of experts that a token uses; 0 if it isn't a mixture.
         droppable: Whether single experts of a mixture can be dropped.
-        query_groups: KV head of each query head, if KV heads serve different numbers of them (heads is then 0).
         fixed: Whether it is never cut or removed.
     """
 
     block: int
-    kind: ModuleKind
+    sizes: LayerSizes
     tensors: Shapes
-    groups: int
-    heads: int
-    head_dim: int
-    width: int
     output: str
-    experts: int = 0
     chosen: int = 0
     droppable: bool = True
-    query_groups: tuple[int, ...] | None = None
     fixed: bool = False
+
+    @property
+    def kind(self) -> ModuleKind:
+        """Kind of the module."""
+        return self.sizes.kind
+
+    @property
+    def place(self) -> Place:
+        """Its block and kind."""
+        return self.block, self.kind
 
     @property
     def name(self) -> str:
@@ -74,13 +73,13 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
         prefix = checkpoint.block_prefix(block)
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
         uneven = getattr(checkpoint.config.per_layer_config[block], "query_groups", None)
-        shared = tuple(uneven) if uneven else None
+        owners = tuple(uneven) if uneven else None
         cut = family.cut_kinds(checkpoint.config, block)
         for kind in family.kinds:
             part = family.module(kind)
             output = output_name(part, inside)
             if output is not None:
-                shape = _module_shape(block, kind, checkpoint, inside, output, shared)
+                shape = _module_shape(block, kind, checkpoint, inside, output, owners)
                 modules.append(replace(shape, fixed=kind not in cut))
     return modules
 
@@ -106,85 +105,74 @@ def _module_shape(
     checkpoint: Checkpoint,
     inside: Shapes,
     output: str,
-    query_groups: tuple[int, ...] | None,
+    owners: tuple[int, ...] | None,
 ) -> ModuleShape:
     family, columns = checkpoint.family, head_dim(checkpoint.config, block)
     part = family.module(kind)
     names = [name for name in inside if part.owns(name) or name.partition(".")[0] in part.norms]
     tensors = {name: shape_by_rows(part, name.removeprefix(part.prefix), inside[name]) for name in names}
     width = tensors[output][-1]
-    plain = ModuleShape(block, kind, tensors, 1, 1, 1, width, output)
+    plain = ModuleShape(block, LayerSizes(kind, width), tensors, output)
     if isinstance(part, Mixer | Tail):
         return plain
     if isinstance(part, Mlp):
         if part.experts is None or len(tensors[output]) < 3:
             return plain
+        sizes = replace(plain.sizes, experts=tensors[output][0], shared=_shared_width(part, tensors))
         chosen, droppable = part.experts.chosen_of(checkpoint.config), part.experts.droppable(checkpoint.config)
-        return replace(plain, experts=tensors[output][0], chosen=chosen, droppable=droppable)
+        return replace(plain, sizes=sizes, chosen=chosen, droppable=droppable)
     if not part.key_value:  # compressed keys and values
         heads = int(checkpoint.config.per_layer_config[block].num_attention_heads)
-        return replace(plain, groups=heads, head_dim=width // heads)
+        return replace(plain, sizes=replace(plain.sizes, groups=heads, head_dim=width // heads))
     key, stored = part.segments[part.key_value[0]], tensors.get(f"{part.name}.{part.key_value[0]}.weight")
     if stored is None:  # reused keys and values
         groups = int(checkpoint.config.per_layer_config[block].num_key_value_heads)
     else:
         groups = (stored[0] - key.count("query") * width) // (key.count("key_value") * columns)  # of a fused tensor
-    if query_groups is not None:
-        return replace(plain, groups=groups, heads=0, head_dim=columns, query_groups=query_groups)
-    heads = width // (groups * columns)
-    if groups * heads * columns != width:
+    sizes = replace(plain.sizes, groups=groups, head_dim=columns, even=owners is None, owners=owners)
+    if owners is None and width % (groups * columns):
         raise CheckpointError(
             f"block {block}: {width // columns} query heads don't divide by {groups} KV heads of {columns} columns "
             f"({family.model_type}); such a model can't be pruned by KV groups"
         )
-    return replace(plain, groups=groups, heads=heads, head_dim=columns)
+    return replace(plain, sizes=sizes)
 
 
-def module_parameters(family: Family, shape: ModuleShape, groups: int, width: int, experts: int | None = None) -> int:
-    """Number of parameters of a module with these KV heads and columns of its output projection, including norms.
-
-    A removed module has none, since its norms are removed too. `experts` is the number of kept experts; None keeps all.
-    """
-    if width == 0:
+def _shared_width(part: Mlp, tensors: Shapes) -> int:
+    """`LayerSizes.shared` of a mixture."""
+    if part.experts is None or part.experts.shared_count is None:
         return 0
-    part, rows = family.module(shape.kind), row_counts(shape, groups, width)
-    sizes = (
-        resized(part, name.removeprefix(part.prefix), size, rows, width if name == shape.output else None, experts)
+    stored = tensors.get(f"{part.prefix}{part.experts.shared}.{part.output}.weight")
+    return 0 if stored is None else stored[-1]
+
+
+def module_parameters(family: Family, shape: ModuleShape, sizes: LayerSizes) -> int:
+    """Number of parameters of a module cut to other sizes, including norms.
+
+    A removed module has none, since its norms are removed too.
+    """
+    if sizes.width == 0:
+        return 0
+    part = family.module(shape.kind)
+    return sum(
+        prod(resized(part, name.removeprefix(part.prefix), size, sizes, output=name == shape.output))
         for name, size in shape.tensors.items()
     )
-    return sum(map(prod, sizes))
 
 
-def resized(
-    part: Part, name: str, shape: tuple[int, ...], rows: Mapping[RowUnit, int], width: int | None, experts: int | None
-) -> tuple[int, ...]:
-    """Shape of a tensor inside a sub-layer of other sizes.
+def resized(part: Part, name: str, shape: tuple[int, ...], sizes: LayerSizes, *, output: bool) -> tuple[int, ...]:
+    """Shape of a tensor inside a sub-layer that is cut or padded to other sizes.
 
-    `rows` are those of each kind, `width` the columns if it is the output projection, `experts` those of a mixture;
-    None keeps them.
+    `shape` is the present one, and `output` says whether the tensor is the output projection's weight.
     """
     size, segments = list(shape), row_segments(part, name)
-    if experts is not None and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(name):
-        size[part.experts.axis(name)] = experts
-    if width is not None:
-        size[-1] = width
+    if sizes.experts and isinstance(part, Mlp) and part.experts is not None and part.experts.counted(name):
+        size[part.experts.axis(name)] = sizes.experts
+    if output:
+        size[-1] = sizes.width
     elif segments:
-        size[row_axis(part, name)] = sum(rows[segment] for segment in segments)
+        size[row_axis(part, name)] = sum(sizes.rows[segment] for segment in segments)
     return tuple(size)
-
-
-def shared_width(family: Family, shape: ModuleShape) -> int | None:
-    """Width of a mixture's shared expert; None without one whose width follows from that of the others."""
-    experts = family.mlp.experts
-    if experts is None or experts.shared_count is None or not shape.experts:
-        return None
-    stored = shape.tensors.get(f"{family.mlp.prefix}{experts.shared}.{family.mlp.output}.weight")
-    return None if stored is None else stored[-1]
-
-
-def row_counts(shape: ModuleShape, groups: int, width: int) -> dict[RowUnit, int]:
-    """Rows of each kind with these KV heads and columns of the output projection."""
-    return {"query": width, "gated_query": 2 * width, "key_value": groups * shape.head_dim, "channel": width}
 
 
 def gated_rows(columns: Tensor, head_dim: int) -> Tensor:

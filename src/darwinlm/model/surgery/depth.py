@@ -11,7 +11,9 @@ from transformers import AutoConfig
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import is_custom
 from darwinlm.model.families.shapes import head_dim
-from darwinlm.steps.stitch.stitch import SKIP, empty_model, equal_config, fill, layer_sizes
+from darwinlm.model.surgery.layer_table import SKIP, present_table
+from darwinlm.model.surgery.smaller_config import equal_config
+from darwinlm.model.surgery.smaller_model import empty_model, fill
 
 LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "moe_topk")
 """Configuration fields with a value for every layer."""
@@ -24,7 +26,7 @@ def in_family_class(model: Any, checkpoint: Checkpoint) -> Any:
 
     `checkpoint` has the configuration of the model. Weights are shared, not copied.
     """
-    family, table = checkpoint.family, layer_sizes(checkpoint)
+    family, table = checkpoint.family, present_table(checkpoint)
     kept = [block for block, row in table.items() if len(row.get(SKIP, ())) < 2]
     if not is_custom(checkpoint.config) or len(kept) == len(table):
         return model

@@ -8,17 +8,10 @@ from functools import cached_property
 from torch import Tensor
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.families.parts import Attention, Mixer, Mlp, Tail
-from darwinlm.model.families.shapes import head_dim, output_name
-from darwinlm.model.surgery.block_sizes import (
-    BlockSizes,
-    Tensors,
-    block_sizes,
-    own_kv_heads,
-    stock_config,
-    widen_mlp,
-    zero_sublayer,
-)
+from darwinlm.model.families.parts import Attention, Mlp
+from darwinlm.model.families.shapes import head_dim, module_shapes, output_name
+from darwinlm.model.layer_sizes import BlockSizes, block_sizes
+from darwinlm.model.surgery.padding import Tensors, own_kv_heads, stock_config, widen_mlp, zero_sublayer
 from darwinlm.model.surgery.shrink import split_block
 
 
@@ -32,7 +25,7 @@ class Reshaper:
         self.checkpoint = checkpoint
         self.family = checkpoint.family
         self.columns = head_dim(checkpoint.config)  # of the first block; see `columns_of`
-        self.sizes = block_sizes(checkpoint) if sizes is None else sizes
+        self.sizes = stored_sizes(checkpoint) if sizes is None else sizes
         self.stock = stock_config(checkpoint) if sizes is None else checkpoint.config
 
     @cached_property
@@ -55,26 +48,26 @@ class Reshaper:
 
         Sub-layers that the target doesn't have are left out; those that the model doesn't have are zeros.
         """
-        sizes = self.sizes[target.block]
+        present = self.sizes[target.block]
         inside = self.checkpoint.read(self.checkpoint.block_prefix(target.block))
-        columns, scale = self.columns_of(target.block), self.family.tail.scale if self.family.tail else ""
+        scale = self.family.tail.scale if self.family.tail else ""
         result: Tensors = {scale: inside[scale]} if scale in inside else {}
         for kind in self.family.kinds:
             part = self.family.module(kind)
             if output_name(part, self.template[target.block]) is None:
                 continue
-            attention = isinstance(part, Attention)
-            if kind in ("attention", "mlp") and not (target.heads if attention else target.width):
-                continue
             tensors, norms = split_block(inside, part)
-            if not isinstance(part, Mixer | Tail) and not (sizes.heads if attention else sizes.width):
-                result |= zero_sublayer(self.template[target.block], part, target, columns, self.checkpoint.dtype)
-                continue
-            if isinstance(part, Attention):
-                if sizes.owners is not None:
-                    tensors = own_kv_heads(tensors, part, sizes, columns)
-            elif isinstance(part, Mlp):
-                tensors = widen_mlp(tensors, part, sizes, target)
+            if isinstance(part, Attention | Mlp):
+                sizes, wanted = present.of(kind), target.of(kind)
+                if not wanted.width:
+                    continue
+                if not sizes.width:
+                    result |= zero_sublayer(self.template[target.block], part, wanted, self.checkpoint.dtype)
+                    continue
+                if isinstance(part, Mlp):
+                    tensors = widen_mlp(tensors, part, sizes, wanted)
+                elif sizes.owners is not None:
+                    tensors = own_kv_heads(tensors, part, sizes)
             result |= {f"{part.prefix}{name}": tensor for name, tensor in tensors.items()} | norms
         return result
 
@@ -84,6 +77,7 @@ class Reshaper:
             yield name, self.checkpoint.read(name)[""]
 
 
-def plain_sizes(sizes: BlockSizes) -> BlockSizes:
-    """The same block with evenly shared heads: a KV head for each query head if they weren't."""
-    return sizes if sizes.owners is None else BlockSizes(sizes.block, sizes.heads, sizes.heads, sizes.width)
+def stored_sizes(checkpoint: Checkpoint) -> list[BlockSizes]:
+    """Sizes of all blocks, read from the weights."""
+    shapes = module_shapes(checkpoint, checkpoint.shapes())
+    return block_sizes(checkpoint.n_blocks, {shape.place: shape.sizes for shape in shapes})

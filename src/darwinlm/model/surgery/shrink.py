@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -13,17 +13,13 @@ from torch import Tensor, nn
 from darwinlm.model.families.expert_tensors import as_stored, by_rows
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.modeling_darwinlm import keep_shared_width, share_kv_heads
-from darwinlm.model.families.parts import Mlp, ModuleKind, Part, RowUnit
-from darwinlm.model.families.shapes import ModuleShape, gated_rows, row_counts, row_segments, shared_width
-from darwinlm.model.units.levels import Kept, Level
+from darwinlm.model.families.parts import Mlp, Part, RowUnit
+from darwinlm.model.families.shapes import ModuleShape, gated_rows, row_segments
+from darwinlm.model.layer_sizes import LayerSizes
+from darwinlm.model.surgery.layer_table import QUERY_GROUPS, SHARED_WIDTH, STORED_KV_HEADS, layer_overrides
+from darwinlm.model.units.levels import Kept
 from darwinlm.model.walk.decoder import part_of
 from darwinlm.runtime.compute import to_device
-
-ATTENTION_HEADS = "num_attention_heads"
-KV_HEADS = "num_key_value_heads"
-QUERY_GROUPS = "query_groups"
-STORED_KV_HEADS = "stored_kv_heads"
-SHARED_WIDTH = "shared_expert_width"
 
 
 def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
@@ -41,8 +37,7 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
             for name, tensor in tensors.items()
         }
     tensors = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
-    sizes = row_counts(shape, shape.groups, shape.width)
-    rows = kept_rows(shape, kept)
+    sizes, rows = shape.sizes.rows, kept_rows(shape, kept)
     cut: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         segments = row_segments(part, name)
@@ -68,61 +63,39 @@ def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
     """Kept rows of query heads, KV heads and MLP channels (for each expert)."""
     if kept.groups is None:
         return {"channel": kept.columns}
-    key_value = kept.groups[:, None] * shape.head_dim + torch.arange(shape.head_dim)
-    gated = gated_rows(kept.columns, shape.head_dim)
+    columns = shape.sizes.head_dim
+    key_value = kept.groups[:, None] * columns + torch.arange(columns)
+    gated = gated_rows(kept.columns, columns)
     return {"query": kept.columns, "gated_query": gated, "key_value": key_value.reshape(-1)}
-
-
-def layer_overrides(
-    family: Family, shape: ModuleShape, level: Level, query_groups: Sequence[int] | None = None
-) -> dict[str, Any]:
-    """Configuration fields of a layer that a level changes.
-
-    `query_groups` is the KV head of each kept query head, if KV heads serve different numbers of them.
-    """
-    if shape.kind in ("mixer", "tail"):
-        return {}
-    if shape.kind == "mlp":
-        experts = family.mlp.experts
-        if experts is None or not shape.experts:
-            return {family.mlp.width: level.width, **family.mlp.with_width}
-        row = {experts.width: level.width, experts.count: level.experts}
-        shared = shared_width(family, shape)
-        return row if shared is None else {**row, SHARED_WIDTH: shared}
-    if query_groups is None:
-        return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.groups}
-    repeated = {QUERY_GROUPS: list(query_groups), STORED_KV_HEADS: level.groups}
-    return {ATTENTION_HEADS: level.query_heads, KV_HEADS: level.query_heads, **repeated}
 
 
 def small_module(
     block: nn.Module,
     config: Any,
     family: Family,
-    shape: ModuleShape,
-    level: Level,
+    number: int,
+    sizes: LayerSizes,
     tensors: Mapping[str, Tensor],
-    query_groups: Sequence[int] | None = None,
 ) -> nn.Module:
-    """Build the sub-layer at a level, in the family's class, around the given tensors.
+    """Build the sub-layer of block `number` at other sizes, in the family's class, around the given tensors.
 
-    The level must keep something. The tensors, by name inside the sub-layer, are used, not copied. The block of the
-    dense model gives the class.
+    The sizes must keep something, and the owners of uneven query heads are known. The tensors, by name inside the
+    sub-layer, are used, not copied. The block of the dense model gives the class.
     """
-    kind: ModuleKind = shape.kind
-    overrides = layer_overrides(family, shape, level, query_groups)
-    if kind == "attention":
-        overrides = {QUERY_GROUPS: None, STORED_KV_HEADS: None, **overrides, "head_dim": shape.head_dim}
+    attention = sizes.kind == "attention"
+    overrides = layer_overrides(family, sizes)
+    if attention:
+        overrides = {QUERY_GROUPS: None, STORED_KV_HEADS: None, **overrides, "head_dim": sizes.head_dim}
     else:
         overrides = {SHARED_WIDTH: None, **overrides}
-    one = copy.copy(config.per_layer_config[shape.block])
+    one = copy.copy(config.per_layer_config[number])
     one.__dict__.pop("_heterogeneity_spec", None)
     for name, value in overrides.items():
         setattr(one, name, value)
     with torch.device("meta"):
-        layer = type(block)(one, shape.block)
-        module = part_of(layer, family.module(kind))
-        if kind == "attention":
+        layer = type(block)(one, number)
+        module = part_of(layer, family.module(sizes.kind))
+        if attention:
             share_kv_heads(module, one)
         else:
             keep_shared_width(module, one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.families.shapes import ModuleShape, module_parameters
+from darwinlm.model.layer_sizes import LayerSizes, Place
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import RecipeError
 
@@ -20,32 +21,10 @@ MOST_COUNTS = 16
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a module.
+    """One level of a module: its sizes, and their parameters, norms included."""
 
-    Attributes:
-        groups: Number of kept KV heads of an attention, else 1; 0 if the module is removed.
-        heads: Number of kept query heads in each group, 0 if groups may differ; 1 without heads.
-        width: Number of kept columns of the output projection.
-        params: Parameters of the module, norms included.
-        query_heads: Total number of kept query heads; 0 without heads.
-        experts: Number of kept experts, each of width `width`; 0 if the module isn't a mixture or is removed.
-    """
-
-    groups: int
-    heads: int
-    width: int
+    sizes: LayerSizes
     params: int
-    query_heads: int = 0
-    experts: int = 0
-
-    @property
-    def own_groups(self) -> int:
-        """KV heads in a cache or a GGUF file: groups that may differ have one for each query head."""
-        return self.groups if self.heads else self.query_heads
-
-    def is_dense(self, shape: ModuleShape) -> bool:
-        """Whether this is the dense level."""
-        return self.width == shape.width and self.experts == shape.experts
 
 
 @dataclass(frozen=True)
@@ -55,6 +34,11 @@ class ModuleLevels:
     block: int
     kind: ModuleKind
     levels: tuple[Level, ...]
+
+    @property
+    def place(self) -> Place:
+        """Its block and kind."""
+        return self.block, self.kind
 
     @property
     def name(self) -> str:
@@ -68,39 +52,28 @@ def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> M
     Raises:
         RecipeError: The MLP is narrower than one unit, or the attention can't be cut into such units.
     """
-    if shape.experts:
-        widths = [shape.width]
-        if units.experts != "whole":
-            widths = [width for _, _, width in _mlp_counts(shape, units) if width]
-            widths = _near(widths, _above_zero(units), shape.width)
-        levels = [
-            Level(1, 1, width, module_parameters(family, shape, 1, width, experts), experts=experts)
-            for experts in _expert_counts(shape, units)
-            for width in widths
-        ]
-        return _sorted(shape, [Level(0, 0, 0, 0), *levels])
-    if shape.kind == "mlp":
-        counts = _mlp_counts(shape, units)
+    if shape.sizes.experts:
+        sizes = _mixture_sizes(shape, units)
+    elif shape.kind == "mlp":
+        sizes = [LayerSizes(shape.kind, width) for width in _mlp_widths(shape, units)]
+        sizes = _at_shares(sizes, shape, units)
     elif shape.fixed:
-        counts = [(shape.groups, shape.heads, shape.width)]
+        sizes = [shape.sizes]
     else:
-        counts = _attention_counts(shape, units)
-        counts = [count for count in counts if count[2] % units.group == 0 or count[2] == shape.width]
+        sizes = _attention_sizes(shape, units)
+        sizes = [size for size in sizes if size.width % units.group == 0 or size.width == shape.sizes.width]
         if family.attention.cut == "whole":
-            counts = [(groups, heads, width) for groups, heads, width in counts if width in (0, shape.width)]
-    levels = []
-    for groups, heads, width in counts:
-        query_heads = width // shape.head_dim if shape.kind == "attention" else 0
-        levels.append(Level(groups, heads, width, module_parameters(family, shape, groups, width), query_heads))
-    if units.shares is not None:
-        chosen = _near(sorted({level.width for level in levels}), units.shares, shape.width)
-        levels = [level for level in levels if level.width in chosen]
-    return _sorted(shape, levels)
+            sizes = [size for size in sizes if size.width in (0, shape.sizes.width)]
+        sizes = _at_shares(sizes, shape, units)
+    levels = [Level(size, module_parameters(family, shape, size)) for size in sizes]
+    levels.sort(key=lambda level: (level.params, level.sizes.groups, level.sizes.experts))
+    return ModuleLevels(shape.block, shape.kind, tuple(levels))
 
 
-def _sorted(shape: ModuleShape, levels: list[Level]) -> ModuleLevels:
-    order = sorted(levels, key=lambda level: (level.params, level.groups, level.experts))
-    return ModuleLevels(shape.block, shape.kind, tuple(order))
+def _at_shares(sizes: list[LayerSizes], shape: ModuleShape, units: UnitsSettings) -> list[LayerSizes]:
+    """The sizes whose width is nearest to a share that the units allow."""
+    widths = _near(sorted({size.width for size in sizes}), units.shares, shape.sizes.width)
+    return [size for size in sizes if size.width in widths]
 
 
 def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
@@ -111,31 +84,43 @@ def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     """
     if shape.kind != "attention":
         return [1]
-    if units.attention == "query_head" and shape.heads != 1:
+    heads = shape.sizes.heads_per_group
+    if units.attention == "query_head" and heads != 1:
         return [0]
-    if shape.query_groups is not None:
+    if shape.sizes.owners is not None:
         raise RecipeError(
             f"units.attention is {units.attention}, but the KV heads of {shape.name} are used by different numbers of "
             "query heads: only query_head can cut it further"
         )
-    return list(range(1, shape.heads + 1)) if units.attention == "lattice" else [shape.heads]
+    return list(range(1, heads + 1)) if units.attention == "lattice" else [heads]
 
 
-def _mlp_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int, int]]:
-    """(1, 1, width) of every level; zeros for the removed module."""
-    if units.mlp_step > shape.width:
+def _mixture_sizes(shape: ModuleShape, units: UnitsSettings) -> list[LayerSizes]:
+    """Sizes of a mixture, the removed one first."""
+    widths = [shape.sizes.width]
+    if units.experts != "whole":
+        widths = _near([width for width in _mlp_widths(shape, units) if width], _above_zero(units), shape.sizes.width)
+    counts = _expert_counts(shape, units)
+    kept = [replace(shape.sizes, experts=experts, width=width) for experts in counts for width in widths]
+    return [LayerSizes(shape.kind), *kept]
+
+
+def _mlp_widths(shape: ModuleShape, units: UnitsSettings) -> list[int]:
+    """Numbers of channels, ascending from 0."""
+    full = shape.sizes.width
+    if units.mlp_step > full:
         what = f"units.mlp_multiple is {units.mlp_multiple}"
         if units.quantisation is not None:
             what = f"with units.quantisation={units.quantisation} MLP widths are multiples of {units.mlp_step}"
-        raise RecipeError(f"{what}, but {shape.name} has only {shape.width} channels")
-    widths = sorted({*range(0, shape.width + 1, units.mlp_step), shape.width})
-    return [(min(width, 1), min(width, 1), width) for width in widths]
+        raise RecipeError(f"{what}, but {shape.name} has only {full} channels")
+    return sorted({*range(0, full + 1, units.mlp_step), full})
 
 
 def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
-    if shape.chosen > shape.experts:
+    experts = shape.sizes.experts
+    if shape.chosen > experts:
         raise RecipeError(
-            f"{shape.name} has {shape.experts} experts, but its configuration sends each token to {shape.chosen}"
+            f"{shape.name} has {experts} experts, but its configuration sends each token to {shape.chosen}"
         )
     if units.experts == "whole" and not shape.droppable:
         raise RecipeError(
@@ -143,18 +128,18 @@ def _expert_counts(shape: ModuleShape, units: UnitsSettings) -> list[int]:
             "that don't sum to one, so that no expert can be dropped: set units.experts=width"
         )
     if units.experts == "width" or not shape.droppable:
-        return [shape.experts]
+        return [experts]
     if isinstance(units.levels, tuple):
         least = min((share for share in units.levels if share), default=1.0)
-        if round(least * shape.experts) < shape.chosen:
+        if round(least * experts) < shape.chosen:
             raise RecipeError(
-                f"units.levels keeps {least:.4g} of the {shape.experts} experts of {shape.name}, but each token is "
-                f"sent to {shape.chosen} of them: give shares of at least {shape.chosen / shape.experts:.4g}, or set "
+                f"units.levels keeps {least:.4g} of the {experts} experts of {shape.name}, but each token is "
+                f"sent to {shape.chosen} of them: give shares of at least {shape.chosen / experts:.4g}, or set "
                 "units.experts=width"
             )
-    step = -(-shape.experts // MOST_COUNTS)
-    counts = sorted({shape.chosen, *range(step, shape.experts + 1, step), shape.experts})
-    return _near([count for count in counts if count >= shape.chosen], _above_zero(units), shape.experts)
+    step = -(-experts // MOST_COUNTS)
+    counts = sorted({shape.chosen, *range(step, experts + 1, step), experts})
+    return _near([count for count in counts if count >= shape.chosen], _above_zero(units), experts)
 
 
 def _above_zero(units: UnitsSettings) -> Sequence[float] | None:
@@ -168,16 +153,19 @@ def _near(sizes: list[int], shares: Sequence[float] | None, full: int) -> list[i
     return sorted({min(sizes, key=lambda size: (abs(size - share * full), -size)) for share in shares})
 
 
-def _attention_counts(shape: ModuleShape, units: UnitsSettings) -> list[tuple[int, int, int]]:
-    """(KV groups, query heads per group, width) of every level."""
-    counts = [(0, 0, 0)]
+def _attention_sizes(shape: ModuleShape, units: UnitsSettings) -> list[LayerSizes]:
+    """Sizes of an attention, the removed one first and the dense one last."""
+    full = shape.sizes
+    sizes = [LayerSizes(shape.kind)]
     for heads in variants(shape, units):
         if heads:
-            counts += [(g, heads, g * heads * shape.head_dim) for g in range(1, shape.groups + 1)]
+            counts = range(1, full.groups + 1)
+            sizes += [replace(full, width=count * heads * full.head_dim, groups=count) for count in counts]
         else:
-            counts += [(shape.groups, 0, width) for width in range(shape.head_dim, shape.width, shape.head_dim)]
-            counts.append((shape.groups, shape.heads, shape.width))
-    return counts
+            widths = range(full.head_dim, full.width, full.head_dim)
+            sizes += [replace(full, width=width, even=False, owners=None) for width in widths]
+            sizes.append(full)
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -185,37 +173,42 @@ class Kept:
     """The kept part of a module at one level.
 
     Attributes:
+        sizes: Sizes of the level, with the owners of its query heads.
         columns: [k] int64, kept columns of the output projection, ascending; [e, k] for the kept experts of a mixture.
         weight: [r, k] float32 (or [e, r, k]), the output projection's weights on them; None if nothing is removed.
-        groups: [g] int64, kept KV heads of an attention, ascending.
-        query_groups: For each kept query head its index in `groups`, if KV heads are used unevenly; else None.
+        groups: [g] int64, kept KV groups of an attention, ascending.
         experts: [e] int64, kept experts of a mixture, ascending.
     """
 
+    sizes: LayerSizes
     columns: Tensor
     weight: Tensor | None
     groups: Tensor | None = None
-    query_groups: tuple[int, ...] | None = None
     experts: Tensor | None = None
 
 
-def kept_groups(shape: ModuleShape, level: Level, columns: Tensor) -> tuple[Tensor, tuple[int, ...] | None]:
-    """KV heads kept with some columns of an attention's output projection, and their assignment to query heads.
+def kept_groups(shape: ModuleShape, sizes: LayerSizes, columns: Tensor) -> tuple[Tensor, LayerSizes]:
+    """KV groups that stay with some columns of an attention's output projection, and the sizes with their owners.
 
-    The shape is that before the cut. The level says how many KV heads stay: those in use, or all of them. Columns are
-    [k] int64, ascending.
+    The shape is that before the cut. The sizes are those of a level; they say how many groups stay: those in use, or
+    all of them. Columns are [k] int64, ascending.
 
     Returns:
-        [g] int64 KV heads, ascending, and for each kept query head its index among them; None if every KV head serves
-        the same number of neighbouring query heads.
+        [g] int64 KV groups, ascending, and the sizes with the index among them for each kept query head, unless all
+        have the same number of neighbouring query heads.
     """
-    heads = (columns[:: shape.head_dim] // shape.head_dim).tolist()
-    owner = shape.query_groups or [head // shape.heads for head in range(shape.width // shape.head_dim)]
-    used = [owner[head] for head in heads]
-    groups = sorted(set(used)) if level.groups < shape.groups else list(range(shape.groups))
-    assert len(groups) == level.groups, f"{shape.name} keeps {len(groups)} KV heads, not {level.groups}"
+    full, owners = shape.sizes, shape.sizes.owner_of_heads
+    heads = (columns[:: full.head_dim] // full.head_dim).tolist()
+    used = [owners[head] for head in heads]
+    groups = sorted(set(used)) if sizes.groups < full.groups else list(range(full.groups))
+    assert len(groups) == sizes.groups, f"{shape.name} keeps {len(groups)} KV groups, not {sizes.groups}"
     places = tuple(groups.index(group) for group in used)
     even = len(places) % max(len(groups), 1) == 0 and list(places) == [
         place for place in range(len(groups)) for _ in range(len(places) // len(groups))
     ]
-    return torch.tensor(groups, dtype=torch.int64), None if even else places
+    return torch.tensor(groups, dtype=torch.int64), replace(sizes, even=even, owners=None if even else places)
+
+
+def with_owners(shape: ModuleShape, sizes: LayerSizes, columns: Tensor) -> LayerSizes:
+    """The sizes of a level with the owners of its query heads, which follow from its columns; see `kept_groups`."""
+    return sizes if sizes.even else kept_groups(shape, sizes, columns)[1]

@@ -8,11 +8,10 @@ from torch import Tensor
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.expert_tensors import by_rows
 from darwinlm.model.families.parts import ModuleKind
-from darwinlm.model.families.shapes import module_shapes
-from darwinlm.model.units.levels import Kept, Level, ModuleLevels, kept_groups, module_levels
+from darwinlm.model.families.shapes import ModuleShape, module_shapes
+from darwinlm.model.layer_sizes import LayerSizes, Place
+from darwinlm.model.units.levels import Kept, Level, ModuleLevels, kept_groups, module_levels, with_owners
 from darwinlm.model.units.unit_settings import UnitsSettings
-
-Place = tuple[int, ModuleKind]
 
 
 class ModuleReader:
@@ -22,14 +21,14 @@ class ModuleReader:
     `weight` gives the kept weights.
 
     Attributes:
-        shapes: Sizes of every module, by block and kind.
+        shapes: Sizes and tensors of every module, by block and kind.
         modules: Levels of every module, in the order of allocations.
     """
 
     def __init__(self, checkpoint: Checkpoint, units: UnitsSettings) -> None:
         self.checkpoint = checkpoint
         self.units = units
-        self.shapes = {(shape.block, shape.kind): shape for shape in module_shapes(checkpoint)}
+        self.shapes: dict[Place, ModuleShape] = {shape.place: shape for shape in module_shapes(checkpoint)}
         self.modules: tuple[ModuleLevels, ...] = tuple(
             module_levels(checkpoint.family, shape, units) for shape in self.shapes.values()
         )
@@ -45,13 +44,14 @@ class ModuleReader:
     def weight(self, block: int, kind: ModuleKind, level: Level) -> Tensor | None:
         """The output projection on kept columns, [r, k] float32 (or [e, r, k]); None if it is the dense one."""
         shape, columns = self.shapes[block, kind], self.columns(block, kind, level)
-        if not level.width:
+        experts = shape.sizes.experts
+        if not level.sizes.width:
             outputs = int(self.checkpoint.config.hidden_size)
-            return torch.empty(*((shape.experts,) if shape.experts else ()), outputs, 0)
-        if level.is_dense(shape):
+            return torch.empty(*((experts,) if experts else ()), outputs, 0)
+        if level.sizes == shape.sizes:
             return None
         W = self.dense_weight(block, kind)
-        if not shape.experts:
+        if not experts:
             return W[:, columns]
         kept = self.experts(block, level).tolist()
         return torch.stack([W[expert][:, some] for expert, some in zip(kept, columns, strict=True)])
@@ -65,24 +65,32 @@ class ModuleReader:
 
     def experts(self, block: int, level: Level) -> Tensor:
         """Experts of a mixture that a level keeps, [e] int64, ascending."""
-        if level.experts in (0, self.shapes[block, "mlp"].experts):
-            return torch.arange(level.experts)
+        if level.sizes.experts in (0, self.shapes[block, "mlp"].sizes.experts):
+            return torch.arange(level.sizes.experts)
         return self.best_experts(block, level)
 
     def columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the output projection that a level keeps, [k] int64 (or [e, k] of kept experts), ascending."""
-        shape = self.shapes[block, kind]
-        if level.width in (0, shape.width):
-            columns = torch.arange(level.width)
-            return columns.expand(level.experts, -1) if shape.experts else columns
+        full, sizes = self.shapes[block, kind].sizes, level.sizes
+        if sizes.width in (0, full.width):
+            columns = torch.arange(sizes.width)
+            return columns.expand(sizes.experts, -1) if full.experts else columns
         return self.best_columns(block, kind, level)
 
     def kept(self, block: int, kind: ModuleKind, level: Level) -> Kept:
         """Columns and weights of a module at a level."""
         shape, columns = self.shapes[block, kind], self.columns(block, kind, level)
-        groups, query_groups = kept_groups(shape, level, columns) if kind == "attention" else (None, None)
-        experts = self.experts(block, level) if shape.experts else None
-        return Kept(columns, self.weight(block, kind, level), groups, query_groups, experts)
+        groups, sizes = None, level.sizes
+        if kind == "attention":
+            groups, sizes = kept_groups(shape, sizes, columns)
+        experts = self.experts(block, level) if shape.sizes.experts else None
+        return Kept(sizes, columns, self.weight(block, kind, level), groups, experts)
+
+    def sizes(self, block: int, kind: ModuleKind, level: Level) -> LayerSizes:
+        """Sizes of a module at a level, with the KV group of each query head that stays."""
+        if level.sizes.even:
+            return level.sizes
+        return with_owners(self.shapes[block, kind], level.sizes, self.columns(block, kind, level))
 
     def dense_weight(self, block: int, kind: ModuleKind) -> Tensor:
         """Output projection of the dense module, [r, d] float32, or [e, r, d] for the experts of a mixture."""

@@ -11,8 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import Family
-from darwinlm.model.units.levels import Level, ModuleLevels
+from darwinlm.model.families.shapes import ModuleShape
+from darwinlm.model.layer_sizes import LayerSizes, Place
+from darwinlm.model.units.levels import Level, ModuleLevels, module_levels
+from darwinlm.model.units.unit_settings import UnitsSettings
 
 Allocation = tuple[int, ...]
 PerLevel = Sequence[Sequence[float]]
@@ -34,9 +38,19 @@ class SearchSpace:
         """The chosen level of each module."""
         return [module.levels[index] for module, index in zip(self.modules, allocation, strict=True)]
 
+    def sizes(self, allocation: Sequence[int]) -> dict[Place, LayerSizes]:
+        """The chosen sizes of each module."""
+        pairs = zip(self.modules, self.levels(allocation), strict=True)
+        return {module.place: level.sizes for module, level in pairs}
+
     def params(self, allocation: Sequence[int]) -> int:
         """Block parameters of an allocation."""
         return sum(level.params for level in self.levels(allocation))
+
+
+def space_of(units: UnitsSettings, checkpoint: Checkpoint, shapes: Iterable[ModuleShape]) -> SearchSpace:
+    """Modules and levels. Raises RecipeError if the units don't fit the model."""
+    return SearchSpace(tuple(module_levels(checkpoint.family, shape, units) for shape in shapes))
 
 
 def kept_whole(space: SearchSpace, family: Family) -> str:
@@ -47,8 +61,8 @@ def kept_whole(space: SearchSpace, family: Family) -> str:
     names: dict[str, str] = {"attention": "attention", "mlp": "MLP"}
     names |= {kind: part.title for kind, part in (("mixer", family.mixer), ("tail", family.tail)) if part is not None}
     never = Counter(names[module.kind] for module in space.modules if len(module.levels) == 1)
-    beside = sum(1 for module in space.modules if not family.mlp.name and module.levels[-1].experts)
-    never.update({"MLP beside experts": beside} if beside else {})
+    mixtures = sum(1 for module in space.modules if not family.mlp.name and module.levels[-1].sizes.experts)
+    never.update({"MLP beside experts": mixtures} if mixtures else {})
     parts = [f"{name} of {count} block{'s' if count > 1 else ''}" for name, count in never.items()]
     parts.sort(key=str.lower)
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)
@@ -65,7 +79,7 @@ def uniform_sizes(space: SearchSpace) -> Iterator[list[Allocation]]:
     mlp = {index: module for index, module in cut if module.kind == "mlp"}
     # Shares of experts that mixtures may keep, ascending; only 1 if there is no mixture.
     levels = ((level, module.levels[-1]) for module in mlp.values() for level in module.levels)
-    parts = sorted({level.experts / full.experts for level, full in levels if level.experts}) or [1.0]
+    parts = sorted({level.sizes.experts / full.sizes.experts for level, full in levels if level.sizes.experts}) or [1.0]
     for share, part in product(_shares(heads.values()), parts):
         widths = {index: _of_experts(module, part) for index, module in mlp.items()}
         sizes = []
@@ -81,10 +95,10 @@ def uniform_sizes(space: SearchSpace) -> Iterator[list[Allocation]]:
 
 def _of_experts(module: ModuleLevels, part: float) -> list[int]:
     """Level indices of a module, ascending; for a mixture only those with this share of its experts, and 0."""
-    full = module.levels[-1].experts
-    counts = sorted({level.experts for level in module.levels if level.experts})
-    count = min(counts, key=lambda each: (abs(each - part * full), -each), default=0)
-    return [place for place, level in enumerate(module.levels) if level.experts in (0, count)]
+    full = module.levels[-1].sizes.experts
+    counts = sorted({level.sizes.experts for level in module.levels if level.sizes.experts})
+    count = min(counts, key=lambda count: (abs(count - part * full), -count), default=0)
+    return [place for place, level in enumerate(module.levels) if level.sizes.experts in (0, count)]
 
 
 def _shares(modules: Iterable[Sequence[int]]) -> list[float]:

@@ -70,19 +70,20 @@ class Rule:
         costs: Cost of every level of every module; None if it is measured (`latency/`).
     """
 
-    limit: Callable[[CostModel, Any], int]
+    limit: Callable[[CostModel, float], int]
     costs: Callable[[Counted], CostModel] | None = None
-    words: Callable[[CostModel, Any, int], str] = lambda cost, bound, limit: f"{cost.words(limit)} requested"
+    words: Callable[[CostModel, float, int], str] = lambda cost, bound, limit: f"{cost.words(limit)} requested"
 
 
 def _bytes(model: Counted) -> CostModel:
     """Bytes of weights, saved buffers and the KV cache."""
     modules, kv_bytes, costs = model.space.modules, _kv_bytes(model), []
     for module in modules:
-        kv = [kv_bytes(module.block, level.own_groups) if module.kind == "attention" else 0 for level in module.levels]
-        costs.append(
-            tuple(level.params * model.itemsize + extra for level, extra in zip(module.levels, kv, strict=True))
-        )
+        row = [level.params * model.itemsize for level in module.levels]
+        if module.kind == "attention":
+            cached = [level.sizes.in_even_groups().groups for level in module.levels]
+            row = [size + kv_bytes(module.block, groups) for size, groups in zip(row, cached, strict=True)]
+        costs.append(tuple(row))
     mixing = {module.block for module in modules if module.kind in ("attention", "mixer")}
     kept = sum(kv_bytes(block, 0) for block in range(model.checkpoint.n_blocks) if block not in mixing)
     return CostModel("bytes", tuple(costs), model.outside * model.itemsize + kept + model.checkpoint.buffer_bytes)
@@ -101,15 +102,12 @@ def _file(model: Counted) -> CostModel:
     if not predicted_sizes(checkpoint):
         raise BudgetError(f"budget.file: llama.cpp doesn't run {checkpoint.family.model_type} models like this one")
     sizes = FileSizes(checkpoint, kind, joins_projections(checkpoint, equal=model.equal))
-    shapes = {name: tuple(each.shape) for name, each in checkpoint.outline.named_parameters()}
+    shapes = {name: tuple(weight.shape) for name, weight in checkpoint.outline.named_parameters()}
     inside = f"{checkpoint.family.layers}."
     outside = {name: size for name, size in file_tensors(checkpoint, shapes).items() if not name.startswith(inside)}
-    by_place = {(shape.block, shape.kind): shape for shape in model.shapes}
+    by_place = {shape.place: shape for shape in model.shapes}
     costs = [
-        tuple(
-            sizes.module(by_place[module.block, module.kind], level.own_groups, level.width, level.experts or None)
-            for level in module.levels
-        )
+        tuple(sizes.module(by_place[module.place], level.sizes.in_even_groups()) for level in module.levels)
         for module in model.space.modules
     ]
     return CostModel("bytes", tuple(costs), header + sizes.whole(outside))
@@ -144,7 +142,7 @@ def _kv_bytes(model: Counted) -> Callable[[int, int], int]:
     window = getattr(config, "sliding_window", None)
     kind = sliding if window else "full_attention"
     kinds = list(getattr(config, "layer_types", None) or [kind] * checkpoint.n_blocks)
-    columns = {shape.block: shape.head_dim for shape in model.shapes if shape.kind == "attention"}
+    columns = {shape.block: shape.sizes.head_dim for shape in model.shapes if shape.kind == "attention"}
     reusing, latent = checkpoint.family.attention.sources(config), latent_columns(config)
 
     def of_block(block: int, heads: int) -> int:

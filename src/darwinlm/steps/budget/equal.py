@@ -50,13 +50,13 @@ class EqualLayers:
         There is one for each size of attentions, number of experts and number of removed blocks. Raises BudgetError if
         none fits.
         """
-        found = sorted(each for sizes in self.sizes for each in self._at(sizes, losses))
-        if not found:
+        fitting = sorted(best for sizes in self.sizes for best in self._at(sizes, losses))
+        if not fitting:
             raise BudgetError(
                 f"no model with equal layers has at most {self.cost.words(self.upper + self.cost.fixed)}: raise the "
                 "budget, or set search.layers=unequal"
             )
-        return list(dict.fromkeys(allocation for _, allocation in found))
+        return list(dict.fromkeys(allocation for _, allocation in fitting))
 
     def _at(self, sizes: tuple[Allocation, ...], losses: PerLevel) -> Iterator[tuple[float, Allocation]]:
         """The best allocation for each number of removed blocks, with its sum of losses."""
@@ -95,8 +95,9 @@ class EqualLayers:
         """Allocations to begin with: those of the lowest losses, and the best one for each number of removed blocks."""
         ranked = self.best(losses)
         by_count: dict[int, Allocation] = {}
-        for each in ranked:
-            by_count.setdefault(sum(not any(each[index] for index in block) for block in self.blocks), each)
+        for allocation in ranked:
+            removed = sum(not any(allocation[index] for index in block) for block in self.blocks)
+            by_count.setdefault(removed, allocation)
         return list(dict.fromkeys([*ranked[:FIRST], *by_count.values()]))
 
     def _without(self, allocation: Allocation, gone: set[int]) -> Allocation:
@@ -106,7 +107,8 @@ class EqualLayers:
     def _widest(self, sizes: tuple[Allocation, ...], gone: set[int]) -> Allocation | None:
         """The widest MLPs within the budget without these blocks."""
         limit = self.upper + self.cost.fixed
-        fitting = [each for each in (self._without(one, gone) for one in sizes) if self.cost.of(each) <= limit]
+        smaller = [self._without(allocation, gone) for allocation in sizes]
+        fitting = [allocation for allocation in smaller if self.cost.of(allocation) <= limit]
         return fitting[-1] if fitting and len(gone) <= self.most_removed else None
 
     def neighbours(self, parent: Allocation) -> list[Allocation]:
@@ -115,11 +117,12 @@ class EqualLayers:
         own = next(
             sizes for sizes in self.sizes if any(self._without(allocation, gone) == parent for allocation in sizes)
         )
-        there = set(range(len(self.blocks))) - gone
-        sets = [gone - {old} for old in gone] + [gone | {new} for new in there]
-        sets += [gone - {old} | {new} for old, new in product(gone, there)]
-        found = [self._widest(own, each) for each in sets] + [self._widest(sizes, gone) for sizes in self.sizes]
-        return [each for each in dict.fromkeys(found) if each is not None and each != parent]
+        present = set(range(len(self.blocks))) - gone
+        sets = [gone - {old} for old in gone] + [gone | {new} for new in present]
+        sets += [gone - {old} | {new} for old, new in product(gone, present)]
+        near = [self._widest(own, removed) for removed in sets]
+        near += [self._widest(sizes, gone) for sizes in self.sizes]
+        return [allocation for allocation in dict.fromkeys(near) if allocation is not None and allocation != parent]
 
 
 def _removed(whole: np.ndarray, change: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -148,15 +151,15 @@ def equal_layers(
     sizes: dict[tuple[Allocation, ...], None] = {}
     reason: str | None = None
     cut = [index for index, module in enumerate(space.modules) if len(module.levels) > 1]
-    mixture = any(module.levels[-1].experts for module in space.modules)
+    mixture = any(module.levels[-1].sizes.experts for module in space.modules)
     for uniform in uniform_sizes(space):
-        standing = [each for each in uniform if all(each[index] for index in cut)]
+        standing = [allocation for allocation in uniform if all(allocation[index] for index in cut)]
         # The width of shared experts may have to be a multiple of that of the others, so all are tried.
         tried = standing if mixture else [*standing[:1], *standing[-1:]]
-        refusals = {each: runs(each) for each in tried}
+        refusals = {allocation: runs(allocation) for allocation in tried}
         reason = next(filter(None, refusals.values()), reason)
         if any(refusals.values()):
-            standing = [each for each in tried if refusals[each] is None]
+            standing = [allocation for allocation in tried if refusals[allocation] is None]
         if standing:
             sizes[tuple(dict.fromkeys(standing))] = None
     if not sizes:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.families.shapes import ModuleShape
 from darwinlm.model.units.cost import CostModel
-from darwinlm.model.units.levels import module_levels
 from darwinlm.model.units.space import SearchSpace
-from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.amounts import amount
 from darwinlm.runtime.artifact import digest_of
 from darwinlm.steps.budget.equal import EqualLayers
@@ -64,8 +60,3 @@ class Problem:
         """Hash of costs and budget, for a problem that is given to a run."""
         bounds = [self.budget.lower, self.budget.upper, self.equal is not None]
         return digest_of([self.cost.unit, self.cost.costs, self.cost.fixed, bounds])
-
-
-def space_of(units: UnitsSettings, checkpoint: Checkpoint, shapes: list[ModuleShape]) -> SearchSpace:
-    """Modules and levels. Raises RecipeError if the units don't fit the model."""
-    return SearchSpace(tuple(module_levels(checkpoint.family, shape, units) for shape in shapes))

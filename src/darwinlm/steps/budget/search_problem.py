@@ -6,11 +6,12 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.quantisation import in_gguf
 from darwinlm.model.units.cost import CostModel
+from darwinlm.model.units.space import space_of
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.bounds import Counted, bounded
 from darwinlm.steps.budget.layers import choose_layers, layers_that_run
-from darwinlm.steps.budget.problem import Problem, space_of
+from darwinlm.steps.budget.problem import Problem
 
 
 def problem_of(recipe: Sections, dense: Checkpoint, latency: CostModel | None) -> tuple[Problem, str | None]:
@@ -18,10 +19,10 @@ def problem_of(recipe: Sections, dense: Checkpoint, latency: CostModel | None) -
     shapes, units = module_shapes(dense), recipe.section(UnitsSettings)
     space = space_of(units, dense, shapes)
     outside = sum(parameter.numel() for parameter in dense.outline.parameters()) - space.params(space.dense)
-    equal, note = choose_layers(recipe, dense, space, shapes)
+    equal, note = choose_layers(recipe, dense, space)
     cost = Counted(recipe, dense, space, shapes, outside, equal).cost or latency
     assert cost is not None, "the cost is measured"
     budget, layers = bounded(cost, recipe, dense), None
     if equal:
-        layers = layers_that_run(dense, space, shapes, cost, budget, for_gguf=in_gguf(units.quantisation))
+        layers = layers_that_run(dense, space, cost, budget, for_gguf=in_gguf(units.quantisation))
     return Problem(space, cost, budget, outside, layers), note

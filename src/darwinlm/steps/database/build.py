@@ -129,11 +129,11 @@ def module_factors(
         StorageError: The disk is full.
     """
     S = None if S is None else S.to(moment.device)
-    if shape.experts:
+    if shape.sizes.experts:
         return experts_tensors(expert_factors(shape, moment, W, S, order))
     W = W.to(moment.device)
     curves: dict[int, Curve] = {}
-    narrow, variant, columns = [], 1, torch.arange(shape.width, device=moment.device)[:, None]
+    narrow, variant, columns = [], 1, torch.arange(shape.sizes.width, device=moment.device)[:, None]
     if shape.kind != "mlp":  # the last variant has every column
         *narrow, (variant, columns) = _candidates(units, shape, moment, W, S, order).items()
     kept = columns[order(moment, W, columns, S, shape.name)].reshape(-1)
@@ -141,7 +141,7 @@ def module_factors(
     packed, errors, losses = whole_factor_(A, W, kept, S, name=shape.name)
     check_energy(float(errors[0]), shape.name)
     if narrow:
-        L = unpack_lower(packed, shape.width).double()
+        L = unpack_lower(packed, shape.sizes.width).double()
         whole = NestedFactors(kept, L, W.index_select(1, kept).double() @ L)
         curves = {heads: _narrow_curve(shape.name, moment, whole, some, S, order) for heads, some in narrow}
     curves[variant] = Curve(kept, errors, losses)
@@ -158,11 +158,11 @@ def expert_factors(
     An unused expert has a second moment of zero. Its channels are removed by the size of their weights, and the
     remaining weights are unchanged.
     """
-    channels = torch.arange(shape.width, device=moment.device)[:, None]
-    for expert in range(shape.experts):
+    channels = torch.arange(shape.sizes.width, device=moment.device)[:, None]
+    for expert in range(shape.sizes.experts):
         name = f"{shape.name} expert {expert}"
         H, weight = moment[expert], W[expert].to(moment.device, torch.float32)
-        metric = H if bool(H.any()) else torch.eye(shape.width, device=H.device)
+        metric = H if bool(H.any()) else torch.eye(shape.sizes.width, device=H.device)
         columns = order(metric, weight, channels, None, name)
         A = damp_(ordered_moment(H, columns))
         packed, errors, losses = whole_factor_(A, weight, columns, S, name=name)
@@ -175,17 +175,18 @@ def _candidates(
     units: UnitsSettings, shape: ModuleShape, H: Tensor, W: Tensor, S: Tensor | None, order: Order
 ) -> dict[int, Tensor]:
     """Columns [n, u] of every unit, for each variant of an attention; the last variant has every column."""
-    heads = torch.arange(shape.width, device=H.device).view(-1, shape.head_dim)
+    sizes, per_group = shape.sizes, shape.sizes.heads_per_group
+    heads = torch.arange(sizes.width, device=H.device).view(-1, sizes.head_dim)
     known = variants(shape, units)
     if known == [0]:
         return {0: heads}
-    if units.attention != "lattice" or shape.heads == 1:
-        return {shape.heads: heads.view(shape.groups, -1)}
+    if units.attention != "lattice" or per_group == 1:
+        return {per_group: heads.view(sizes.groups, -1)}
     ranks = order(H, W, heads, S, shape.name).tolist()
-    by_rank = [[head for head in ranks if head // shape.heads == group] for group in range(shape.groups)]
+    by_rank = [[head for head in ranks if head // per_group == group] for group in range(sizes.groups)]
     ranked = torch.tensor(by_rank, device=H.device)
     best = {count: ranked[:, :count].sort(dim=1).values for count in known}
-    return {count: heads[chosen].reshape(shape.groups, -1) for count, chosen in best.items()}
+    return {count: heads[chosen].reshape(sizes.groups, -1) for count, chosen in best.items()}
 
 
 def _narrow_curve(name: str, H: Tensor, whole: NestedFactors, units: Tensor, S: Tensor | None, order: Order) -> Curve:

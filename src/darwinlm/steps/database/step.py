@@ -120,14 +120,14 @@ class Database(Step[PruningDatabase]):
         weighted = find_metric(load.settings(DatabaseSettings).metric).gradients
         work, moments, module = sizes.operations(tokens), dict[int, float](), 0.0
         for shape in sizes.cut:
-            d, experts, orders = float(shape.width), max(shape.experts, 1), max(shape.experts, 1)
+            d, experts, orders = float(shape.sizes.width), max(shape.sizes.experts, 1), max(shape.sizes.experts, 1)
             if shape.kind != "mlp" and (count := len(variants(shape, load.settings(UnitsSettings)))) > 1:
                 orders = count + 1  # heads are ranked first
             work += load.exact * tokens * d * d + load.slow * orders * (10 / 3 * d**3 + 4 * d * d * r)
             moments[shape.block] = moments.get(shape.block, 0.0) + 4 * experts * d * d
             few = tokens <= d  # the order needs another matrix, and weights in float64
             weights = sizes.size + 16 if few and weighted else 8
-            matrices = 8 * (2 - load.on_cpu + few) + 4 * shape.experts
+            matrices = 8 * (2 - load.on_cpu + few) + 4 * shape.sizes.experts
             module = max(module, matrices * d * d + weights * r * d + 12 * r * r)
         of_a_block = {"second moments": max(moments.values(), default=0.0)}
         factorising = {"factors of one module": module} | ({} if load.on_cpu else of_a_block)

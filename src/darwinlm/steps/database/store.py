@@ -62,7 +62,8 @@ class DatabaseReader(ModuleReader):
     def variant(self, block: int, kind: ModuleKind, level: Level) -> int:
         """The variant of a module that a level belongs to."""
         known = variants(self.shapes[block, kind], self.units)
-        return level.heads if level.heads in known else known[-1]
+        heads = level.sizes.heads_per_group
+        return heads if heads in known else known[-1]
 
     def factors(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         """Factors of one variant of a module: one for each expert of a mixture, else one. Raises ArtifactError."""
@@ -113,8 +114,8 @@ class DatabaseReader(ModuleReader):
             (whole,) = self.factors(block, kind, last)
             return (narrower_factors(whole, columns),)
         packed, W = (tensor.to(self.device, non_blocking=True) for tensor in self._read(block, kind))
-        targets: Sequence[Tensor | None] = self._targets.get((block, kind)) or [None] * max(shape.experts, 1)
-        if not shape.experts:
+        targets: Sequence[Tensor | None] = self._targets.get((block, kind)) or [None] * max(shape.sizes.experts, 1)
+        if not shape.sizes.experts:
             return (_full_factors(columns, packed, W, targets[0]),)
         return tuple(map(_full_factors, columns, packed, W, targets))
 
@@ -130,7 +131,12 @@ class DatabaseReader(ModuleReader):
             self.reads += 1
             shape = self.shapes[block, kind]
             # Bytes of the factor and the target on the device.
-            size = 4 * max(shape.experts, 1) * shape.width * (shape.width + int(self.checkpoint.config.hidden_size))
+            size = (
+                4
+                * max(shape.sizes.experts, 1)
+                * shape.sizes.width
+                * (shape.sizes.width + int(self.checkpoint.config.hidden_size))
+            )
             if self.device.type != "cpu" and not self._factors.has_room(size):
                 if self.device.type == "cuda":
                     stored = stored[0].pin_memory(), stored[1].pin_memory()
@@ -151,16 +157,16 @@ class DatabaseReader(ModuleReader):
         Errors of a mixture's experts add up. Raises ArtifactError if the file is damaged.
         """
         shape = self.shapes[block, kind]
-        if level.is_dense(shape):
+        if level.sizes == shape.sizes:
             return 0.0
-        if level.experts:
+        if level.sizes.experts:
             curves = self._curves(block)["mlp.1.errors"]
             energy = float(curves[:, 0].sum())
             lost = self._dropped(curves, level, block) / energy if energy else 0.0
             return lost + (1 - lost) * self._narrowed(curves, level, block)
         errors = self._curves(block)[f"{kind}.{self.variant(block, kind, level)}.errors"]
         energy = float(errors[..., 0].sum())
-        return float(errors[..., level.width].sum()) / energy if energy else 0.0
+        return float(errors[..., level.sizes.width].sum()) / energy if energy else 0.0
 
     def loss(self, block: int, kind: ModuleKind, level: Level) -> float | None:
         """Estimated loss of the model with this module alone at the level, in nats per token; None without an estimate.
@@ -168,17 +174,17 @@ class DatabaseReader(ModuleReader):
         Tokens of removed experts are assumed to be spread evenly over the others. Raises ArtifactError if the file is
         damaged.
         """
-        if level.is_dense(self.shapes[block, kind]):
+        if level.sizes == self.shapes[block, kind].sizes:
             return 0.0
         name = f"{kind}.{self.variant(block, kind, level)}.losses"
         curves = self._curves(block).get(name)
         if curves is None:
             return None
-        if level.experts:
+        if level.sizes.experts:
             dropped = self._dropped(curves, level, block)
             return dropped + float(curves[:, 0].sum()) * self._narrowed(curves, level, block)
-        shared = self._curves(block).get(f"{kind}.shared_loss", 0.0) if not level.width else 0.0
-        return float(curves[..., level.width].sum() + shared)
+        shared = self._curves(block).get(f"{kind}.shared_loss", 0.0) if not level.sizes.width else 0.0
+        return float(curves[..., level.sizes.width].sum() + shared)
 
     def local_errors(self, space: SearchSpace) -> PerLevel:
         """Relative local error of every level of every module."""
@@ -192,13 +198,13 @@ class DatabaseReader(ModuleReader):
 
     def _dropped(self, curves: Tensor, level: Level, block: int) -> float:
         """Sum over the experts that a level removes, from curves [e, p + 1]."""
-        return float(curves[self._by_loss(block)[level.experts :], 0].sum())
+        return float(curves[self._by_loss(block)[level.sizes.experts :], 0].sum())
 
     def _narrowed(self, curves: Tensor, level: Level, block: int) -> float:
         """Error of narrowing the kept experts, from curves [e, p + 1], relative to their energy."""
-        kept = curves[self._by_loss(block)[: level.experts]]
+        kept = curves[self._by_loss(block)[: level.sizes.experts]]
         total = float(kept[:, 0].sum())
-        return float(kept[:, level.width].sum()) / total if total else 0.0
+        return float(kept[:, level.sizes.width].sum()) / total if total else 0.0
 
     def _by_loss(self, block: int) -> Tensor:
         """Experts of a mixture, [e] int64, by the loss without each of them alone, or its error; the largest first."""
@@ -208,27 +214,27 @@ class DatabaseReader(ModuleReader):
 
     def best_experts(self, block: int, level: Level) -> Tensor:
         """Experts of a mixture that a level keeps, [e] int64, ascending."""
-        return self._by_loss(block)[: level.experts].sort().values
+        return self._by_loss(block)[: level.sizes.experts].sort().values
 
     def best_columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the output projection that a level keeps, [k] int64 (or [e, k] of kept experts), ascending."""
         columns = self._curves(block)[f"{kind}.{self.variant(block, kind, level)}.columns"].long()
-        if self.shapes[block, kind].experts:
+        if self.shapes[block, kind].sizes.experts:
             columns = columns[self.experts(block, level)]
-        return columns[..., : level.width].sort(dim=-1).values
+        return columns[..., : level.sizes.width].sort(dim=-1).values
 
     def weight(self, block: int, kind: ModuleKind, level: Level) -> Tensor | None:
         """The corrected output projection on kept columns, [r, k] float32 (or [e, r, k]); None if it is dense."""
         shape = self.shapes[block, kind]
-        if level.width in (0, shape.width):
+        if level.sizes.width in (0, shape.sizes.width):
             return super().weight(block, kind, level)
         factors = self.factors(block, kind, self.variant(block, kind, level))
-        places = self.experts(block, level).tolist() if shape.experts else range(len(factors))
+        places = self.experts(block, level).tolist() if shape.sizes.experts else range(len(factors))
         weights = [
-            kept_weights(factors[place], level.width)[:, factors[place].columns[: level.width].argsort()]
+            kept_weights(factors[place], level.sizes.width)[:, factors[place].columns[: level.sizes.width].argsort()]
             for place in places
         ]
-        return torch.stack(weights) if shape.experts else weights[0]
+        return torch.stack(weights) if shape.sizes.experts else weights[0]
 
 
 def _full_factors(columns: Tensor, packed: Tensor, W: Tensor, target: Tensor | None) -> NestedFactors:

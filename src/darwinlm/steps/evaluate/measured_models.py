@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.surgery.smaller_model import block_parameters
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime import parallel
@@ -23,7 +24,7 @@ from darwinlm.steps.evaluate.speed import continue_greedily, measure_speed, prom
 from darwinlm.steps.evaluate.step import LookingBackFigures, ModelFigures, ModelKey
 from darwinlm.steps.own_text.script import chat_parts
 from darwinlm.steps.source.whole_model import load_whole, why_not_whole
-from darwinlm.steps.stitch.stitch import block_parameters, stitched_blocks
+from darwinlm.steps.stitch.stitch import stitched_blocks
 
 if TYPE_CHECKING:
     from darwinlm.steps.database.step import PruningDatabase

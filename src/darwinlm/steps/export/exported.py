@@ -12,10 +12,10 @@ from darwinlm.formats.transformers.saved import RECORD, check_saved, recorded_di
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.files import CARD
 from darwinlm.model.surgery.depth import in_family_class
+from darwinlm.model.surgery.smaller_model import as_dtype
 from darwinlm.runtime.artifact import check_written, what_changed, write_json
 from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.version import VERSION
-from darwinlm.steps.stitch.stitch import as_dtype
 
 if TYPE_CHECKING:
     from darwinlm.steps.refit.step import Refitted

@@ -7,102 +7,159 @@ Further widths are measured where the interpolation is inaccurate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
 
-from darwinlm.model.units.levels import Level
+from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.layer_sizes import LayerSizes
 
-Size = tuple[int, int, int]
-"""KV groups, query heads per group (or experts of a mixture), width."""
-
-ABSENT: Size = (0, 0, 0)
 GOOD_ENOUGH = 0.01
 """Accepted interpolation error, as a share of the whole model's time."""
 
-
-def size_of(level: Level) -> Size:
-    """The properties of a level that determine its time."""
-    return level.groups, level.experts or level.heads, level.width
+Line = Sequence[LayerSizes]
+"""Sizes of one kind of module by ascending width, between which times are interpolated."""
 
 
-def measured_lines(sizes: Sequence[Size]) -> list[list[Size]]:
-    """Sizes grouped by query heads per group, each by ascending width, without the removed module."""
-    lines: dict[int, list[Size]] = {}
-    for size in sorted(set(sizes)):
-        if size[2]:
-            lines.setdefault(size[1], []).append(size)
-    return [sorted(line, key=lambda size: size[2]) for _, line in sorted(lines.items())]
+class Point(NamedTuple):
+    """Time of one module of a width."""
+
+    width: int
+    seconds: float
+
+
+class Check(BaseModel):
+    """Predicted and measured seconds of a random model, and the relative error of the prediction."""
+
+    predicted: float
+    measured: float
+    error: float
+
+
+def line_of(sizes: LayerSizes) -> int:
+    """The line of a size: query heads of a KV group (0 if they differ), experts of a mixture, 1 for an MLP."""
+    if sizes.kind == "mlp":
+        return sizes.experts or 1
+    return sizes.heads_per_group
+
+
+def measured_lines(sizes: Iterable[LayerSizes]) -> list[Line]:
+    """Sizes by line, each by ascending width, without the removed module."""
+    lines: dict[int, list[LayerSizes]] = {}
+    for size in sorted(set(sizes), key=lambda size: (size.width, size.groups, size.head_dim)):
+        if size.width:
+            lines.setdefault(line_of(size), []).append(size)
+    return [line for _, line in sorted(lines.items())]
+
+
+class Interval(NamedTuple):
+    """Places of two timed sizes on a line."""
+
+    line: Line
+    low: int
+    high: int
+
+    @property
+    def length(self) -> int:
+        """Difference of their widths."""
+        return self.line[self.high].width - self.line[self.low].width
 
 
 def refine(
-    lines: Sequence[Sequence[Size]], measure: Callable[[Size], float], *, points: int, known: Mapping[Size, float]
-) -> dict[Size, float]:
+    lines: Sequence[Line],
+    measure: Callable[[LayerSizes], float],
+    *,
+    points: int,
+    known: Mapping[LayerSizes, float],
+) -> dict[LayerSizes, float]:
     """Measure the ends of each line, then the middle of every interval with inaccurate interpolation.
 
-    `lines` are sizes by ascending width. `measure` gives the time of the whole model with all modules of the kind at a
-    size, in units of the dense model's. `points` is the maximum number of sizes to measure on a single line; each
-    further line adds its two ends.
+    `measure` gives the time of the whole model with all modules of the kind at a size, in units of the dense model's.
+    `points` is the maximum number of sizes to measure on a single line; each further line adds its two ends.
     """
     times = dict(known)
 
-    def at(size: Size) -> float:
+    def at(size: LayerSizes) -> float:
         if size not in times:
             times[size] = measure(size)
         return times[size]
 
-    intervals: list[tuple[int, int, int]] = []
-    for number, line in enumerate(lines):
+    intervals: list[Interval] = []
+    for line in lines:
         at(line[0])
         at(line[-1])
-        intervals.append((number, 0, len(line) - 1))
+        intervals.append(Interval(line, 0, len(line) - 1))
     budget = points - 2
     while intervals and budget > 0:
-        intervals.sort(key=lambda part: lines[part[0]][part[2]][2] - lines[part[0]][part[1]][2])
-        number, low, high = intervals.pop()
-        line = lines[number]
+        intervals.sort(key=lambda interval: interval.length)
+        line, low, high = intervals.pop()
         if high - low < 2:
             continue
         middle = (low + high) // 2
-        guess = float(np.interp(line[middle][2], [line[low][2], line[high][2]], [at(line[low]), at(line[high])]))
+        ends = [line[low], line[high]]
+        guess = float(np.interp(line[middle].width, [end.width for end in ends], [at(end) for end in ends]))
         budget -= line[middle] not in times
         if abs(at(line[middle]) - guess) > GOOD_ENOUGH:
-            intervals += [(number, low, middle), (number, middle, high)]
+            intervals += [Interval(line, low, middle), Interval(line, middle, high)]
     return times
 
 
-class LatencyTable(BaseModel):
-    """Times of modules, in seconds, and the largest error of predictions for whole models.
+Lines = dict[int, tuple[Point, ...]]
+"""Times of one kind of module by ascending width, for each line."""
 
-    `seconds` are ascending widths and times for each kind of module and number of query heads per group. `fixed` is the
-    time of everything else, including modules that are never cut.
+
+def time_of(lines: Mapping[ModuleKind, Lines], sizes: LayerSizes) -> float:
+    """Seconds of one module; times of widths between measured ones are interpolated."""
+    if not sizes.width:
+        return 0.0
+    points = lines[sizes.kind][line_of(sizes)]
+    return float(np.interp(sizes.width, [point.width for point in points], [point.seconds for point in points]))
+
+
+class LatencyTable(BaseModel):
+    """Times of modules, in seconds, and the error of predictions for whole models.
+
+    Attributes:
+        seconds: Times for each kind of module, see `time_of`.
+        dense: Time of the dense model.
+        fixed: Time of everything else, including modules that are never cut.
+        models_timed: Number of timed models.
+        checks: Predictions for random models.
+        worst_error: Largest error of these.
     """
 
-    seconds: dict[str, dict[int, tuple[tuple[int, float], ...]]]
+    seconds: dict[ModuleKind, Lines]
+    dense: float
     fixed: float
+    models_timed: int
+    checks: tuple[Check, ...] = ()
     worst_error: float = 0.0
 
-    def of(self, kind: str, size: Size) -> float:
-        """Time of one module; widths between measured ones are interpolated."""
-        if not size[2]:
-            return 0.0
-        pairs = self.seconds[kind][size[1]]
-        return float(np.interp(size[2], [width for width, _ in pairs], [time for _, time in pairs]))
 
+class Ratios(NamedTuple):
+    """Times of whole models relative to the dense one's.
 
-def lines_of(
-    ratios: Mapping[Size, float], counts: Mapping[int, int], dense: float
-) -> dict[int, tuple[tuple[int, float], ...]]:
-    """Seconds of one module by width, for each number of query heads per group; they never fall with the width.
-
-    `ratios` are times of the whole model at each size relative to the dense model, including `ABSENT`. `counts` are
-    numbers of modules of the kind, for each number of query heads per group. The dense model takes `dense` seconds.
+    Attributes:
+        at: Times with all modules of a kind at one size; MLPs and mixtures are timed apart.
+        gone: Time without these modules.
+        counts: Number of modules that were timed together, by line.
     """
-    lines: dict[int, list[tuple[int, float]]] = {}
-    for size, ratio in sorted(ratios.items(), key=lambda item: item[0][2]):
-        if size != ABSENT:
-            seconds = max(0.0, (ratio - ratios[ABSENT]) * dense / counts[size[1]])
-            line = lines.setdefault(size[1], [])
-            line.append((size[2], max(seconds, line[-1][1]) if line else seconds))
-    return {heads: tuple(line) for heads, line in lines.items()}
+
+    at: dict[LayerSizes, float]
+    gone: float
+    counts: dict[int, int]
+
+
+def lines_of(ratios: Ratios, dense: float) -> Lines:
+    """Seconds of one module by width, for each line; they never fall with the width.
+
+    The dense model takes `dense` seconds.
+    """
+    lines: dict[int, list[Point]] = {}
+    for size, ratio in sorted(ratios.at.items(), key=lambda item: item[0].width):
+        line = lines.setdefault(line_of(size), [])
+        seconds = max(0.0, (ratio - ratios.gone) * dense / ratios.counts[line_of(size)])
+        line.append(Point(size.width, max(seconds, line[-1].seconds) if line else seconds))
+    return {number: tuple(line) for number, line in lines.items()}

@@ -6,17 +6,25 @@ import random
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from darwinlm.model.families.parts import KINDS, ModuleKind
+from darwinlm.model.layer_sizes import LayerSizes, ModuleSizes, Place
 from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.space import SearchSpace
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.steps.budget.budget_settings import BudgetSettings
-from darwinlm.steps.latency.latency_table import ABSENT, LatencyTable, Size, lines_of, measured_lines, refine, size_of
-from darwinlm.steps.latency.timing import ModelTimer
-from darwinlm.steps.stitch.stitch import Chosen, chosen_levels
+from darwinlm.steps.latency.latency_table import (
+    Check,
+    LatencyTable,
+    Ratios,
+    line_of,
+    lines_of,
+    measured_lines,
+    refine,
+    time_of,
+)
+from darwinlm.steps.latency.timing import ModelTimer, Timing
 
 STEPS = 1_000_000
 """Resolution of times as parts of the whole; the knapsack's solver is exact for integers of this size."""
@@ -25,15 +33,16 @@ CHECKS = 3
 """Number of random allocations for checking predictions."""
 
 
-def fastest(space: SearchSpace, timer: ModelTimer) -> tuple[float, float]:
-    """Time of a model without all modules that may be cut, relative to the dense one's, and that one's in seconds."""
-    dense = chosen_levels(space.modules, space.dense)
-    cut = {(module.block, module.kind) for module in space.modules if len(module.levels) > 1}
-    return timer.compare(dense, {place: level for place, level in dense.items() if place not in cut})
+def fastest(space: SearchSpace, timer: ModelTimer) -> Timing:
+    """Times of a model without all modules that may be cut."""
+    dense = space.sizes(space.dense)
+    cut = {module.place for module in space.modules if len(module.levels) > 1}
+    return timer.compare(dense, {place: sizes for place, sizes in dense.items() if place not in cut})
 
 
-def check_fastest(budget: BudgetSettings, ratio: float, seconds: float) -> None:
+def check_fastest(budget: BudgetSettings, timing: Timing) -> None:
     """Refuse a bound in time that even `fastest` misses. Raises BudgetError."""
+    ratio, seconds = timing
     if budget.speedup is not None and budget.speedup * ratio > 1:
         asked, most = f"speedup: {budget.speedup:g}x is", f"{1 / ratio:.2f}x as fast"
     elif budget.latency is not None and ratio * seconds > budget.latency:
@@ -53,59 +62,51 @@ def measure_table(
     points: int,
     record: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> LatencyTable:
     """Time the models for a table.
 
     `points` is the maximum number of timed widths for one kind of module. The file `record` keeps the ratios for a run
     that resumes.
 
-    Returns:
-        A `LatencyTable`, with predicted and measured times of a few random allocations.
+    The checks of the table compare it with a few random allocations.
     """
-    dense = chosen_levels(space.modules, space.dense)
-    known = read_as(record, dict[str, tuple[float, float]]) if record.exists() else {}
+    dense = space.sizes(space.dense)
+    known = read_as(record, dict[str, Timing]) if record.exists() else {}
     total = 2 * points + CHECKS
 
-    def ratio(name: str, choice: Chosen) -> float:
+    def ratio(name: str, modules: ModuleSizes) -> float:
         if name not in known:
-            known[name] = timer.compare(dense, choice)
+            known[name] = timer.compare(dense, modules)
             write_json(record, known)
         progress(len(known), max(total, len(known)))
-        return known[name][0]
+        return known[name].ratio
 
-    ratios: dict[str, tuple[dict[Size, float], dict[int, int]]] = {}
+    ratios: dict[ModuleKind, Ratios] = {}
     cut = [module for module in space.modules if len(module.levels) > 1]
     for kind in KINDS:
         if any(module.kind == kind for module in cut):
             ratios[kind] = _ratios_of(kind, space, ratio, points)
     rng = random.Random(0)  # noqa: S311
     checks = [tuple(rng.randrange(len(module.levels)) for module in space.modules) for _ in range(CHECKS)]
-    measured = [ratio(f"check:{number}", chosen_levels(space.modules, each)) for number, each in enumerate(checks)]
-    seconds = statistics.median(dense_seconds for _, dense_seconds in known.values())
-    lines = {kind: lines_of(times, counts, seconds) for kind, (times, counts) in ratios.items()}
-    whole = LatencyTable(seconds=lines, fixed=0.0)
-    of_modules = sum(whole.of(module.kind, size_of(module.levels[-1])) for module in cut)
-    table = whole.model_copy(update={"fixed": max(0.0, seconds - of_modules)})
+    measured = [ratio(f"check:{number}", space.sizes(allocation)) for number, allocation in enumerate(checks)]
+    seconds = statistics.median(timing.seconds for timing in known.values())
+    lines = {kind: lines_of(of_kind, seconds) for kind, of_kind in ratios.items()}
+    of_modules = sum(time_of(lines, module.levels[-1].sizes) for module in cut)
+    table = LatencyTable(seconds=lines, dense=seconds, fixed=max(0.0, seconds - of_modules), models_timed=len(known))
     cost = table_costs(table, space)
-    predicted = [cost.of(each) / 1e9 for each in checks]
+    predicted = [cost.of(allocation) / 1e9 for allocation in checks]
     comparisons = [
-        {"predicted": time, "measured": ratio_of * seconds, "error": time / ratio_of / seconds - 1}
+        Check(predicted=time, measured=ratio_of * seconds, error=time / ratio_of / seconds - 1)
         for time, ratio_of in zip(predicted, measured, strict=True)
     ]
-    return {
-        "seconds": lines,
-        "dense": seconds,
-        "fixed": table.fixed,
-        "models_timed": len(known),
-        "checks": comparisons,
-        "worst_error": max(abs(row["error"]) for row in comparisons),
-    }
+    worst = max(abs(check.error) for check in comparisons)
+    return table.model_copy(update={"checks": tuple(comparisons), "worst_error": worst})
 
 
 def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
     """Costs in nanoseconds of every level."""
     rows = [
-        [table.of(module.kind, size_of(level)) for level in module.levels] if len(module.levels) > 1 else [0.0]
+        [time_of(table.seconds, level.sizes) for level in module.levels] if len(module.levels) > 1 else [0.0]
         for module in space.modules
     ]
     quantum = max(1, round(1e9 * (table.fixed + sum(row[-1] for row in rows)) / STEPS))
@@ -113,29 +114,28 @@ def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
     return CostModel("nanoseconds", costs, round(1e9 * table.fixed))
 
 
-def _ratios_of(
-    kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Chosen], float], points: int
-) -> tuple[dict[Size, float], dict[int, int]]:
-    """Times of whole models with all modules of a kind at one size, relative to the dense model.
-
-    MLPs and mixtures are timed apart, so the second result is the number of modules that were timed together, by query
-    heads per group, or by experts.
-    """
+def _ratios_of(kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, ModuleSizes], float], points: int) -> Ratios:
+    """Times of whole models with all modules of a kind at one size."""
     modules = [module for module in space.modules if module.kind == kind and len(module.levels) > 1]
-    levels = {size_of(level): level for module in modules for level in module.levels}
-    alike: dict[bool, list[tuple[int, ModuleKind]]] = {False: [], True: []}
-    for module in modules:
-        alike[bool(module.levels[-1].experts)].append((module.block, kind))
-    dense = chosen_levels(space.modules, space.dense)
-    others = {place: level for place, level in dense.items() if place not in (*alike[False], *alike[True])}
-    tops = {size_of(module.levels[-1]) for module in modules}
+    plain = [module.place for module in modules if not module.levels[-1].sizes.experts]
+    mixtures = [module.place for module in modules if module.levels[-1].sizes.experts]
+    others = {place: sizes for place, sizes in space.sizes(space.dense).items() if place not in (*plain, *mixtures)}
+    tops = {module.levels[-1].sizes for module in modules}
     known = {next(iter(tops)): 1.0} if len(tops) == 1 else {}
 
-    def measure(size: Size) -> float:
-        places = alike[bool(levels[size].experts)]
-        return ratio(f"{kind}:{':'.join(map(str, size))}", {**others, **dict.fromkeys(places, levels[size])})
+    def timed_together(sizes: LayerSizes) -> list[Place]:
+        return mixtures if sizes.experts else plain
+
+    def measure(sizes: LayerSizes) -> float:
+        return ratio(record_name(sizes), {**others, **dict.fromkeys(timed_together(sizes), sizes)})
 
     gone = ratio(f"{kind}:gone", others)
-    ratios = refine(measured_lines(list(levels)), measure, points=points, known=known)
-    counts = {size[1]: len(alike[bool(level.experts)]) for size, level in levels.items() if level.width}
-    return {**ratios, ABSENT: gone}, counts
+    wanted = {level.sizes for module in modules for level in module.levels if level.sizes.width}
+    at = refine(measured_lines(wanted), measure, points=points, known=known)
+    return Ratios(at, gone, {line_of(sizes): len(timed_together(sizes)) for sizes in wanted})
+
+
+def record_name(sizes: LayerSizes) -> str:
+    """Name of a timed size in the record."""
+    numbers = sizes.groups, line_of(sizes), sizes.head_dim, sizes.width
+    return ":".join([sizes.kind, *map(str, numbers)])

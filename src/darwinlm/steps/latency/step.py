@@ -56,9 +56,8 @@ class Latency(Step["CostModel"]):
     def work(self, task: Task) -> None:
         """Time whole models in pairs, and solve for the times of their modules."""
         from darwinlm.model.families.shapes import module_shapes
-        from darwinlm.runtime.artifact import read_as, write_json
-        from darwinlm.steps.budget.problem import space_of
-        from darwinlm.steps.latency.latency_table import LatencyTable
+        from darwinlm.model.units.space import space_of
+        from darwinlm.runtime.artifact import write_json
         from darwinlm.steps.latency.measure import check_fastest, fastest, measure_table
         from darwinlm.steps.latency.timing import ModelTimer
 
@@ -67,18 +66,17 @@ class Latency(Step["CostModel"]):
         space = space_of(task.settings(UnitsSettings), self.dense, shapes)
         timer = ModelTimer(
             self.dense,
-            {(shape.block, shape.kind): shape for shape in shapes},
+            {shape.place: shape for shape in shapes},
             budget,
             dtype=context.dtype,
             device=context.device,
             runs=RUNS,
         )
-        check_fastest(budget, *fastest(space, timer))
-        measured = measure_table(
+        check_fastest(budget, fastest(space, timer))
+        table = measure_table(
             space, timer, points=POINTS, record=task.folder / RATIOS, progress=context.reporter.advance
         )
-        write_json(task.folder / TABLE, measured)
-        table = read_as(task.folder / TABLE, LatencyTable)
+        write_json(task.folder / TABLE, table.model_dump())
         context.reporter.say(f"latency table: whole models are predicted to within {table.worst_error:.1%}")
         if table.worst_error > WORRYING:
             context.reporter.say(
@@ -91,8 +89,8 @@ class Latency(Step["CostModel"]):
     def read(self, task: Task) -> CostModel:
         """The costs of every level of every module."""
         from darwinlm.model.families.shapes import module_shapes
+        from darwinlm.model.units.space import space_of
         from darwinlm.runtime.artifact import read_as
-        from darwinlm.steps.budget.problem import space_of
         from darwinlm.steps.latency.latency_table import LatencyTable
         from darwinlm.steps.latency.measure import table_costs
 

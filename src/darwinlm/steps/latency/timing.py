@@ -9,20 +9,22 @@ import functools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.families.shapes import ModuleShape
-from darwinlm.model.surgery.shrink import layer_overrides
-from darwinlm.model.units.levels import Level, kept_groups
+from darwinlm.model.layer_sizes import ModuleSizes, Place
+from darwinlm.model.surgery.layer_table import layer_table
+from darwinlm.model.surgery.smaller_config import smaller_config
+from darwinlm.model.surgery.smaller_model import empty_model
+from darwinlm.model.units.levels import with_owners
 from darwinlm.runtime.compute import now
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.latency.graphs import GraphedDecoding, cache_name
-from darwinlm.steps.stitch.stitch import Chosen, empty_model, layer_table, smaller_config
 
 DECODE_STEPS = 8
 """Number of decoded tokens whose median time is used for all."""
@@ -32,6 +34,21 @@ STEADY = 0.01
 
 PATIENCE = 3
 """Largest factor on the number of passes if the ratios disagree."""
+
+
+class Timing(NamedTuple):
+    """Time of a model relative to the dense one (median of paired passes), and the dense one's in seconds."""
+
+    ratio: float
+    seconds: float
+
+
+@dataclass
+class TimedModel:
+    """A model whose passes are timed, and its decoding, once it is recorded as a CUDA graph."""
+
+    model: Any
+    decoding: GraphedDecoding | None = None
 
 
 class ModelTimer:
@@ -47,7 +64,7 @@ class ModelTimer:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        shapes: Mapping[tuple[int, ModuleKind], ModuleShape],
+        shapes: Mapping[Place, ModuleShape],
         budget: BudgetSettings,
         *,
         dtype: torch.dtype,
@@ -61,30 +78,33 @@ class ModelTimer:
         self.device = device
         self.runs = runs
         self.graphs = device.type == "cuda"
-        self._graphed: dict[int, GraphedDecoding] = {}
-        self._reference: Any = None
+        self._reference: TimedModel | None = None
         generator = torch.Generator().manual_seed(0)
         self._noise = torch.randn(1 << 16, generator=generator).mul_(0.02).to(dtype)
         length = max(budget.prefill_tokens, 1) + budget.decode_tokens // 2
         vocabulary = int(checkpoint.config.vocab_size)
         self._tokens = torch.randint(vocabulary, (1, length), generator=generator).to(device)
 
-    def compare(self, dense: Chosen, choice: Chosen) -> tuple[float, float]:
-        """Time of a model relative to the dense one (median of paired passes), and the dense one's time in seconds."""
-        if self._reference is None:
-            self._reference = self.build(dense)
-            self.seconds(self._reference)
-        model = self.build(choice)
-        self.seconds(model)
+    def compare(self, dense: ModuleSizes, modules: ModuleSizes) -> Timing:
+        """Time a model with these modules against the dense one; other modules are removed."""
+        reference = self._reference
+        if reference is None:
+            reference = self._reference = TimedModel(self.build(dense))
+            self.seconds(reference)
+        timed = TimedModel(self.build(modules))
+        self.seconds(timed)
         pairs: list[tuple[float, float]] = []
         while len(pairs) < self.runs or (len(pairs) < PATIENCE * self.runs and not steady([b / a for a, b in pairs])):
-            pairs.append((self.seconds(self._reference), self.seconds(model)))
-        self._graphed.pop(id(model), None)
-        return statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs)
+            pairs.append((self.seconds(reference), self.seconds(timed)))
+        return Timing(statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs))
 
-    def build(self, choice: Chosen) -> Any:
-        """A model with modules at the given levels; other modules are removed."""
-        table = layer_table(self.checkpoint.n_blocks, choice, self._sizes)
+    def build(self, modules: ModuleSizes) -> Any:
+        """A model with modules of the given sizes; other modules are removed."""
+        # Which query heads stay isn't known yet and hardly affects the time, so use the first ones.
+        known = {
+            place: with_owners(self.shapes[place], sizes, torch.arange(sizes.width)) for place, sizes in modules.items()
+        }
+        table = layer_table(self.checkpoint.family, self.checkpoint.n_blocks, known)
         model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
@@ -97,26 +117,20 @@ class ModelTimer:
         model.tie_weights()
         return model.to(self.device)
 
-    def _sizes(self, block: int, kind: ModuleKind, level: Level) -> dict[str, Any]:
-        shape, query_groups = self.shapes[block, kind], None
-        if shape.kind == "attention" and not level.heads:
-            # The choice of query heads isn't known yet and hardly affects the time, so use the first ones.
-            _, query_groups = kept_groups(shape, level, torch.arange(level.width))
-        return layer_overrides(self.checkpoint.family, shape, level, query_groups)
-
     @torch.inference_mode()
-    def seconds(self, model: Any) -> float:
+    def seconds(self, timed: TimedModel) -> float:
         """Time of one pass: the prompt, and the generated tokens."""
+        model = timed.model
         prompt = max(self.budget.prefill_tokens, 1)
         begun = now(self.device)
         output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
         total = now(self.device) - begun if self.budget.prefill_tokens else 0.0
         if not self.budget.decode_tokens:
             return total
-        graphed = self._graph_of(model)
+        graphed = self._graph_of(timed)
         if graphed is not None:
             graphed.rewind()
-            step: Callable[[], Any] = graphed.step
+            step: Callable[[], object] = graphed.step
         else:
             cache = {cache_name(model): output.past_key_values}
             if self._tokens.shape[1] > prompt:  # tokens are timed with a cache of average length
@@ -129,22 +143,25 @@ class ModelTimer:
             steps.append(now(self.device) - begun)
         return total + self.budget.decode_tokens * statistics.median(steps)
 
-    def _graph_of(self, model: Any) -> GraphedDecoding | None:
+    def _graph_of(self, timed: TimedModel) -> GraphedDecoding | None:
         """A model's decoding as a CUDA graph; None if graphs aren't available, then also for later models."""
-        if self.graphs and id(model) not in self._graphed:
+        if not self.graphs:
+            return None
+        if timed.decoding is None:
             try:
-                self._graphed[id(model)] = GraphedDecoding(model, self._tokens, DECODE_STEPS)
+                timed.decoding = GraphedDecoding(timed.model, self._tokens, DECODE_STEPS)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:
                 self.graphs = False
-                self._graphed.clear()
-        return self._graphed[id(model)] if self.graphs else None
+                if self._reference is not None:
+                    self._reference.decoding = None
+        return timed.decoding
 
 
 def steady(ratios: Sequence[float]) -> bool:
     """Whether the standard error of the ratios' median is small enough; a single ratio always is."""
     middle = statistics.median(ratios)
-    spread = statistics.median(abs(each - middle) for each in ratios)
+    spread = statistics.median(abs(ratio - middle) for ratio in ratios)
     # For normal errors, the deviation is 1.48 median distances, and a median has 1.25 times the error of a mean.
     return 1.25 * 1.48 * spread / math.sqrt(len(ratios)) <= STEADY * middle

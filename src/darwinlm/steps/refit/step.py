@@ -150,7 +150,7 @@ class Refit(Step[Refitted]):
             return None
         tokens, d = settings.tokens + held_out, load.widest  # a module may stay whole
         work = sizes.operations(tokens, 1 + k) + sizes.operations(len(STRENGTHS) * held_out, k, heads=2)
-        for width in (shape.width * k for shape in sizes.shapes):
+        for width in (shape.sizes.width * k for shape in sizes.shapes):
             work += load.exact * tokens * width * (width + 2 * r) + load.slow * 2 * (width**3 / 3 + 4 * width**2 * r)
         moments = {"moments of one module": d * (20 * d + 32 * r)}
         fitting = load.passing | {"blocks": (2 + 2 * k) * load.block} | moments

@@ -51,13 +51,12 @@ class PlacedModules:
         chosen = module.levels[level]
         family = self.decoder.family
         part = family.module(module.kind)
-        if chosen.width == 0:
+        if chosen.sizes.width == 0:
             return absent(part)
-        shape = self.database.shapes[module.block, module.kind]
         kept = self.database.kept(module.block, module.kind, chosen)
-        tensors = shrink_tensors(family, shape, self.dense[index].state_dict(), kept)
+        tensors = shrink_tensors(family, self.database.shapes[module.place], self.dense[index].state_dict(), kept)
         block, config = self.decoder.blocks[module.block], self.decoder.model.config
-        small = small_module(block, config, family, shape, chosen, tensors, kept.query_groups)
+        small = small_module(block, config, family, module.block, kept.sizes, tensors)
         self._cache.put((index, level), small)
         return small
 

@@ -29,7 +29,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.optimize import lsq_linear
 
-from darwinlm.model.families.shapes import ModuleShape
+from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.units.levels import ModuleLevels
 from darwinlm.model.units.space import Allocation, PerLevel, SearchSpace
 from darwinlm.steps.database.store import DatabaseReader
@@ -68,14 +68,14 @@ def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.nd
     """`shared` of `Curvature`: shares of removed columns that two levels have in common."""
     shares: list[np.ndarray | None] = []
     for module in space.modules:
-        if database.shapes[module.block, module.kind].experts:
-            shares.append(_mixture_shared(module, database.shapes[module.block, module.kind]))
+        if database.shapes[module.place].sizes.experts:
+            shares.append(_mixture_shared(module, database.shapes[module.place].sizes))
             continue
-        variants = {database.variant(module.block, module.kind, level) for level in module.levels if level.width}
+        variants = {database.variant(module.block, module.kind, level) for level in module.levels if level.sizes.width}
         if len(variants) < 2:
             shares.append(None)
             continue
-        removed = np.ones((len(module.levels), database.shapes[module.block, module.kind].width))
+        removed = np.ones((len(module.levels), database.shapes[module.place].sizes.width))
         for row, level in zip(removed, module.levels, strict=True):
             row[database.columns(module.block, module.kind, level).numpy()] = 0
         counts = removed.sum(axis=1, keepdims=True)
@@ -83,13 +83,13 @@ def removed_together(space: SearchSpace, database: DatabaseReader) -> list[np.nd
     return shares
 
 
-def _mixture_shared(module: ModuleLevels, shape: ModuleShape) -> np.ndarray:
+def _mixture_shared(module: ModuleLevels, full: LayerSizes) -> np.ndarray:
     """The same for a mixture: numbers of experts are nested, and so are widths."""
-    experts, widths = (np.array([(level.experts, level.width) for level in module.levels])).T
+    experts, widths = (np.array([(level.sizes.experts, level.sizes.width) for level in module.levels])).T
     kept = experts * widths
     both = np.minimum.outer(experts, experts) * np.minimum.outer(widths, widths)
-    gone = shape.experts * shape.width - (kept[:, None] + kept - both)
-    counts = (shape.experts * shape.width - kept)[:, None]
+    gone = full.experts * full.width - (kept[:, None] + kept - both)
+    counts = (full.experts * full.width - kept)[:, None]
     shares: np.ndarray = np.divide(gone, counts, out=np.ones(gone.shape), where=counts > 0)
     return shares
 

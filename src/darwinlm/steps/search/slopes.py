@@ -128,7 +128,7 @@ class Gradients:
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""
         module, family = self.placed.space.modules[index], self.decoder.family
-        if len(module.levels) == 1 or self.database.shapes[module.block, module.kind].experts:
+        if len(module.levels) == 1 or self.database.shapes[module.place].sizes.experts:
             return None
         present = self.decoder.module(module.block, module.kind)
         part = family.module(module.kind)
@@ -144,8 +144,8 @@ class Gradients:
         slopes = torch.zeros(len(module.levels), dtype=torch.float64)
         by_variant: dict[int, dict[int, int]] = {}
         for at, level in enumerate(module.levels):
-            if level.width:
-                by_variant.setdefault(reader.variant(module.block, module.kind, level), {})[level.width] = at
+            if level.sizes.width:
+                by_variant.setdefault(reader.variant(module.block, module.kind, level), {})[level.sizes.width] = at
         for variant, places in by_variant.items():
             (factors,) = reader.factors(module.block, module.kind, variant)
             widths = sorted(places)

@@ -208,7 +208,7 @@ class Search(Step[SearchResult]):
             before = selection.tokens
         work = sizes.operations(read, k, heads=1) + sizes.operations(fitness, heads=1)
         work += sizes.operations(learnt, k, blocks=4, heads=3)
-        for d in (float(shape.width) for shape in sizes.cut):  # two levels of each module, and the slopes of all
+        for d in (float(shape.sizes.width) for shape in sizes.cut):  # two levels of each module, and the slopes of all
             work += load.slow * times * 2 * d * d * k**2 * sizes.width
             work += load.slow * guided * times * (2 * window * d * sizes.width + min(window, sizes.width) * d * d)
         work += sizes.operations(guided * times * window, k, blocks=3, heads=3)
@@ -224,7 +224,10 @@ class Search(Step[SearchResult]):
         room -= sum(held.values()) + (LIBRARIES if load.on_cpu else 0.0)
         if load.on_cpu and sizes.recipe.compute.memory is None:
             room = min(room, (1 - OTHERS) * (load.memory - LIBRARIES))
-        factors = sum(4.0 * max(shape.experts, 1) * shape.width * (shape.width + sizes.width) for shape in sizes.cut)
+        factors = sum(
+            4.0 * max(shape.sizes.experts, 1) * shape.sizes.width * (shape.sizes.width + sizes.width)
+            for shape in sizes.cut
+        )
         levels = sum(level.params for module in sizes.space.modules for level in module.levels[:-1])
         most = {"blocks": sizes.params * sizes.size, "factors": factors, "modules": levels * sizes.size}
         caches = sum(min(held_most, CACHES[name] * max(room, 0.0)) for name, held_most in most.items())

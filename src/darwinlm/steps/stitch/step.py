@@ -73,6 +73,6 @@ class Stitch(Step[Stitched]):
     def cost(cls, load: Workload) -> Cost:
         """Weights of every module at its level, from its factor."""
         sizes, r = load.sizes, load.sizes.width
-        squares = sum(max(shape.experts, 1) * float(shape.width) ** 2 for shape in sizes.shapes)
+        squares = sum(max(shape.sizes.experts, 1) * float(shape.sizes.width) ** 2 for shape in sizes.shapes)
         factors = {"factors of one module": 4 * load.widest * (load.widest + 2 * r), "blocks": load.block}
         return Cost(load.slow * squares * r * (2 + sizes.kept**2), factors)

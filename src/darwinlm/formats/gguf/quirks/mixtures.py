@@ -14,7 +14,7 @@ def first_row(tensor: Tensor, _: Any) -> Tensor:
 
 def leading_dense_blocks(_: Any, layout: Any) -> int:
     """Number of blocks before the first mixture."""
-    return [bool(each.experts) for each in layout.targets].index(True)
+    return [bool(each.mlp.experts) for each in layout.targets].index(True)
 
 
 def shared_count(_: Any, layout: Any) -> int:
@@ -24,7 +24,7 @@ def shared_count(_: Any, layout: Any) -> int:
 
 def shared_width(_: Any, layout: Any) -> int:
     """Width of the shared experts."""
-    return int(layout.shared * layout.targets[-1].width)
+    return int(layout.shared * layout.targets[-1].mlp.width)
 
 
 def weight_scale(reshaper: Any, _: Any) -> float:
