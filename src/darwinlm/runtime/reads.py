@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 Reads = dict[str, dict[str, str]]
 """Identity of each part that was read, by the digest of the input and the name of the part."""
 
-_noted: ContextVar[Reads | None] = ContextVar("reads", default=None)
+_noted: ContextVar[tuple[Reads, Path] | None] = ContextVar("reads", default=None)
 
 
 @runtime_checkable
@@ -28,6 +29,10 @@ class Readable(Protocol):
         """Name of the input as the user gave it."""
 
     @property
+    def folder(self) -> Path:
+        """Where it lies."""
+
+    @property
     def digest(self) -> str:
         """What identifies the input without its parts."""
 
@@ -36,10 +41,10 @@ class Readable(Protocol):
 
 
 @contextmanager
-def noted() -> Iterator[Reads]:
-    """What the body reads of its inputs' parts."""
+def noted(own: Path) -> Iterator[Reads]:
+    """What the body reads of its inputs' parts. What it writes itself, into the folder `own`, is no input."""
     reads: Reads = {}
-    token = _noted.set(reads)
+    token = _noted.set((reads, own))
     try:
         yield reads
     finally:
@@ -48,7 +53,10 @@ def noted() -> Iterator[Reads]:
 
 def note(source: Readable, part: str) -> None:
     """Note that a part is read; does nothing outside of a step."""
-    if (reads := _noted.get()) is not None:
+    if (noting := _noted.get()) is None:
+        return
+    reads, own = noting
+    if not source.folder.absolute().is_relative_to(own.absolute()):
         reads.setdefault(source.digest, {})[part] = source.part(part)
 
 

@@ -177,7 +177,12 @@ class Run(Generic[Recipe]):
             reporter.say(f"{step.label}: {reason}, redone")
         begun = working_time()
         memory_of(self.context.device).stage = step.name
-        with guarded(folder.folder), reporter.stage(step.label), kept_memory(self.context.device), noted() as reads:
+        with (
+            guarded(folder.folder),
+            reporter.stage(step.label),
+            kept_memory(self.context.device),
+            noted(folder.folder) as reads,
+        ):
             if resumed := parallel.decide(folder.begin):
                 reporter.resumes()
             if step.together:
