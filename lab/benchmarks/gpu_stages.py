@@ -22,13 +22,13 @@ from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.stream import BlockStream
 from darwinlm.recipe import load_recipe
-from darwinlm.recipe import recipe as sections
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_tensors
 from darwinlm.runtime.compute_settings import GPU_TOKENS
 from darwinlm.steps.database.block_files import Curve, block_file, module_tensors
 from darwinlm.steps.database.factors import pack_lower
 from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.recover import step as recover_step
 from darwinlm.steps.recover.checkpoints import Checkpoints
 from darwinlm.steps.recover.schedule import plan_steps
 from darwinlm.steps.recover.sharding import load_teacher, sharding_mesh
@@ -312,7 +312,7 @@ def recovery(setup: Setup) -> None:
 def resume(setup: Setup) -> None:
     """Recovery that is killed after a checkpoint and resumed, against one that isn't."""
     layers = 4 if setup.tiny else 2
-    often = mock.patch.object(sections, "SAVED_EVERY", _sizes(setup)[1])
+    often = mock.patch.object(recover_step, "SAVED_EVERY", _sizes(setup)[1])
     for name in ("uninterrupted", "interrupted"):
         shutil.rmtree(setup.work / name, ignore_errors=True)
     with often:

@@ -85,7 +85,7 @@ def test_a_line_that_cannot_be_read(command, words):
         ("--text t prune", "--text is an option of darwinlm evaluate, darwinlm prune, darwinlm recover"),
         ("prune model --keep 75% --keep=50%", "'--keep': it is given more than once: give it once"),
         ("prune model --keep half", "budget.keep: must be a share such as 50% or 0.5 (it is 'half')"),
-        ("prune model --vocab 200%", "vocabulary: must be at most 100 % (it is '200%')"),
+        ("prune model --vocab 200%", "vocabulary.keep: must be at most 100 % (it is '200%')"),
         ("chat model --prompt hi", "use a pipe: echo 'hi' | darwinlm chat MODEL"),
         ("compress model", "No such command 'compress'; use prune"),
         ("eval model", "Did you mean 'evaluate'?"),

@@ -127,7 +127,7 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on(prune, tmp_path, monkeypatch
     monkeypatch.setattr("sys.unraisablehook", sys.unraisablehook)
     monkeypatch.setattr("threading.excepthook", threading.excepthook)
     with monkeypatch.context() as patch:
-        patch.setattr("darwinlm.steps.search.step.search", interrupted)
+        patch.setattr("darwinlm.steps.search.search.search", interrupted)
         ended = prune("--keep", "50 %")
     assert ended.code == 130
     (line,) = ended.err.strip().splitlines()

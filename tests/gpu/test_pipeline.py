@@ -17,7 +17,7 @@ from darwinlm.runtime import memory
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.memory import CACHES
 from darwinlm.steps.database import store
-from darwinlm.steps.refit import step as stages_refit
+from darwinlm.steps.refit import strength as refit_strength
 from tests.gpu.device import Tally, pretend_gpu
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint
@@ -60,7 +60,7 @@ class Compared:
 @pytest.fixture(scope="module", autouse=True)
 def one_strength():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages_refit, "STRENGTHS", (1.0,))
+        patch.setattr(refit_strength, "STRENGTHS", (1.0,))
         yield
 
 

@@ -7,7 +7,7 @@ from tests.tiny.whole import Whole
 
 from darwinlm.runtime.artifact import read_tensors
 from darwinlm.steps.evaluate.quality import measure_quality
-from darwinlm.steps.refit import step as stages_refit
+from darwinlm.steps.refit import strength as refit_strength
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def refitted(whole, tiny_llama, make_run, tmp_path, monkeypatch):
     """Refit the finished run's stitched model again, with other strengths."""
 
     def make(*strengths):
-        monkeypatch.setattr(stages_refit, "STRENGTHS", strengths)
+        monkeypatch.setattr(refit_strength, "STRENGTHS", strengths)
         return result(make_run(tiny_llama, tmp_path / "out"), "refit")
 
     return make
@@ -30,7 +30,7 @@ def refitted(whole, tiny_llama, make_run, tmp_path, monkeypatch):
 def test_it_goes_as_far_as_is_best_on_validation_text(whole):
     record = whole.refit.record
     losses = {float(strength): loss for strength, loss in record["kl_by_strength"].items()}
-    assert set(losses) == {0.0, *stages_refit.STRENGTHS}
+    assert set(losses) == {0.0, *refit_strength.STRENGTHS}
     assert losses[record["strength"]] == min(losses.values()) == record["kl_after"]
     assert record["kl_before"] == losses[0.0]
     assert record["kept"] == "refit"
@@ -63,7 +63,7 @@ def test_weights_and_losses_are_those_of_the_way_there(whole, refitted, strength
 
 def test_none_of_it_is_taken_where_all_is_worse(whole, refitted, monkeypatch):
     given = iter([2.0, 1.0, 1.5])  # all the way, none of it, half
-    monkeypatch.setattr(stages_refit, "stream_divergence", lambda dense, other: next(given))
+    monkeypatch.setattr(refit_strength, "stream_divergence", lambda dense, other: next(given))
     found = refitted(0.5, 1.0)
     assert found.record["kept"] == "stitched"
     assert found.record["strength"] == 0

@@ -1,6 +1,8 @@
 """The text of runs: blocks begin with bos, passages come again, documents come from everywhere, short text is cut."""
 
 import io
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,6 @@ from tests.tiny.tokenizer import BOS_ID, tiny_tokenizer
 from transformers import AutoTokenizer
 
 from darwinlm.evaluation.evaluation_text import pack
-from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError
 from darwinlm.steps.text.repeats import ordinary_tokens, with_repeats
@@ -28,13 +29,15 @@ def bos(request, tmp_path_factory):
 
 
 def test_blocks_begin_with_bos_in_the_text_of_a_run(bos, make_run, tmp_path):
+    """Also where a tokenizer that differs in nothing else gave the text before."""
     folder, text, adds = bos
-    texts = result(make_run(folder, tmp_path / "out", text=text), "text")
-    assert {"calibration", "fitness", "validation", "evaluation"} <= set(texts)
-    for purpose, blocks in texts.items():
-        assert bool((blocks.tokens[:, 0] == BOS_ID).all()) == adds, purpose
-    key = read_json(tmp_path / "out" / "stages" / "text" / "key.json")
-    assert (key["blocks_begin_with"] is not None) == adds
+    model = Path(shutil.copytree(folder, tmp_path / "model"))
+    for now in (not adds, adds):
+        tiny_tokenizer(add_bos=now).save_pretrained(model)
+        texts = result(make_run(model, tmp_path / "out", text=text), "text")
+        assert {"calibration", "fitness", "validation", "evaluation"} <= set(texts)
+        for purpose, blocks in texts.items():
+            assert bool((blocks.tokens[:, 0] == BOS_ID).all()) == now, purpose
 
 
 def test_blocks_begin_with_bos_in_the_text_that_is_trained_on(bos, tmp_path, monkeypatch):

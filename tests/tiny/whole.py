@@ -16,7 +16,7 @@ from darwinlm.runtime.run import Run
 from darwinlm.steps.budget.problem import Problem
 from darwinlm.steps.database.store import DatabaseReader
 from darwinlm.steps.search.module_cache import PlacedModules
-from darwinlm.steps.text.step import Texts
+from darwinlm.steps.text.sequences import TokenSequences
 from tests.tiny.stages import result, run_stages
 
 
@@ -79,7 +79,7 @@ def searched(run: Run) -> SimpleNamespace:
     return run_stages(run, "search")
 
 
-def placed_in(run: Run, dtype: torch.dtype = torch.float32) -> tuple[PlacedModules, Texts]:
+def placed_in(run: Run, dtype: torch.dtype = torch.float32) -> tuple[PlacedModules, dict[str, TokenSequences]]:
     """The modules of a run in a decoder, with its texts; stages up to the database are run or reused."""
     texts, plan = result(run, "text"), result(run, "plan")
     decoder = Decoder(result(run, "dense").load(dtype), result(run, "dense").family)
