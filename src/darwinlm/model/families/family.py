@@ -1,8 +1,8 @@
 """Model families as data: one small YAML file for each family beside this module.
 
 `parts.py` describes the sub-layers. A file may name a family in `like`: fields that it leaves out, of its own, of a
-sub-layer and its experts, or of a `gguf` without a name, are those of the other one. `family_of` finds the description
-for a configuration.
+sub-layer and its experts, or of a `gguf` without a name and its keys and tensors, are those of the other one.
+`family_of` finds the description for a configuration.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _description(name: str) -> dict[str, Any]:
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Fields of both; own ones take precedence. Parts are merged in turn, but `gguf` only if its name is the same."""
-    both = [part for part in (*KINDS, "experts", "gguf") if base.get(part) and own.get(part)]
+    both = [part for part in (*KINDS, "experts", "gguf", "keys", "tensors") if base.get(part) and own.get(part)]
     merged = {part: _merged(base[part], own[part]) for part in both if part != "gguf" or "name" not in own[part]}
     return base | own | merged
 
