@@ -129,9 +129,8 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
     groups: list[tuple[str, Attention | Mlp, list[str], Sequence[str]]] = [
         (attention.name, attention, inputs, PARTS[: len(inputs)])
     ]
-    if mlp.name:
-        inputs = [f"{mlp.name}.{name}" for name in (*mlp.inputs, mlp.output)]
-        groups.append((mlp.name, mlp, inputs, (*MLP_PARTS[-len(mlp.inputs) :], "ffn_down")))
+    inputs = [f"{mlp.name}.{name}" for name in (*mlp.inputs, mlp.output)]
+    groups.append((mlp.name, mlp, inputs, (*MLP_PARTS[-len(mlp.inputs) :], "ffn_down")))
     if experts is not None and "ffn_gate_up_exps" not in layout.architecture.fused:
         holder = f"{mlp.prefix}{experts.name}"
         inputs = [f"{holder}.{name}" for name in experts.inputs]
@@ -151,9 +150,12 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
             del stored[name]
             stored |= result
     for name in sorted(stored, key=last):
+        tensor = by_rows(mlp, name.removeprefix(mlp.prefix), stored[name])
+        if last(name) < 0:
+            yield name, None, tensor
+            continue
         _, part, inputs, places = groups[last(name)]
         inside = name.removeprefix(part.prefix)
-        tensor = by_rows(mlp, name.removeprefix(mlp.prefix), stored[name])
         leaf = "bias" if name.endswith("bias") else "weight"
         owner = name.removesuffix(f".{leaf}").removesuffix("_bias")
         names = [f"{place}.{leaf}" for each, place in zip(inputs, places, strict=True) if each == owner]

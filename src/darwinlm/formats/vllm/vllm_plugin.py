@@ -5,9 +5,6 @@ vLLM calls `register` in each of its processes before it reads a model.
 
 from __future__ import annotations
 
-TESTED = ("llama", "qwen2", "qwen3")
-"""Families that `make test-vllm` serves."""
-
 
 def register() -> None:
     """Register every family's pruned classes with transformers and vLLM."""
@@ -19,7 +16,7 @@ def register() -> None:
     for family in families().values():
         if family.mixer is not None or family.tail is not None:
             continue
-        _, _, causal = pruned_classes(*family.class_names)
+        _, _, causal = pruned_classes(family)
         adapter = "PrunedForCausalLM" if family.mlp.experts is None else "PrunedMoEForCausalLM"
         if causal.__name__ not in ModelRegistry.get_supported_archs():
             ModelRegistry.register_model(causal.__name__, f"darwinlm.formats.vllm.vllm_model:{adapter}")
