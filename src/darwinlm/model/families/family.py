@@ -62,6 +62,11 @@ class Family(Closed):
         """Name of its file."""
         return self.model_type if self.switch is None else f"{self.model_type}_experts"
 
+    @property
+    def pruned_type(self) -> str:
+        """Model type in config.json of its models whose layers differ."""
+        return PREFIX + self.model_type
+
     def definition(self) -> Definition:
         """What the classes of the modelling file need to know about the family."""
         from transformers.models.auto.configuration_auto import model_type_to_module_name
@@ -123,10 +128,18 @@ def is_custom(config: Any) -> bool:
 
 
 def class_prefix(model_type: str) -> str:
-    """Prefix of the classes of a model type in transformers: `Llama` for LlamaForCausalLM."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    """Prefix of the classes of a model type in transformers: `Llama` for LlamaForCausalLM.
+
+    Raises LookupError if this release of transformers lacks the model type.
+    """
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES  # which doesn't import PyTorch
 
     return str(CONFIG_MAPPING_NAMES[model_type]).removesuffix("Config").removesuffix("Text")
+
+
+def pruned_class(family: Family) -> str:
+    """Name of the class of a family's language models of unequal layers. Raises LookupError as `class_prefix`."""
+    return f"Darwin{class_prefix(family.model_type)}ForCausalLM"
 
 
 DATA = resources.files("darwinlm.model.families") / "data"
