@@ -10,17 +10,17 @@ from darwinlm.model.surgery.reshape import Reshaper
 
 def embedding(tensor: Tensor, reshaper: Reshaper, _: Layout) -> Tensor:
     """The embedding times its multiplier."""
-    return tensor * reshaper.checkpoint.config.embedding_multiplier
+    return tensor * float(reshaper.checkpoint.config.embedding_multiplier)
 
 
 def logits(tensor: Tensor, reshaper: Reshaper, _: Layout) -> Tensor:
     """The head divided by the scale of the logits."""
-    return tensor * (1 / reshaper.checkpoint.config.logits_scaling)
+    return tensor * float(1 / reshaper.checkpoint.config.logits_scaling)
 
 
 def queries(tensor: Tensor, reshaper: Reshaper, _: Layout) -> Tensor:
     """Queries times the ratio of the multiplier of scores to that of a Llama."""
-    return tensor * (reshaper.checkpoint.config.attention_multiplier * reshaper.columns**0.5)
+    return tensor * float(reshaper.checkpoint.config.attention_multiplier * reshaper.columns**0.5)
 
 
 def residual(tensor: Tensor, reshaper: Reshaper, _: Layout) -> Tensor:
