@@ -23,7 +23,6 @@ from pydantic import BaseModel
 
 from darwinlm import pipeline
 from darwinlm.formats.gguf.stock_layout import UNKNOWN
-from darwinlm.formats.vllm.vllm_plugin import TESTED
 from darwinlm.model.families.family import Family, families
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import errors
@@ -31,6 +30,7 @@ from darwinlm.runtime.step import Uses
 
 ROOT = Path(__file__).parents[1]
 ATTENTION = {"heads": "heads", "whole": "kept or removed", "never": "kept"}
+ENGINES = {"mlx": "MLX", "vllm": "vLLM"}
 GROUPED = ("deepseek_v3",)
 """Families whose published models choose among groups of experts."""
 REFUSED = """\
@@ -184,9 +184,8 @@ UNEQUAL = """\
 
 ## MLX
 
-mlx-lm runs `modeling_mlx.py`, which lies beside the weights of a model with unequal layers. They load for ERNIE 4.5,
-EXAONE 4, Gemma 1 to 3, GLM-4-0414, Helium, Hunyuan, Llama, Ministral 3, Mistral, Nemotron, OLMo 2 and 3, Qwen3,
-Seed-OSS and SmolLM3; not for Qwen2, Phi-3 and Granite 3, nor with `units.attention=query_head`.
+mlx-lm runs `modeling_mlx.py`, which lies beside the weights of a model with unequal layers. It runs the families that
+the table names, and no model that was pruned with `units.attention=query_head`.
 
 Equal layers of these families need no file. Those of Qwen2, Phi-3 and Granite 3 load if all heads are kept: mlx-lm
 derives the size of a head from their number. mlx-lm 0.32 ignores the sliding windows of Mistral and Gemma 2 and the
@@ -208,15 +207,17 @@ def families_page() -> str:
         "| experts | dropped: whole experts; narrowed: the same number of channels from every expert |",
         "| GGUF, equal layers | architecture in the file if all layers have one size |",
         "| GGUF, layers differ | yes: sizes per layer; no: refused |",
+        "| tested in | other engines in which tests run models with unequal layers |",
         "",
-        "|family|model type|attention|MLP|experts|GGUF, equal layers|GGUF, layers differ|vLLM tested|",
+        "|family|model type|attention|MLP|experts|GGUF, equal layers|GGUF, layers differ|tested in|",
         "|---|---|---|---|---|---|---|---|",
     ]
     known = families()
     for family in sorted(known.values(), key=lambda family: family.title.lower()):
         equal = "no" if family.gguf is None else f"`{family.gguf.name}`"
-        vllm = "yes" if family.key in TESTED else ""
-        cells = family.title, f"`{family.model_type}`", *parts_cut(family), equal, gguf_when_layers_differ(family), vllm
+        engines = ", ".join(ENGINES[engine] for engine in family.engines)
+        sizes = *parts_cut(family), equal, gguf_when_layers_differ(family)
+        cells = family.title, f"`{family.model_type}`", *sizes, engines
         lines.append("|".join(("", *cells, "")))
     lines += [
         "",

@@ -1,12 +1,14 @@
 """`python -m lab tradeoff`: files of a model and of smaller ones, measured in llama.cpp."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.pruned import plain_checkpoint
 
-from darwinlm.formats.gguf import process
+from darwinlm.formats.gguf.engine import ENGINES
+from darwinlm.model.quantisation import LLAMA_CPP
 from lab.tradeoff.table import front
 
 FAST = ("--tokens", 96, "--prompt-tokens", 24, "--new-tokens", 4, "--runs", 2)
@@ -69,7 +71,7 @@ def test_wrong_input_ends_before_any_pruning(command, given, tmp_path, change, s
 
 
 def test_without_the_engine_the_extra_is_named(command, given, tmp_path, monkeypatch):
-    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("llama_cpp", "no_such_package", "gguf"))
+    monkeypatch.setitem(ENGINES, LLAMA_CPP, replace(ENGINES[LLAMA_CPP], package="no_such_package"))
     command("tradeoff", *given, *FAST).refused("[gguf]")
     assert not (tmp_path / "out").exists()
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from darwinlm.formats.gguf.checked_file import export_gguf
+from darwinlm.formats.gguf.engine import ENGINES
 from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
-from darwinlm.formats.gguf.process import ENGINES, quantise_file
+from darwinlm.formats.gguf.process import quantise_file
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.quantisation import QUANTISATIONS
+from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS
 from darwinlm.runtime.artifact import StageFolder, digest_of, file_digest, read_as, write_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.steps.evaluate.quality import measure_quality
@@ -25,7 +26,6 @@ from darwinlm.steps.evaluate.step import Evaluate
 from darwinlm.steps.export.step import Export
 from lab.tradeoff.table import FileLoss
 
-ENGINE = "llama.cpp"
 UNQUANTISED = "f16"
 """Type of the file that the others are quantised from, if none of its kind is asked for."""
 LOSSES = "losses.json"
@@ -73,7 +73,7 @@ class FileMaker:
     def _key(self, checkpoint: Checkpoint) -> dict[str, Any]:
         return {
             "code": {stage.name: stage.version for stage in (Export, Evaluate)},
-            "engine": version(ENGINES[ENGINE][1]),
+            "engine": version(ENGINES[LLAMA_CPP].package),
             "models": [self.original.digest, checkpoint.digest],
             "text": digest_of(self.text.tolist()),
             "types": list(self.quantisations),

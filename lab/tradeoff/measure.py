@@ -14,10 +14,11 @@ from pathlib import Path
 from torch import Tensor
 
 from darwinlm.evaluation.evaluation_text import pack
-from darwinlm.formats.gguf.process import EngineProcess, Generated, require_engine
+from darwinlm.formats.gguf.engine import Generated, require_engine
+from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.formats.resolve import resolve_model
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.quantisation import WRITTEN
+from darwinlm.model.quantisation import LLAMA_CPP, WRITTEN
 from darwinlm.recipe import Recipe
 from darwinlm.runs.opening import check_inputs
 from darwinlm.runs.sweep import member_name, prune_sweep
@@ -28,7 +29,7 @@ from darwinlm.runtime.errors import ExportError
 from darwinlm.runtime.output import claim, mark
 from darwinlm.runtime.places import check_output
 from darwinlm.steps.export.step import Export
-from lab.tradeoff.files import ENGINE, FileMaker
+from lab.tradeoff.files import FileMaker
 from lab.tradeoff.table import HEADINGS, FileLoss, FileRow, Rate, Tradeoff, cells, draw_by_size, draw_by_speed, remarks
 
 FILES, SIZES = "files", "sizes"
@@ -111,7 +112,7 @@ def _check(quantisations: Sequence[str]) -> None:
         raise ExportError(f"--quant {unknown[0]}: llama.cpp quantises to {', '.join(sorted(known))}")
     if len(set(quantisations)) < len(quantisations) or not quantisations:
         raise ExportError(f"--quant {','.join(quantisations)}: name each type once")
-    require_engine(ENGINE, "measuring GGUF files")
+    require_engine(LLAMA_CPP, "measuring GGUF files")
 
 
 def _measure_speed(
@@ -127,10 +128,10 @@ def _measure_speed(
     with reporter.stage("speed"):
         for number in range(timed.rounds):
             for place, file in enumerate(files):
-                with EngineProcess(ENGINE, file, **options) as process:
+                with EngineProcess(LLAMA_CPP, file, **options) as process:
                     process.generate(prompt[:WARM_UP], 2)
                     timings[file].append(process.generate(prompt, timed.new_tokens + 1))
-                    version = version or f"{ENGINE} ({process.version()})"
+                    version = version or f"{LLAMA_CPP} ({process.version()})"
                 reporter.advance(number * len(files) + place + 1, timed.rounds * len(files))
     return timings, version
 

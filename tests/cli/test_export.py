@@ -3,12 +3,14 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
-from darwinlm.formats.gguf import process
+from darwinlm.formats.gguf.engine import ENGINES
 from darwinlm.formats.gguf.tokenizer_keys import copy_tokenizer
+from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.runs.exporting import export_model
 
 
@@ -84,7 +86,7 @@ def test_targets_that_would_destroy_something(command, model, tmp_path):
 
 def test_without_the_engine_the_extra_is_named(command, model, tmp_path, monkeypatch):
     pytest.importorskip("gguf", reason="the extra gguf")
-    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("llama_cpp", "no_such_package", "gguf"))
+    monkeypatch.setitem(ENGINES, LLAMA_CPP, replace(ENGINES[LLAMA_CPP], package="no_such_package"))
     words = ("--quant", "q4_k_m", "--out", tmp_path / "m.gguf")
     command("export", model, *words).refused("quantising to", "[gguf]")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -2,16 +2,17 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.pruned import plain_checkpoint
 
-from darwinlm.formats.gguf import process
+from darwinlm.formats.gguf.engine import ENGINES
 from darwinlm.formats.gguf.file_sizes import predicted_sizes
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.quantisation import SMALLEST
+from darwinlm.model.quantisation import LLAMA_CPP, SMALLEST
 from darwinlm.report.summary import read_summary
 from darwinlm.report.wording import bounded_file
 
@@ -115,6 +116,6 @@ def test_what_is_impossible_is_refused_before_the_first_stage(given, tmp_path, o
 
 @pytest.mark.parametrize("more", [("--for", "q8_0"), ()])
 def test_without_the_engine_the_extra_is_named(given, tmp_path, monkeypatch, more):
-    monkeypatch.setitem(process.ENGINES, "llama.cpp", ("llama_cpp", "no_such_package", "gguf"))
+    monkeypatch.setitem(ENGINES, LLAMA_CPP, replace(ENGINES[LLAMA_CPP], package="no_such_package"))
     given("--file", "300kB", *more).refused("[gguf]")
     assert not (tmp_path / "out" / "stages" / "text").exists()

@@ -3,16 +3,18 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 
+from darwinlm.formats.gguf.engine import ENGINES
 from darwinlm.formats.gguf.file_sizes import predicted_sizes
-from darwinlm.formats.gguf.process import ENGINES
 from darwinlm.formats.opened import open_model
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.report.summary import FileFigures
 from darwinlm.runs.exporting import export_model
 
@@ -67,8 +69,8 @@ def test_quality_of_a_quantised_file_against_the_folder(command, folder, tiny_te
 
 def test_a_file_that_nothing_here_can_read_names_what_to_do(command, prune, monkeypatch, file):
     prune(model=file).refused("can't read the GGUF file", "give the model's original folder or hub id".capitalize())
-    monkeypatch.setitem(ENGINES, "llama.cpp", ("llama_cpp", "not_installed_here", "gguf"))
-    command("chat", file).refused("running a model in llama.cpp needs", "[gguf]")
+    monkeypatch.setitem(ENGINES, LLAMA_CPP, replace(ENGINES[LLAMA_CPP], package="not_installed_here"))
+    command("chat", file).refused("can't read the GGUF file", "in llama.cpp (pip install 'darwinlm[gguf]')")
 
 
 UNLIKE = {0: (0, 0, 96), 1: (2, 1, 0), 2: (4, 2, 64), 3: (0, 0, 0), 4: (4, 2, 96)}

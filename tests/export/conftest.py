@@ -5,16 +5,14 @@ import tempfile
 import pytest
 
 from darwinlm.formats.gguf import process, worker
+from darwinlm.formats.gguf.engine import ENGINES
 from darwinlm.runtime.errors import EngineError
 
 
 def _enter(self):
-    from darwinlm.formats.gguf import llama_cpp
-
-    assert self.engine == "llama.cpp"
-    begin = llama_cpp.Engine if self._begin == "load" else llama_cpp.quantise
     try:
-        self._loaded = begin(str(self.model), **self._options)
+        target = ENGINES[self.engine].target
+        self._loaded = worker.begin(self._begin, target, {"model": str(self.model), **self._options})
     except Exception as error:
         raise EngineError(str(error)) from error
     self._folder = tempfile.TemporaryDirectory()

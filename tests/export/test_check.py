@@ -1,13 +1,16 @@
 """The check that ends an export sees what is planted, names the layer, and leaves nothing behind."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.tiny.pruned import pruned_checkpoint
 
 from darwinlm.formats.gguf import checked_file as gguf_export
 from darwinlm.formats.gguf import tensors
-from darwinlm.formats.gguf.process import ENGINES
+from darwinlm.formats.gguf.engine import ENGINES
 from darwinlm.formats.logits_check import compare_logits
+from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import ExportError, MissingExtraError
@@ -19,7 +22,7 @@ ROWS = {0: (2, 1, 96), 2: (4, 2, 64)}
 
 @pytest.fixture
 def without_the_library(monkeypatch):
-    monkeypatch.setitem(ENGINES, "llama.cpp", ("llama_cpp", "not_installed_here", "gguf"))
+    monkeypatch.setitem(ENGINES, LLAMA_CPP, replace(ENGINES[LLAMA_CPP], package="not_installed_here"))
 
 
 def refused(tmp_path, model, *parts, **options):

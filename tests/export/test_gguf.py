@@ -83,6 +83,14 @@ def test_quantised_files(tmp_path, quantisation):
         assert any("multiples of 256" in note for note in report["notes"])
 
 
+def test_a_file_with_parameters_of_the_activation_in_its_keys_has_its_predicted_size(tmp_path):
+    """They are numbers without a dimension."""
+    folder = plain_checkpoint(tmp_path / "model", "apertus")
+    export_model(folder, tmp_path / "m.gguf", quantisation="q8_0", unchecked=True)
+    predicted = predicted_sizes(Checkpoint.open(folder))["q8_0"]
+    assert predicted == pytest.approx((tmp_path / "m.gguf").stat().st_size, abs=2048)
+
+
 OSS = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "swiglu_limit": 7.0}
 OTHERS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 GROUPED = {"num_key_value_heads": 4, "attention_bias": False, "head_dim": 8}

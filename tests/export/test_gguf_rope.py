@@ -86,8 +86,8 @@ def test_longrope_takes_the_long_factors_in_long_contexts(tmp_path, rows):
 @pytest.mark.parametrize(
     ("model_type", "rows", "overrides", "reason"),
     [
-        ("qwen3", None, LLAMA3, "which no architecture with normed queries and keys reads"),
-        ("qwen3", MIXED, yarn(beta_slow=2.0), "which no architecture with normed queries and keys reads"),
+        ("qwen3", None, LLAMA3, "which llama.cpp reads neither in qwen3 nor in openelm"),
+        ("qwen3", MIXED, yarn(beta_slow=2.0), "which llama.cpp reads neither in qwen3 nor in openelm"),
         ("gemma", None, LLAMA3, "its rope scaling of the type llama3 has a divisor for every frequency"),
         ("qwen3_moe", None, LLAMA3 | {"mlp_only_layers": []}, "a divisor for every frequency, which its architecture"),
         ("llama", None, PROPORTIONAL, "of the type proportional"),

@@ -9,7 +9,7 @@ from tests.tiny.models import FAMILIES, tiny_config
 from tests.tiny.pruned import any_checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from darwinlm.formats.transformers.saved import IN_MLX, MODEL_FILE, older_rope, save_model
+from darwinlm.formats.transformers.saved import MODEL_FILE, older_rope, save_model
 from darwinlm.model.families.family import families
 
 DEFAULT = {"rope_type": "default", "rope_theta": 500.0}
@@ -64,6 +64,9 @@ MORE = {
     "smollm3": {"no_rope_layers": [1, 1, 0]},
     "nemotron": {"mlp_bias": True},
 }
+
+
+IN_MLX = [name for name, family in families().items() if "mlx" in family.engines]
 
 
 @pytest.mark.parametrize("model_type", IN_MLX)

@@ -13,15 +13,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.formats.gguf.process import EngineProcess
-from darwinlm.formats.gguf.tokenizer_keys import (
-    ALIASES,
-    DIGITS,
-    MERGED,
-    PATTERNS,
-    PLAIN,
-    read_tokenizer,
-    split_as_named,
-)
+from darwinlm.formats.gguf.split_patterns import ALIASES, DIGITS, MERGED, PATTERNS, PLAIN
+from darwinlm.formats.gguf.tokenizer_keys import read_tokenizer, split_as_named
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import CheckpointError, ExportError
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.masked import mlp_of
-from tests.tiny.models import FAMILIES
+from tests.tiny.models import FAMILIES, mlp_of
 from tests.tiny.stages import result
 from torch import Tensor
 

@@ -9,7 +9,7 @@ from tests.tiny.cutting import cut_and_masked, logits, near, tokens
 from tests.tiny.models import tiny_config
 from transformers import AutoModel, AutoModelForCausalLM
 
-from darwinlm.model.families.family import family_of
+from darwinlm.model.families.family import families, family_of
 from darwinlm.model.families.modeling_darwinlm import auto_map, modeling_source
 from darwinlm.model.families.pruned import pruned_classes, pruned_config
 from darwinlm.model.families.shapes import head_dim
@@ -34,11 +34,11 @@ def test_save_and_load(pruned, tmp_path):
     assert type(decoder) is type(pruned.model)
     assert torch.equal(decoder(ids).last_hidden_state, pruned.model(ids).last_hidden_state)
     stored = json.loads((tmp_path / "config.json").read_text())
-    names = family_of(pruned.config).class_names
-    assert stored["auto_map"] == auto_map(names[0])
+    definition = family_of(pruned.config).definition()
+    assert stored["auto_map"] == auto_map(definition.prefix)
     name = type(pruned.config).attribute_map.get("head_dim", "head_dim")
     assert stored[name] == head_dim(pruned.config)
-    assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(*names)
+    assert (tmp_path / "modeling_darwinlm.py").read_text() == modeling_source(definition)
 
 
 def rope(kind, theta=1e4, **more):
@@ -106,4 +106,4 @@ def test_variants_of_families(model_type, overrides, tmp_path):
 )
 def test_impossible_layers_are_refused(overrides, message):
     with pytest.raises(Exception, match=message):
-        pruned_config(pruned_classes("Llama", "llama")[0], tiny_config("llama"), {1: overrides})
+        pruned_config(pruned_classes(families()["llama"])[0], tiny_config("llama"), {1: overrides})

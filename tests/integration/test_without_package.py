@@ -106,7 +106,7 @@ def test_every_family_without_its_first_layer_runs_elsewhere(tmp_path):
             assert there["made"] == made.tolist(), model_type
         for place in (model_type, f"{model_type}-again"):
             stored = json.loads((tmp_path / place / "config.json").read_text())
-            assert stored["auto_map"] == auto_map(family_of(model.config).class_names[0])
+            assert stored["auto_map"] == auto_map(family_of(model.config).definition().prefix)
 
 
 def test_the_tokenizer_runs_no_code_of_the_checkpoint_and_warns_of_nothing(finished_llama, tmp_path):

@@ -5,7 +5,6 @@ Rows are looked up by the names of projections, one by one, and not through the 
 Letters: r rows, d columns, e experts.
 """
 
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from darwinlm.model.units.space import Allocation
 from darwinlm.steps.database.store import DatabaseReader
+from tests.tiny.models import mlp_of, output_of
 
 
 @torch.no_grad()
@@ -32,21 +32,6 @@ def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
         else:
             _mask_attention(block.self_attn, kept.columns, kept.weight, shape.sizes.head_dim, shape.sizes.heads)
     return model
-
-
-def mlp_of(block: nn.Module) -> Any:
-    """The MLP of a block, or its experts and their router together with the MLP beside them."""
-    mixture = getattr(block, "block_sparse_moe", None)  # Granite 4
-    if mixture is not None or hasattr(block, "experts"):
-        beside, mixture = (block.mlp, block) if mixture is None else (block.shared_mlp, mixture)
-        tensors = [*mixture.experts.named_parameters(), *beside.named_parameters()]
-        return SimpleNamespace(experts=mixture.experts, router=mixture.router, named_parameters=lambda: tensors)
-    return next(getattr(block, name) for name in ("mlp", "feed_forward", "shared_mlp") if hasattr(block, name))
-
-
-def output_of(part: nn.Module) -> Any:
-    names = ("o_proj", "out_proj", "down_proj", "w2", "output_linear")
-    return next(getattr(part, name) for name in names if hasattr(part, name))
 
 
 def _with_gates(attention: nn.Module, query: set[int], head_dim: int) -> set[int]:

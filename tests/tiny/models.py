@@ -1,9 +1,14 @@
-"""Tiny random models of every family: four layers, a few thousand weights, logits that depend on the whole context."""
+"""Tiny random models of every family: four layers, a few thousand weights, logits that depend on the whole context.
+
+Their parts are looked up without the description of the family.
+"""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 SIZES: dict[str, Any] = {
@@ -227,3 +232,18 @@ def randomised(make: Callable[[], Any], seed: int = 0, vectors: float = 0.1) -> 
 def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A tiny random model of a family."""
     return randomised(lambda: AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides)), seed)
+
+
+def mlp_of(block: nn.Module) -> Any:
+    """The MLP of a block, or its experts and their router together with the MLP beside them."""
+    mixture = getattr(block, "block_sparse_moe", None)  # Granite 4
+    if mixture is not None or hasattr(block, "experts"):
+        beside, mixture = (block.mlp, block) if mixture is None else (block.shared_mlp, mixture)
+        tensors = [*mixture.experts.named_parameters(), *beside.named_parameters()]
+        return SimpleNamespace(experts=mixture.experts, router=mixture.router, named_parameters=lambda: tensors)
+    return next(getattr(block, name) for name in ("mlp", "feed_forward", "shared_mlp") if hasattr(block, name))
+
+
+def output_of(part: nn.Module) -> Any:
+    names = ("o_proj", "out_proj", "down_proj", "w2", "output_linear")
+    return next(getattr(part, name) for name in names if hasattr(part, name))

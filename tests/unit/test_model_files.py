@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.tiny.process import python
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import CheckpointError
@@ -105,3 +106,24 @@ def test_weights_that_may_not_be_read_are_not_called_damaged(model_copy, monkeyp
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.R_OK)
     with pytest.raises(CheckpointError, match=r"model\.safetensors can't be read: change its permissions"):
         Checkpoint.open(model_copy)
+
+
+CHANGED = """
+import sys
+from pathlib import Path
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.runtime.errors import CheckpointError
+assert False, "assertions don't run"
+checkpoint = Checkpoint.open(Path(sys.argv[1]))
+path = checkpoint.folder / "generation_config.json"
+path.write_text(path.read_text() + " ")
+try:
+    checkpoint.check_unchanged()
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_changed_file_is_noticed_without_assertions(model_copy):
+    """The hashes of files beside the weights are taken when the model is opened, also under `python -O`."""
+    assert "generation_config.json: it was changed during this run" in python("-O", "-c", CHANGED, model_copy).stdout

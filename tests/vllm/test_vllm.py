@@ -12,11 +12,12 @@ import torch
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from transformers import AutoModelForCausalLM
 
-from darwinlm.formats.vllm.vllm_plugin import TESTED
+from darwinlm.model.families.family import families
 
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
 pytestmark = pytest.mark.timeout(1800)  # an engine takes a minute to start, on a busy machine many
 
+TESTED = [name for name, family in families().items() if "vllm" in family.engines]
 TOKENS = [5, 17, 101, 33, 250, 8, 99, 4, 61, 12, 7]
 NEW = 24
 MIXED = {0: (0, 0, 96), 1: (2, 2, 0), 2: (2, 1, 64)}

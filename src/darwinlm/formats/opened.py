@@ -8,17 +8,18 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from darwinlm.formats.gguf.engine import ENGINES
 from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
 from darwinlm.formats.resolve import resolve_finished
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.loading import check_finite, check_tokens
+from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import CheckpointError, FamilyError
@@ -105,7 +106,7 @@ def open_model(source: str, *, dtype: str = "auto", device: str = "auto", dequan
     file = path.suffix == ".gguf" and path.is_file()
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    if file and find_spec("cyllama") is not None and dtype == device == "auto":
+    if file and ENGINES[LLAMA_CPP].installed and dtype == device == "auto":
         if not dequantised:
             return _in_llama_cpp(source, path)
         try:
@@ -130,4 +131,4 @@ def _in_pytorch(source: str, kind: torch.dtype, where: torch.device) -> Opened:
 
 def _in_llama_cpp(source: str, path: Path) -> Opened:
     model, tokenizer = open_in_llama_cpp(path)
-    return Opened(source, tokenizer, "llama.cpp", model)
+    return Opened(source, tokenizer, LLAMA_CPP, model)

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.formats.gguf.engine import require_engine
 from darwinlm.formats.gguf.header import GgufHeader, read_header, rounding_error
-from darwinlm.formats.gguf.process import EngineProcess, quantise_file, require_engine
+from darwinlm.formats.gguf.process import EngineProcess, quantise_file
 from darwinlm.formats.gguf.rope import UnsupportedError
 from darwinlm.formats.gguf.stock_layout import Layout, choose_layout
 from darwinlm.formats.gguf.tensors import gguf_tensors
@@ -26,7 +27,6 @@ from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.artifact import file_digest, write_json
 from darwinlm.runtime.errors import EngineError, ExportError, import_extra, storage_error
 
-ENGINE = "llama.cpp"
 ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
 """Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
 ROUNDED = 1.3
@@ -57,9 +57,9 @@ def export_gguf(
         raise ExportError(f"there is no quantisation '{quantisation}'; known are {', '.join(WRITTEN)}")
     import_extra("gguf", "gguf", "writing GGUF files")
     if QUANTISATIONS[quantisation].by == LLAMA_CPP:
-        require_engine(ENGINE, f"quantising to {quantisation}")
+        require_engine(LLAMA_CPP, f"quantising to {quantisation}")
     if not unchecked:
-        require_engine(ENGINE, "checking the file in llama.cpp (--unchecked leaves this out)")
+        require_engine(LLAMA_CPP, "checking the file in llama.cpp (--unchecked leaves this out)")
     reshaper = Reshaper(checkpoint)
     try:
         layout = choose_layout(reshaper)
@@ -200,7 +200,7 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: Tensor) -> No
     report = job.report
     try:
         how = {"threads": torch.get_num_threads(), "context": max(len(tokens), 64)}
-        with EngineProcess(ENGINE, path, **how, exact=True) as engine:
+        with EngineProcess(LLAMA_CPP, path, **how, exact=True) as engine:
             logits = torch.from_numpy(engine.logits(tokens.tolist()))
             ids = engine.tokenize(TEXT)
             report.details["engine"] = engine.version()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from darwinlm.formats.gguf.header import GgufHeader
+from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.formats.gguf.rope import UnsupportedError, magnitude, rope_tensors
 from darwinlm.formats.gguf.stock_layout import choose_layout
 from darwinlm.formats.gguf.write import write_keys
@@ -23,11 +24,10 @@ from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import shorten
 
 FACTORS = "rope_freqs.weight"
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Of all Llama 3.1 to 3.3, which state the factor alone: the largest divisor of a frequency. `check_keys` compares."""
+USUAL_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""Settings of the rope scaling `llama3` in all models with it. Files state the factor alone, as the largest divisor of
+a frequency. `check_keys` compares the divisors."""
 LONG = {f"rope_factors_{name}.weight": f"{name}_factor" for name in ("long", "short")}
-CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-"""Values of llama.cpp where the file has none."""
 FREE = {"context_length", "vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
 """Keys without an effect on the logits of a text, except as far as others, which are compared, ask for it."""
 USUAL: Mapping[str, Any] = {
@@ -45,18 +45,13 @@ OTHERWISE = "give the model's original folder or hub id"
 
 
 def complete(config: Any, header: GgufHeader) -> None:
-    """Set what transformers doesn't read, in place: head size, scale and caps of scores, window, rotary embedding."""
+    """Set what transformers doesn't read, in place: head size, window, rotary embedding, and what the family needs."""
     sizes, stock = header.sizes(), family_of(config).gguf
     columns = sizes.get("attention.key_length")
     if columns and getattr(config, "head_dim", None) is not None:
         config.head_dim = columns
-    if stock is not None and stock.scores is not None:
-        heads = config.num_attention_heads
-        largest = config.num_hidden_layers == stock.large
-        config.query_pre_attn_scalar = config.hidden_size // heads if largest else config.head_dim
-    if stock is not None and stock.caps:
-        for name, usual in CAPS.items():
-            setattr(config, name, sizes.get(name, usual))
+    for read in quirks(None if stock is None else stock.read):
+        read(config, header)
     window = sizes.get("attention.sliding_window")
     in_none = stock is not None and stock.period is None and "sliding_window_pattern" not in stock.keys
     if hasattr(config, "sliding_window") and (window or in_none):
@@ -87,7 +82,7 @@ def _rope(rope: dict[str, Any], config: Any, header: GgufHeader) -> dict[str, An
         found |= {"rope_type": "longrope", "attention_factor": attention, **factors}
         return found | {"original_max_position_embeddings": length}
     if FACTORS in header.tensors:
-        return found | {"rope_type": "llama3", "factor": float(header.numbers(FACTORS).max()), **LLAMA3}
+        return found | {"rope_type": "llama3", "factor": float(header.numbers(FACTORS).max()), **USUAL_BOUNDS}
     if kind == "yarn" and factor != 1:
         found |= {"rope_type": kind, "factor": factor, "attention_factor": attention * magnitude(factor)}
         return found | {"original_max_position_embeddings": length}

@@ -81,7 +81,7 @@ class FileSizes:
         family, (_, inside) = self.checkpoint.family, self._parts(name)
         experts = family.mlp.experts
         router = experts is not None and f".{experts.router}." in name
-        if len(shape) == 1 or shape[-1] % BLOCK or name.endswith(".bias") or router:
+        if len(shape) < 2 or shape[-1] % BLOCK or name.endswith(".bias") or router:
             return "F32"
         quantisation = QUANTISATIONS[self.quantisation]
         kind = quantisation.element

@@ -20,7 +20,7 @@ from darwinlm.runtime.limits import shorten
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, struct.error)
 """Errors of the reader at damaged files."""
 LAST_NORMS = ("output_norm.weight", "token_embd_norm.weight")
-"""Names of the last norm; LFM2 has the other one."""
+"""Names of the last norm, which depend on the architecture."""
 ROWS = 1 << 24
 """Most rows of an embedding."""
 WHOLE = ("_token_id", ".context_length")

@@ -15,6 +15,7 @@ from darwinlm.formats.gguf.header import GgufHeader, read_header
 from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.formats.gguf.read import tokenizer_in
 from darwinlm.model.families.loading import PROBE
+from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.runtime.errors import CheckpointError
 
 SHORTEST = 2048
@@ -85,7 +86,7 @@ class LlamaCppModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             while room < tokens:
                 room *= 2
             self.room = min(room, max(self.longest, tokens))
-            engine = EngineProcess("llama.cpp", self.path, threads=torch.get_num_threads(), context=self.room)
+            engine = EngineProcess(LLAMA_CPP, self.path, threads=torch.get_num_threads(), context=self.room)
             self.engine = engine.__enter__()
             weakref.finalize(self, self.engine.__exit__)
         return self.engine

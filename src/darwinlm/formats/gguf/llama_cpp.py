@@ -9,7 +9,7 @@ import numpy as np
 from cyllama.llama import llama_cpp as library
 from gguf import LlamaFileType
 
-from darwinlm.formats.gguf.process import Generated
+from darwinlm.formats.gguf.engine import Engine, Generated
 
 F32 = 0  # of ggml_type
 BATCH = 512
@@ -25,11 +25,8 @@ class _Model(library.LlamaModel):  # type: ignore[misc]
         return int(self.get_vocab().n_vocab)
 
 
-class Engine:
-    """One GGUF file in llama.cpp.
-
-    `context` is in tokens. With `exact`, keys and values stay in float32, for comparisons.
-    """
+class LlamaCpp(Engine):
+    """One GGUF file in llama.cpp."""
 
     def __init__(self, model: str, *, threads: int = 1, context: int = 2048, exact: bool = False) -> None:
         library.llama_backend_init()
@@ -91,10 +88,10 @@ class Engine:
         """Tokens of a text, with the special tokens that the file requests."""
         return list(self.vocabulary.tokenize(text, True, False))
 
-
-def quantise(model: str, target: str, quantisation: str, threads: int) -> None:
-    """Quantise a GGUF file with the library's quantiser."""
-    parameters = library.LlamaModelQuantizeParams()
-    parameters.ftype = int(LlamaFileType[f"MOSTLY_{quantisation}"])
-    parameters.nthread = threads
-    library.model_quantize(model, target, parameters)
+    @classmethod
+    def quantise(cls, model: str, *, target: str, quantisation: str, threads: int) -> None:
+        """Quantise a GGUF file with the library's quantiser."""
+        parameters = library.LlamaModelQuantizeParams()
+        parameters.ftype = int(LlamaFileType[f"MOSTLY_{quantisation}"])
+        parameters.nthread = threads
+        library.model_quantize(model, target, parameters)

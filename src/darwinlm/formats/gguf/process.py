@@ -5,34 +5,20 @@ Requests and answers are single lines of JSON; arrays are passed as .npy files i
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from darwinlm.runtime.errors import EngineError, missing_extra
-
-ENGINES = {"llama.cpp": ("llama_cpp", "cyllama", "gguf")}
-"""Of each engine the module beside this one, whose class `Engine` runs a model; its package, and that package's
-extra."""
-
-Generated = tuple[list[int], float, float]
-"""New tokens, seconds to the first one, and seconds for the others."""
-
-
-def require_engine(engine: str, purpose: str) -> None:
-    """Raise MissingExtraError if an engine's package isn't installed."""
-    _, package, extra = ENGINES[engine]
-    if importlib.util.find_spec(package) is None:
-        raise missing_extra(package, extra, purpose)
+from darwinlm.formats.gguf.engine import ENGINES, Generated, require_engine
+from darwinlm.model.quantisation import LLAMA_CPP
+from darwinlm.runtime.errors import EngineError
 
 
 def child_environment() -> dict[str, str]:
@@ -47,7 +33,8 @@ def child_environment() -> dict[str, str]:
 class EngineProcess:
     """An engine with a loaded model, to be used as a context manager.
 
-    Options are `threads`, `context` (tokens) and `exact`. `begin` is the first request, which gets them.
+    Options are those of `Engine`. `begin` is the first request, which gets them: `load`, or `quantise` with the options
+    of `Engine.quantise`.
 
     Raises:
         MissingExtraError: The engine isn't installed.
@@ -75,7 +62,9 @@ class EngineProcess:
             env=child_environment(),
         )
         try:
-            self._ask(self._begin, engine=self.engine, model=str(self.model.absolute()), **self._options)
+            self._ask(
+                self._begin, engine=ENGINES[self.engine].target, model=str(self.model.absolute()), **self._options
+            )
         except BaseException:
             self.__exit__()
             raise
@@ -111,8 +100,7 @@ class EngineProcess:
 
     def version(self) -> str:
         """The engine's package and its version."""
-        package = ENGINES[self.engine][1]
-        return f"{package} {version(package)}"
+        return ENGINES[self.engine].release
 
     def _ask(self, request: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None
@@ -149,5 +137,5 @@ def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -
         EngineError: The quantiser refuses the file or dies.
     """
     how = {"target": str(target.absolute()), "quantisation": quantisation, "threads": threads}
-    with EngineProcess("llama.cpp", source, "quantise", **how):
+    with EngineProcess(LLAMA_CPP, source, "quantise", **how):
         pass

@@ -11,8 +11,8 @@ from functools import cache
 from importlib import import_module
 from math import prod
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from safetensors import SafetensorError
@@ -165,11 +165,7 @@ def _alone(path: Path) -> Iterator[Path]:
 
     Errors are reported as errors of the file.
     """
-    gguf = import_module("gguf")
-    # Transformers parses a file three times, two seconds each, and lists all names of tensors for every module.
-    names = cache(gguf.get_tensor_name_map)
-    once = patch.multiple(gguf, GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=names)
-    with tempfile.TemporaryDirectory(prefix="darwinlm-gguf-") as folder, once:
+    with tempfile.TemporaryDirectory(prefix="darwinlm-gguf-") as folder, _parsed_once(import_module("gguf")):
         file = Path(folder, path.name)
         file.symlink_to(path.absolute())
         try:
@@ -179,6 +175,23 @@ def _alone(path: Path) -> Iterator[Path]:
         except Exception as error:
             reason = shorten(first_line(error).replace(folder, str(path.parent)), 300)
             raise CheckpointError(f"can't read the GGUF file {path}: {reason}. {ELSEWHERE}") from error
+
+
+@contextmanager
+def _parsed_once(gguf: ModuleType) -> Iterator[None]:
+    """Let transformers parse a file once, and list the names of tensors once.
+
+    It does so three times, two seconds each, and for every module. It gets both from the package `gguf` whenever it
+    needs them and takes no others, so that they are replaced there by ones that remember their result.
+    """
+    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, function in plain.items():
+            setattr(gguf, name, cache(function))
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(gguf, name, function)
 
 
 def _is_tied(header: GgufHeader) -> bool:

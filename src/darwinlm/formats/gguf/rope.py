@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.model.families.checkpoint import Checkpoint
 
 OTHERWISE = "transformers runs it, and vLLM may"
@@ -38,15 +39,16 @@ class Rope:
     """A rotary embedding.
 
     Attributes:
-        kind: One of `KINDS`, or `proportional` for full attention beside sliding.
+        kind: One of `KINDS`.
         base: Base of the frequencies.
         turned: Number of rotated columns of a head, from the first on.
         columns: Columns of a head.
         attention: Factor on cosines and sines.
-        scores: Factor on the scores of an attention with compressed keys and values, whose scale llama.cpp derives
-            from the scaling too; None with plain keys and values.
+        scores: Factor on the scores of an architecture in which llama.cpp derives their scale from yarn's too; None
+            in others.
         rounded: Whether the bounds of yarn's ramp are those of the model rounded, since llama.cpp can't do otherwise.
         frequencies: Those of the model's own rotary embedding, [turned / 2]; None without one.
+        divisors: Divisors of the frequencies in the file, [columns / 2] float32, if they don't follow from the kind.
         values: Fields of the configuration.
     """
 
@@ -58,6 +60,7 @@ class Rope:
     scores: float | None = None
     rounded: bool = False
     frequencies: Tensor | None = None
+    divisors: Tensor | None = None
     values: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -96,27 +99,29 @@ def read_rope(checkpoint: Checkpoint, columns: int) -> Rope:
     Raises UnsupportedError if llama.cpp doesn't support it.
     """
     config, of_layers = checkpoint.config, ""
-    rope = dict(getattr(config, "rope_parameters", None) or {})
-    if "full_attention" in rope:
-        rope, of_layers = dict(rope["full_attention"]), "full_attention_"
-        if rope.get("rope_type") == "proportional":
-            return Rope("proportional", float(rope["rope_theta"]), columns, columns, values=rope)
-    kind = str(rope.get("rope_type", "default"))
-    if kind not in KINDS:
-        raise UnsupportedError(f"its rope scaling is of the type {kind}")
-    share = rope.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
-    turned = int(columns * (1.0 if share is None else float(share)))
-    base, scores = float(rope.get("rope_theta", 10000.0)), 1.0 if getattr(config, "kv_lora_rank", None) else None
-    if kind == "yarn" and scores and rope.get("mscale_all_dim"):
-        scores = magnitude(float(rope["factor"]), rope["mscale_all_dim"]) ** 2
-    if kind == "dynamic" and rope.get("alpha"):  # Hunyuan: a larger base from the first token on
-        kind, base = "default", base * float(rope["alpha"]) ** (columns / (columns - 2))
+    values = dict(getattr(config, "rope_parameters", None) or {})
+    if "full_attention" in values:
+        values, of_layers = dict(values["full_attention"]), "full_attention_"
+    kind = str(values.get("rope_type", "default"))
+    share = values.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     if kind == "longrope":
-        rope.setdefault("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
+        values.setdefault("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
     rotary = checkpoint.outline.model.rotary_emb
-    attention = float(getattr(rotary, f"{of_layers}attention_scaling", 1.0))
-    frequencies = getattr(rotary, f"{of_layers}inv_freq", None)
-    return Rope(kind, base, turned, columns, attention, scores, frequencies=frequencies, values=rope)
+    rope = Rope(
+        kind,
+        float(values.get("rope_theta", 10000.0)),
+        turned=int(columns * (1.0 if share is None else float(share))),
+        columns=columns,
+        attention=float(getattr(rotary, f"{of_layers}attention_scaling", 1.0)),
+        frequencies=getattr(rotary, f"{of_layers}inv_freq", None),
+        values=values,
+    )
+    stock = checkpoint.family.gguf
+    for complete in quirks(None if stock is None else stock.rope):
+        rope = complete(rope, config)
+    if rope.kind not in KINDS:
+        raise UnsupportedError(f"its rope scaling is of the type {rope.kind}")
+    return rope
 
 
 def magnitude(factor: float, weight: float = 1.0) -> float:
@@ -155,16 +160,13 @@ def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
 
 def rope_tensors(rope: Rope, *, whole_heads: bool) -> dict[str, Tensor]:
     """Divisors of the frequencies [h / 2], or [turned / 2], by the names of their tensors in the file."""
+    if rope.divisors is not None:
+        return {"rope_freqs.weight": rope.divisors}
     if rope.kind == "longrope":
         return {
             f"rope_factors_{name}.weight": _divisors(rope, torch.tensor(rope.values[f"{name}_factor"]), whole_heads)
             for name in ("long", "short")
         }
-    if rope.kind == "proportional":  # a share of the pairs of a whole head turns (Gemma 4)
-        turned = int(float(rope.values.get("partial_rotary_factor", 1.0)) * rope.columns // 2)
-        divisors = torch.full((rope.columns // 2,), STILL)
-        divisors[:turned] = float(rope.values.get("factor", 1.0))
-        return {"rope_freqs.weight": divisors}
     if rope.per_frequency:
         assert rope.frequencies is not None, "a scaled rotary embedding has frequencies"
         plain = rope.base ** -(torch.arange(0, rope.turned, 2, dtype=torch.float64) / rope.turned)

@@ -1,21 +1,20 @@
 """Choice of the architecture of stock llama.cpp for a model, and of the padding.
 
-Equal layers use the family's architecture. Unequal layers use `deci`, a Llama with head counts and MLP widths per
-layer, or `openelm`, which also normalises queries and keys and has a tied output. Blocks without sub-layers are left
-out.
-Shapes that llama.cpp can't load, or computes wrongly, are padded with zeros: a first block without attention in `deci`
-(which reads the head size there), an absent attention in `openelm`, and an absent MLP anywhere (width 0 would drop the
-attention's result).
+Equal layers use the family's architecture. Unequal layers use one of `UNEQUAL`, if the family names it. Blocks without
+sub-layers are left out. Shapes that llama.cpp can't load, or computes wrongly, are padded with zeros: a first block
+without attention in `deci` (which reads the head size there), an absent attention in `openelm`, and an absent MLP
+anywhere (width 0 would drop the attention's result).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.formats.gguf.rope import Rope, UnsupportedError, read_rope
-from darwinlm.model.families.architecture import Architecture
+from darwinlm.model.families.architecture import Architecture, Requirement
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import Family
 from darwinlm.model.layer_sizes import BlockSizes, LayerSizes
@@ -23,9 +22,20 @@ from darwinlm.model.surgery.reshape import Reshaper
 
 UNEQUAL = {
     "deci": Architecture(name="deci", permuted=True, per_layer=True, skips_attention=True, frequencies=True),
-    "openelm": Architecture(name="openelm", fused=("attn_qkv",), per_layer=True),
+    "openelm": Architecture(
+        name="openelm",
+        fused=("attn_qkv",),
+        per_layer=True,
+        requires=(
+            Requirement(
+                fields={"tie_word_embeddings": True},
+                otherwise="the only architecture per layer with normed queries and keys has a tied output",
+            ),
+        ),
+    ),
 }
-"""Architectures for unequal layers."""
+"""Architectures for unequal layers: `deci`, a Llama with head counts and MLP widths for each layer, and `openelm`,
+which also normalises queries and keys."""
 UNKNOWN = "llama.cpp has no architecture for this family"
 
 
@@ -40,7 +50,7 @@ class Layout:
         context: Maximum context in which the file and the model give the same results.
         window: Window of sliding layers, if the architecture has such layers.
         notes: Padded, omitted or expanded parts, for the user.
-        scaled: Multipliers of Granite that are folded into the weights.
+        folded: `Architecture.folded` of the family if the file has an architecture for unequal layers instead.
         shared: Width of the shared experts as a multiple of that of the others; zeros fill it up.
     """
 
@@ -50,7 +60,7 @@ class Layout:
     context: int
     window: int | None
     notes: tuple[str, ...]
-    scaled: bool = False
+    folded: Mapping[str, str] = field(default_factory=dict)
     shared: int = 0
 
 
@@ -94,9 +104,9 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
         for old, new in zip(kept, targets, strict=True)
         if old != new
     ]
-    scaled = stock.multipliers and not architecture.multipliers
+    folded = {} if architecture is stock else stock.folded
     shared = max(_shared_multiple(reshaper, target) for target in targets)
-    return Layout(architecture, tuple(targets), rope, context, window, (*notes, *remarks), scaled, shared)
+    return Layout(architecture, tuple(targets), rope, context, window, (*notes, *remarks), folded, shared)
 
 
 def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], rope: Rope) -> str | None:
@@ -154,15 +164,14 @@ def _padded(
 
 def _unequal(named: Family, stock: Architecture, config: Any, rope: Rope, why: str) -> Architecture:
     scaling = f"its rope scaling of the type {rope.kind} has a divisor for every frequency"
-    if stock.unequal == "openelm":
-        if not config.tie_word_embeddings:
-            raise UnsupportedError(
-                f"{why}, and the only architecture per layer with normed queries and keys has a tied output"
-            )
-        if rope.per_frequency:
-            raise UnsupportedError(f"{scaling}, which no architecture with normed queries and keys reads")
     if stock.unequal is not None:
-        return UNEQUAL[stock.unequal]
+        unequal = UNEQUAL[stock.unequal]
+        for requirement in unequal.requires:
+            if not requirement.meets(config):
+                raise UnsupportedError(f"{why}, and {requirement.otherwise}")
+        if rope.per_frequency and not unequal.frequencies:
+            raise UnsupportedError(f"{scaling}, which llama.cpp reads neither in {stock.name} nor in {unequal.name}")
+        return unequal
     if rope.per_frequency and not stock.frequencies:
         raise UnsupportedError(f"{scaling}, which its architecture ignores")
     if named.mixer is not None:
@@ -197,12 +206,10 @@ def _features(stock: Architecture, checkpoint: Checkpoint, columns: int) -> tupl
             f"to this length results are the same, so the file's context is {seen} instead of {context}"
         )
         context = seen
-    if rope.values.get("llama_4_scaling_beta") and context > rope.original:
-        notes.append(
-            f"its queries are scaled with their position from {rope.original} tokens on, which llama.cpp doesn't "
-            f"support in a Llama: the file's context is {rope.original} instead of {context}"
-        )
-        context = rope.original
+    for shorter in quirks(stock.context):
+        if (limited := shorter(rope, context)) is not None:
+            context, remark = limited
+            notes.append(remark)
     if rope.kind == "dynamic":
         notes.append(f"its rope scaling of the type dynamic starts after the file's context of {context} tokens")
     if rope.kind == "longrope" and context > rope.original:
@@ -217,9 +224,9 @@ def _check_features(stock: Architecture, config: Any) -> None:
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
     if activation not in stock.activations:
         raise UnsupportedError(f"its MLPs use {activation}")
-    for each in stock.requires:
-        if not each.meets(config):
-            raise UnsupportedError(each.otherwise)
+    for requirement in stock.requires:
+        if not requirement.meets(config):
+            raise UnsupportedError(requirement.otherwise)
 
 
 def _window_of_all(config: Any) -> int | None:

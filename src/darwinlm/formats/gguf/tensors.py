@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.formats.gguf.quirks import quirk
+from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.formats.gguf.rope import rope_tensors
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.families.expert_tensors import by_rows, row_axis
@@ -30,8 +30,6 @@ PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")
 FUSED = {"attn_qkv": PARTS, "ffn_up": MLP_PARTS}
 SUFFIXES = (".weight", ".bias", ".scale")
-BARE = ("ssm_a", "ssm_d")
-"""Tensors whose names have no suffix."""
 
 
 def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tensor:
@@ -82,7 +80,7 @@ def place_of(name: str, family: Family, layout: Layout) -> str | None:
     if place is None:
         return None
     inside = str(place).removeprefix("blk.0.")
-    return inside if inside.endswith(SUFFIXES) or inside in BARE else f"{inside}.weight"
+    return inside if inside.endswith(SUFFIXES) or inside in layout.architecture.bare else f"{inside}.weight"
 
 
 def _spelled(name: str, layout: Layout) -> str:
@@ -94,7 +92,6 @@ def _spelled(name: str, layout: Layout) -> str:
 def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
     config = reshaper.checkpoint.config
     tied = bool(getattr(config, "tie_word_embeddings", False))
-    embedding, head = (1.0, 1.0) if not layout.scaled else (config.embedding_multiplier, 1 / config.logits_scaling)
     for name, raw in reshaper.outside():
         place, tensor = place_of(name, reshaper.family, layout), raw.float()
         if tied and name == f"{reshaper.family.head}.weight":
@@ -104,11 +101,11 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
         if place == "output_norm.weight":
             yield place, _norm(tensor, layout)
         elif place == "token_embd.weight":
-            yield place, tensor * embedding
-            if tied and (layout.scaled or layout.architecture.own_head):
-                yield "output.weight", tensor * head
+            yield place, _valued(tensor, "token_embd", reshaper, layout)
+            if tied and ("output" in layout.folded or layout.architecture.own_head):
+                yield "output.weight", _valued(tensor, "output", reshaper, layout)
         else:
-            yield place, tensor * head if place == "output.weight" else tensor
+            yield place, _valued(tensor, place.rpartition(".")[0], reshaper, layout)
 
 
 def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
@@ -132,12 +129,8 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
     groups: list[tuple[str, Attention | Mlp, list[str], Sequence[str]]] = [
         (attention.name, attention, inputs, PARTS[: len(inputs)])
     ]
-    if mlp.name:
-        inputs = [f"{mlp.name}.{name}" for name in (*mlp.inputs, mlp.output)]
-        groups.append((mlp.name, mlp, inputs, (*MLP_PARTS[-len(mlp.inputs) :], "ffn_down")))
-    elif experts is not None and mlp.inputs[0] == mlp.inputs[-1]:  # of an MLP beside experts
-        inputs = [f"{experts.shared}.{name}" for name in mlp.inputs]
-        groups.insert(0, (inputs[0], mlp, inputs, [f"{part}_shexp" for part in MLP_PARTS]))
+    inputs = [f"{mlp.name}.{name}" for name in (*mlp.inputs, mlp.output)]
+    groups.append((mlp.name, mlp, inputs, (*MLP_PARTS[-len(mlp.inputs) :], "ffn_down")))
     if experts is not None and "ffn_gate_up_exps" not in layout.architecture.fused:
         holder = f"{mlp.prefix}{experts.name}"
         inputs = [f"{holder}.{name}" for name in experts.inputs]
@@ -147,17 +140,22 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
         return max((i for i, (holder, *_) in enumerate(groups) if name.startswith(f"{holder}.")), default=-1)
 
     stored = dict(reshaper.block(target))
-    for name in stored.keys() & layout.architecture.tensors.keys():
-        made: Any = stored[name].float()
-        for transform in layout.architecture.tensors[name].split():
-            made = quirk(transform)(made, reshaper.checkpoint.config)
-        if isinstance(made, dict):
+    for name in [name for name in stored if name in layout.architecture.tensors]:
+        result: Tensor | Tensors = stored[name].float()
+        for transform in quirks(layout.architecture.tensors[name]):
+            result = transform(result, reshaper.checkpoint.config)
+        if isinstance(result, Tensor):
+            stored[name] = result
+        else:
             del stored[name]
-        stored |= made if isinstance(made, dict) else {name: made}
+            stored |= result
     for name in sorted(stored, key=last):
+        tensor = by_rows(mlp, name.removeprefix(mlp.prefix), stored[name])
+        if last(name) < 0:
+            yield name, None, tensor
+            continue
         _, part, inputs, places = groups[last(name)]
         inside = name.removeprefix(part.prefix)
-        tensor = by_rows(mlp, name.removeprefix(mlp.prefix), stored[name])
         leaf = "bias" if name.endswith("bias") else "weight"
         owner = name.removesuffix(f".{leaf}").removesuffix("_bias")
         names = [f"{place}.{leaf}" for each, place in zip(inputs, places, strict=True) if each == owner]
@@ -169,19 +167,13 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
 
 def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
     """One tensor of a block, rearranged for the architecture."""
-    config, kind = reshaper.checkpoint.config, place.rpartition(".")[0]
-    if kind.endswith("_norm") and kind != "ssm_norm" and place.endswith(".weight"):
+    kind = place.rpartition(".")[0]
+    if kind.endswith("_norm") and kind not in layout.architecture.plain_norms and place.endswith(".weight"):
         tensor = _norm(tensor, layout)
-    if kind == layout.architecture.scores:
-        tensor = tensor * _score_scale(reshaper, layout)
     if kind in ("attn_q", "attn_k"):
-        tensor = _turned(
-            tensor, target.attention.heads if kind == "attn_q" else target.attention.groups, reshaper, layout
-        )
-    if layout.scaled and kind == "attn_q":
-        tensor = tensor * (config.attention_multiplier * reshaper.columns**0.5)
-    if layout.scaled and kind in ("attn_output", "ffn_down"):
-        tensor = tensor * reshaper.family.residual_scale(config)
+        heads = target.attention.heads if kind == "attn_q" else target.attention.groups
+        tensor = _turned(tensor, heads, reshaper, layout)
+    tensor = _valued(tensor, kind, reshaper, layout)
     if kind.endswith("_shexp") and layout.shared:
         tensor = _filled(tensor, layout.shared * target.mlp.width, int("down" in kind))
     return tensor
@@ -207,12 +199,12 @@ def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
     return torch.cat([tensor, tensor.new_zeros(shape)], axis)
 
 
-def _score_scale(reshaper: Reshaper, layout: Layout) -> float:
-    """Factor on queries that turns llama.cpp's scale of scores into that of the configuration."""
-    config, target = reshaper.checkpoint.config, layout.targets[0]
-    largest = len(layout.targets) == layout.architecture.large
-    assumed = config.hidden_size // target.attention.heads if largest else reshaper.columns
-    return float((assumed / config.query_pre_attn_scalar) ** 0.5)
+def _valued(tensor: Tensor, kind: str, reshaper: Reshaper, layout: Layout) -> Tensor:
+    """A tensor with the values that its family needs in this architecture."""
+    for named in (layout.architecture.arranged, layout.folded):
+        for change in quirks(named.get(kind)):
+            tensor = change(tensor, reshaper, layout)
+    return tensor
 
 
 def _joined(tensors: Tensors, parts: Sequence[str], name: str) -> Tensors:

@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import os
 import sys
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from darwinlm.formats.gguf.process import ENGINES
+from darwinlm.formats.gguf.engine import REQUESTS, Engine, engine_class
 
 
-def answer(engine: Any, name: str, request: dict[str, Any]) -> Any:
-    """Answer one request."""
+def begin(name: str, target: str, request: dict[str, Any]) -> Engine | None:
+    """Answer the first request: load a model, or quantise a file without loading it."""
+    kind = engine_class(target)
+    if name == "quantise":
+        kind.quantise(**request)
+        return None
+    return kind(**request)
+
+
+def answer(engine: Engine, name: str, request: dict[str, Any]) -> Any:
+    """Answer one request to a loaded engine."""
+    if name not in REQUESTS:
+        raise ValueError(f"an engine answers {', '.join(REQUESTS)}")
     if name == "logits":
         np.save(request.pop("path"), engine.logits(**request))
         return None
@@ -25,16 +35,15 @@ def main() -> None:
     """Serve until stdin ends. Output of libraries goes to stderr, so that stdout only holds answers."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    engine: Any = None
+    engine: Engine | None = None
     for line in sys.stdin:
         request = json.loads(line)
         name = request.pop("request")
         try:
+            reply: dict[str, Any] = {"result": None}
             if "engine" in request:
-                module = import_module(f"darwinlm.formats.gguf.{ENGINES[request.pop('engine')][0]}")
-                engine = module.Engine(**request) if name == "load" else getattr(module, name)(**request)
-                reply: dict[str, Any] = {"result": None}
-            else:
+                engine = begin(name, request.pop("engine"), request)
+            elif engine is not None:
                 reply = {"result": answer(engine, name, request)}
         except Exception as error:  # noqa: BLE001 - whatever it was, the parent reports it
             reply = {"error": f"{type(error).__name__}: {str(error).strip()[:400]}"}

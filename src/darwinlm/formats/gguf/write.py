@@ -22,11 +22,7 @@ from darwinlm.runtime.errors import ExportError
 
 ROUTER = "ffn_gate_inp.weight"
 """The router, which isn't quantised: it is small, and rounding would change the choice of experts."""
-EXACT = (".ssm_conv1d.", ".ssm_a", ".ssm_d", ".ssm_norm.", ".shortconv.conv.", "per_layer_model_proj.")
-"""Small tensors that llama.cpp reads in float32 only, or keeps."""
 LARGEST_F16 = 65504.0
-NO_CAP = 1e5
-"""A soft cap without effect: cap · tanh(x / cap) is x to six digits up to x = 170."""
 
 
 def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, Any], quantisation: str) -> None:
@@ -46,7 +42,7 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mappin
         write_keys(writer, reshaper, layout, gguf.LlamaFileType[kind])
         write_tokenizer(writer, tokenizer)
         for name, tensor in gguf_tensors(reshaper, layout):
-            kind = _type(name, tensor, quantisation)
+            kind = _type(name, tensor, layout, quantisation)
             if kind == "F32":
                 writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
                 continue
@@ -60,13 +56,14 @@ def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mappin
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in gguf_tensors(reshaper, layout):
-            writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, quantisation)))
+            writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, layout, quantisation)))
     finally:
         writer.close()
 
 
-def _type(name: str, tensor: Tensor, quantisation: str) -> str:
-    if tensor.ndim == 1 or name.endswith((ROUTER, ".bias")) or any(part in name for part in EXACT):
+def _type(name: str, tensor: Tensor, layout: Layout, quantisation: str) -> str:
+    exact = any(part in name for part in layout.architecture.float32)
+    if exact or tensor.ndim == 1 or name.endswith((ROUTER, ".bias")):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding
@@ -87,58 +84,57 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any,
 
 def write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_type: int) -> None:
     """Add all keys but those of the tokenizer to a file."""
+    keys = {"file_type": file_type} | _general_keys(reshaper, layout) | _further_keys(reshaper, layout)
+    for name, value in keys.items():
+        if value is not None:
+            getattr(writer, f"add_{name}")(value)
+    write_rope(writer, layout.rope, whole_heads=layout.architecture.whole_heads)
+
+
+def _general_keys(reshaper: Reshaper, layout: Layout) -> dict[str, Any]:
+    """Keys that every file has, by their methods of `gguf.GGUFWriter` without `add_`."""
     config, architecture = reshaper.checkpoint.config, layout.architecture
     heads = [target.attention.heads for target in layout.targets]
     groups = [target.attention.groups for target in layout.targets]
     widths = [target.mlp.width for target in layout.targets]
-    if architecture.per_layer and reshaper.family.mlp.experts is not None:
-        widths = [int(config.intermediate_size)] * len(widths)  # of the MLPs beside experts
-    uniform = not architecture.per_layer
     full = next(i for i, target in enumerate(layout.targets) if target.attention.width)
-    writer.add_type("model")
-    writer.add_name(str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name))
-    writer.add_file_type(file_type)
-    writer.add_quantization_version(2)
-    writer.add_vocab_size(int(config.vocab_size))
-    writer.add_context_length(layout.context)
-    writer.add_embedding_length(int(config.hidden_size))
-    writer.add_block_count(len(layout.targets))
-    writer.add_feed_forward_length(widths[0] if uniform else widths)
-    writer.add_head_count(heads[full] if uniform else heads)
+    uniform = not architecture.per_layer
     columns = max(reshaper.columns_of(target.block) for target in layout.targets)
-    latent = int(getattr(config, "kv_lora_rank", None) or 0)  # then all heads share a key, part of which is the value
-    group = 1 if latent else groups[full]
-    writer.add_head_count_kv(group if uniform and not architecture.groups_by_layer else groups)
-    writer.add_key_length(latent + columns)
-    writer.add_value_length(latent or columns)
-    add_eps = writer.add_layer_norm_eps if architecture.layer_norms else writer.add_layer_norm_rms_eps
-    add_eps(float(getattr(config, "rms_norm_eps", None) or config.norm_eps))
-    _write_further(writer, reshaper, layout)
-    write_rope(writer, layout.rope, whole_heads=architecture.whole_heads)
-    if architecture.multipliers:
-        writer.add_attention_scale(float(config.attention_multiplier))
-        writer.add_embedding_scale(float(config.embedding_multiplier))
-        writer.add_residual_scale(float(config.residual_multiplier))
-        writer.add_logit_scale(float(config.logits_scaling))
-    if layout.window is not None:
-        writer.add_sliding_window(layout.window)
-    if architecture.caps:
-        writer.add_attn_logit_softcapping(float(config.attn_logit_softcapping or NO_CAP))
-        writer.add_final_logit_softcapping(float(config.final_logit_softcapping or NO_CAP))
+    eps = float(getattr(config, "rms_norm_eps", None) or config.norm_eps)
+    keys: dict[str, Any] = {
+        "type": "model",
+        "name": str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name),
+        "quantization_version": 2,
+        "vocab_size": int(config.vocab_size),
+        "context_length": layout.context,
+        "embedding_length": int(config.hidden_size),
+        "block_count": len(layout.targets),
+        "feed_forward_length": widths[0] if uniform else widths,
+        "head_count": heads[full] if uniform else heads,
+        "head_count_kv": groups[full] if uniform and not architecture.groups_by_layer else groups,
+        "key_length": columns,
+        "value_length": columns,
+        "layer_norm_eps" if architecture.layer_norms else "layer_norm_rms_eps": eps,
+        "sliding_window": layout.window,
+    }
     if (experts := reshaper.family.mlp.experts) is not None:
-        writer.add_expert_count(max(target.mlp.experts for target in layout.targets))
-        writer.add_expert_used_count(experts.chosen_of(config))
-        writer.add_expert_feed_forward_length(next(target.mlp.width for target in layout.targets if target.mlp.experts))
+        keys |= {
+            "expert_count": max(target.mlp.experts for target in layout.targets),
+            "expert_used_count": experts.chosen_of(config),
+            "expert_feed_forward_length": next(target.mlp.width for target in layout.targets if target.mlp.experts),
+        }
+    return keys
 
 
-def _write_further(writer: Any, reshaper: Reshaper, layout: Layout) -> None:
-    """Add the keys of `Architecture.keys`."""
+def _further_keys(reshaper: Reshaper, layout: Layout) -> dict[str, Any]:
+    """Values of `Architecture.keys`."""
     config = reshaper.checkpoint.config
+    keys: dict[str, Any] = {}
     for name, source in layout.architecture.keys.items():
-        value: Any = source
         if isinstance(source, str):
-            value = quirk(source)(reshaper, layout) if "." in source else getattr(config, source)
+            keys[name] = quirk(source)(reshaper, layout) if "." in source else getattr(config, source)
         elif isinstance(source, tuple):
-            value = prod(getattr(config, field) for field in source)
-        if value is not None:
-            getattr(writer, f"add_{name}")(value)
+            keys[name] = prod(getattr(config, factor) for factor in source)
+        else:
+            keys[name] = source
+    return keys

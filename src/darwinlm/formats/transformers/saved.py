@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from darwinlm.model.families.checkpoint import FURTHER
-from darwinlm.model.families.family import PREFIX, is_custom
+from darwinlm.model.families.family import family_of, is_custom
 from darwinlm.model.families.files import CARD
 from darwinlm.model.families.loading import without_bars
 from darwinlm.model.families.origin import carry
@@ -35,11 +35,6 @@ from darwinlm.runtime.lock import ASIDE
 
 RECORD = "darwinlm_recipe.json"
 """File beside a model with the recipe that made it, and hashes of its files."""
-IN_MLX = (
-    *("ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "helium", "hunyuan_v1_dense", "llama"),
-    *("ministral3", "mistral", "nemotron", "olmo2", "olmo3", "qwen3", "seed_oss", "smollm3"),
-)
-"""Families whose unequal layers mlx-lm 0.32 runs."""
 MODEL_FILE = "modeling_mlx.py"
 ROUNDING = 0.05
 """Largest relative difference of the logits of equal models in bfloat16."""
@@ -86,7 +81,7 @@ def for_other_engines(folder: Path, config: Any) -> None:
     tree |= older_rope(tree.get("rope_parameters") or {})
     for part in (tree, tree.get("text_config", {})):
         part.update(dict.fromkeys((name for name in FURTHER if part.get(name)), 0))
-    if is_custom(config) and str(config.model_type).removeprefix(PREFIX) in IN_MLX and "text_config" not in tree:
+    if "text_config" not in tree and is_custom(config) and "mlx" in family_of(config).engines:
         tree["model_file"] = MODEL_FILE
         write_text(folder / MODEL_FILE, mlx_code())
     write_json(path, tree)

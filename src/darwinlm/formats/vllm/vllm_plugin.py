@@ -1,25 +1,123 @@
 """Plugin of vLLM (entry point `vllm.general_plugins`): pruned models are served without a flag and without padding.
 
-vLLM calls `register` in each of its processes before it reads a model.
+vLLM calls `register` in each of its processes before it reads a model, whatever the model is. So nothing is imported
+there: vLLM gets our models by name, and transformers gets a configuration class when it first asks for one of ours.
 """
 
 from __future__ import annotations
 
-TESTED = ("llama", "qwen2", "qwen3")
-"""Families that `make test-vllm` serves."""
+import sys
+from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from logging import getLogger
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from darwinlm.model.families.family import Family
+
+CONFIGURATIONS = "transformers.models.auto.configuration_auto"
+"""Module with transformers' configuration classes by model type."""
+ADAPTERS = "darwinlm.formats.vllm.vllm_model"
+
+logger = getLogger(__name__)
 
 
 def register() -> None:
-    """Register every family's pruned classes with transformers and vLLM."""
-    from vllm import ModelRegistry
+    """Register every family's pruned classes with transformers and vLLM, without importing any of them.
 
-    from darwinlm.model.families.family import families
-    from darwinlm.model.families.pruned import pruned_classes
+    It raises nothing, because vLLM would then serve no model at all: families that can't be registered are logged.
+    """
+    try:
+        from vllm import ModelRegistry
+
+        known = set(ModelRegistry.get_supported_archs())
+        families = dict(_served())
+    except (ImportError, AttributeError) as error:
+        logger.warning("darwinlm: pruned models aren't served by this release of vLLM or transformers: %s", error)
+        return
+    for architecture, family in families.items():
+        adapter = "PrunedForCausalLM" if family.mlp.experts is None else "PrunedMoEForCausalLM"
+        if architecture in known:
+            continue
+        try:
+            ModelRegistry.register_model(architecture, f"{ADAPTERS}:{adapter}")
+        except (TypeError, ValueError) as error:
+            logger.warning("darwinlm: pruned models of %s aren't served: %s", family.title, error)
+    _know_configurations({family.pruned_type for family in families.values()})
+
+
+def _served() -> Iterator[tuple[str, Family]]:
+    """Families that vLLM can serve, each with the name of the class of its pruned models."""
+    from darwinlm.model.families.family import families, pruned_class
 
     for family in families().values():
         if family.mixer is not None or family.tail is not None:
             continue
-        _, _, causal = pruned_classes(*family.class_names)
-        adapter = "PrunedForCausalLM" if family.mlp.experts is None else "PrunedMoEForCausalLM"
-        if causal.__name__ not in ModelRegistry.get_supported_archs():
-            ModelRegistry.register_model(causal.__name__, f"darwinlm.formats.vllm.vllm_model:{adapter}")
+        try:
+            yield pruned_class(family), family
+        except LookupError:
+            logger.info("darwinlm: this release of transformers has no %s", family.title)
+
+
+def _know_configurations(model_types: set[str]) -> None:
+    """Let transformers find the configuration classes of model types, now or when it is imported."""
+    if CONFIGURATIONS in sys.modules:
+        _extend(sys.modules[CONFIGURATIONS], model_types)
+    else:
+        sys.meta_path.insert(0, _AfterImport(model_types))
+
+
+def _extend(module: ModuleType, model_types: set[str]) -> None:
+    mapping = module.CONFIG_MAPPING
+    if not isinstance(getattr(mapping, "_extra_content", None), dict):
+        logger.warning("darwinlm: pruned models need --trust-remote-code with this release of transformers")
+        return
+    mapping._extra_content = LazyConfigurations(mapping._extra_content, model_types)
+
+
+class LazyConfigurations(dict[str, Any]):
+    """Registered configuration classes by model type, of which ours are defined when they are first asked for."""
+
+    def __init__(self, registered: dict[str, Any], model_types: set[str]) -> None:
+        super().__init__(registered)
+        self.model_types = model_types
+
+    def __contains__(self, model_type: object) -> bool:
+        return super().__contains__(model_type) or model_type in self.model_types
+
+    def __missing__(self, model_type: str) -> Any:
+        if model_type not in self.model_types:
+            raise KeyError(model_type)
+        from darwinlm.model.families.pruned import register as define
+
+        define(model_type)  # which adds it here, through AutoConfig.register
+        if (defined := self.get(model_type)) is None:
+            raise KeyError(model_type)
+        return defined
+
+
+class _AfterImport(MetaPathFinder):
+    """Extends transformers' configuration classes once they are imported; every other import is left alone."""
+
+    def __init__(self, model_types: set[str]) -> None:
+        self.model_types = model_types
+
+    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The module's own spec, whose loader extends it afterwards; None for other modules."""
+        if fullname != CONFIGURATIONS:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_extend(module: ModuleType) -> None:
+            execute(module)
+            _extend(module, self.model_types)
+
+        spec.loader.exec_module = execute_and_extend  # type: ignore[method-assign]
+        return spec

@@ -1,4 +1,8 @@
-"""A family in llama.cpp: the architecture of its GGUF files, and its differences from transformers."""
+"""A family in llama.cpp: the architecture of its GGUF files, and its differences from transformers.
+
+What data can't express are functions in `formats/gguf/quirks`, which fields name as `file.function`. Their arguments
+and results are described there.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,11 @@ class Architecture(Closed):
     whole_heads: bool = True
     """Whether its rope rotates all columns of a head. Otherwise the family may rotate only a part of each head."""
     frequencies: bool = False
-    """Whether it reads divisors of the rotary frequencies, which can also emulate a partial rotation (GLM)."""
+    """Whether it reads divisors of the rotary frequencies, which can also emulate a partial rotation."""
+    rope: str | None = None
+    """Function in `quirks/` that completes the rotary embedding read from the configuration."""
+    context: str | None = None
+    """Function in `quirks/` for a shorter context in which the file and the model give the same results."""
     rounds: bool = False
     """Whether llama.cpp rounds the bounds of the rope scaling (yarn). The file is then compared with a model of rounded
     bounds."""
@@ -44,7 +52,7 @@ class Architecture(Closed):
     fused: tuple[FusedTensor, ...] = ()
     """Tensors of several projections: Q, K and V, or both inputs of an MLP or of experts."""
     whole_depth: bool = False
-    """Whether the kinds of layers follow from their numbers, so that no block may be omitted (SmolLM3)."""
+    """Whether the kinds of layers follow from their numbers, so that no block may be omitted."""
     per_layer: bool = False
     """Whether head counts and widths may differ between layers."""
     unequal: Literal["deci", "openelm"] | None = None
@@ -57,27 +65,33 @@ class Architecture(Closed):
     square: bool = False
     """Whether query heads must fill the residual width."""
     unit_norms: bool = False
-    """Whether norm weights are stored with 1 added (Gemma)."""
+    """Whether norm weights are stored with 1 added."""
+    plain_norms: tuple[str, ...] = ()
+    """Norms, by their names in the file, that are stored as they are in spite of `unit_norms`."""
     layer_norms: bool = False
-    """Whether its norms are LayerNorms with biases (Nemotron)."""
+    """Whether its norms are LayerNorms with biases."""
     own_head: bool = False
     """Whether it reads an output projection even if the model ties it to the embedding."""
-    multipliers: bool = False
-    """Whether its keys scale the embedding, scores, residual stream and logits (Granite)."""
-    caps: bool = False
-    """Whether it caps scores and logits (Gemma 2)."""
-    scores: Literal["attn_q", "attn_q_norm"] | None = None
-    """Tensor that is multiplied by the ratio of llama.cpp's score scale to `query_pre_attn_scalar`."""
-    large: int | None = None
-    """Number of blocks of Gemma 27B, by which llama.cpp recognises it to scale its scores differently."""
     tensors: dict[str, str] = Field(default_factory=dict)
-    """Transforms in `quirks/` of tensors by their names in a block, with spaces between several."""
+    """Functions in `quirks/` for tensors by their names in a block of the model, with spaces between several."""
+    arranged: dict[str, str] = Field(default_factory=dict)
+    """Functions in `quirks/` for tensors by their names in the file without `blk.N.`, `.weight` and `.bias`."""
+    folded: dict[str, str] = Field(default_factory=dict)
+    """The same for files of the architecture for unequal layers, which lacks some of this architecture's keys."""
     spelled: dict[str, str] = Field(default_factory=dict)
     """Ends of names, as the package `gguf` spells them."""
+    bare: tuple[str, ...] = ()
+    """Tensors in the file whose names have no `.weight` at their end."""
+    float32: tuple[str, ...] = ()
+    """Parts of the names of small tensors in the file that llama.cpp reads in float32 alone, or keeps so."""
     activations: tuple[str, ...] = ("silu", "swish")
     """Activations of MLPs that it computes."""
     keys: dict[str, str | int | tuple[str, ...]] = Field(default_factory=dict)
-    """Further keys by their methods of `gguf.GGUFWriter` without `add_`: a number, a field of the configuration, a
-    product of fields, or a function in `quirks/` (a name with a dot). Empty values aren't written."""
+    """Further keys by their methods of `gguf.GGUFWriter` without `add_`, or other values of those that every file has:
+    a number, a field of the configuration, a product of fields, or a function in `quirks/` (a name with a dot). None
+    isn't written."""
+    read: str | None = None
+    """Functions in `quirks/`, with spaces between several, that complete the configuration that transformers reads
+    from such a file."""
     requires: tuple[Requirement, ...] = ()
     """Limits of the architecture."""

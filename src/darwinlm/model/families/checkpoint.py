@@ -109,9 +109,9 @@ class Checkpoint:
         if formats:
             del config.quantization_config  # a saved model is none
         quantisation = plain.get("quantization_config")
-        made = cls(folder, config, family, source or str(folder), whole, formats, quantisation)
-        assert made.beside  # as it is now
-        return made
+        checkpoint = cls(folder, config, family, source or str(folder), whole, formats, quantisation)
+        checkpoint.note_files()
+        return checkpoint
 
     def _check_tensors(self) -> None:
         shapes, model = self.shapes(), self.outline
@@ -245,6 +245,10 @@ class Checkpoint:
         paths = {name: self.folder / name for name in names}
         found = file_digests(paths.values())
         return {name: found[path] for name, path in paths.items()}
+
+    def note_files(self) -> None:
+        """Take the hashes of the files beside the weights as they are now, with which `check_unchanged` compares."""
+        _ = self.beside
 
     def check_unchanged(self) -> None:
         """Refuse a model of which a file was changed since it was opened.

@@ -1,21 +1,24 @@
 """Model families as data: one small YAML file for each family beside this module.
 
 `parts.py` describes the sub-layers. A file may name a family in `like`: fields that it leaves out, of its own, of a
-sub-layer and its experts, or of a `gguf` without a name, are those of the other one. `family_of` finds the description
-for a configuration.
+sub-layer and its experts, or of a `gguf` without a name and its keys and tensors, are those of the other one.
+`family_of` finds the description for a configuration.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from darwinlm.model.families.architecture import Architecture
 from darwinlm.model.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
 from darwinlm.runtime.errors import FamilyError
+
+if TYPE_CHECKING:
+    from darwinlm.model.families.modeling_darwinlm import Definition
 
 PREFIX = "darwinlm_"
 
@@ -46,6 +49,8 @@ class Family(Closed):
 
     gguf: Architecture | None = None
     """Its architecture in llama.cpp, if there is one."""
+    engines: tuple[Literal["mlx", "vllm"], ...] = ()
+    """Other engines in which tests run its models of unequal layers. They are not taken from the family in `like`."""
     exact: tuple[str, ...] = ()
     """Name patterns of weights that transformers creates in float32 without listing them."""
     switch: str | None = None
@@ -58,15 +63,29 @@ class Family(Closed):
         return self.model_type if self.switch is None else f"{self.model_type}_experts"
 
     @property
-    def class_names(self) -> tuple[str, str, str, tuple[tuple[str, ...], tuple[str, ...]], tuple[str, str]]:
-        """Class prefix, package, class infix, norms and sub-layers, which define the classes of the modelling file."""
+    def pruned_type(self) -> str:
+        """Model type in config.json of its models whose layers differ."""
+        return PREFIX + self.model_type
+
+    def definition(self) -> Definition:
+        """What the classes of the modelling file need to know about the family."""
         from transformers.models.auto.configuration_auto import model_type_to_module_name
 
+        from darwinlm.model.families.modeling_darwinlm import Definition
+
         if self.switch is not None:
-            return families()[self.model_type].class_names
-        infix = "Text" if self.model_type.endswith("_text") else ""
-        norms, names = (self.attention.norms, self.mlp.norms), (self.attention.name, self.mlp.name)
-        return class_prefix(self.model_type), model_type_to_module_name(self.model_type), infix, norms, names
+            return families()[self.model_type].definition()
+        return Definition(
+            class_prefix(self.model_type),
+            model_type_to_module_name(self.model_type),
+            infix="Text" if self.model_type.endswith("_text") else "",
+            norms=(self.attention.norms, self.mlp.norms),
+            names=(self.attention.name, self.mlp.name),
+            pair=self.mlp.pair,
+            shared=self.mlp.dependent,
+            counts=self.attention.reused is not None,
+            tail=self.tail.width if self.tail is not None else "",
+        )
 
     def residual_scale(self, config: Any) -> float:
         """Factor a on every sub-layer's output before it is added to the residual stream (Granite).
@@ -109,26 +128,37 @@ def is_custom(config: Any) -> bool:
 
 
 def class_prefix(model_type: str) -> str:
-    """Prefix of the classes of a model type in transformers: `Llama` for LlamaForCausalLM."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    """Prefix of the classes of a model type in transformers: `Llama` for LlamaForCausalLM.
+
+    Raises LookupError if this release of transformers lacks the model type.
+    """
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES  # which doesn't import PyTorch
 
     return str(CONFIG_MAPPING_NAMES[model_type]).removesuffix("Config").removesuffix("Text")
 
 
+def pruned_class(family: Family) -> str:
+    """Name of the class of a family's language models of unequal layers. Raises LookupError as `class_prefix`."""
+    return f"Darwin{class_prefix(family.model_type)}ForCausalLM"
+
+
 DATA = resources.files("darwinlm.model.families") / "data"
+OWN = ("engines",)
+"""Fields that say what was tested of a family, and nothing of another that is like it."""
 
 
 @cache
 def _description(name: str) -> dict[str, Any]:
     """Contents of a family's file, completed by those of the family it is `like`."""
     own: dict[str, Any] = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
-    base = _description(own.pop("like")) if "like" in own else {}
+    like = _description(own.pop("like")) if "like" in own else {}
+    base = {field: value for field, value in like.items() if field not in OWN}
     return _merged(base, own if "switch" in own else {"model_type": name, **own})
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Fields of both; own ones take precedence. Parts are merged in turn, but `gguf` only if its name is the same."""
-    both = [part for part in (*KINDS, "experts", "gguf") if base.get(part) and own.get(part)]
+    both = [part for part in (*KINDS, "experts", "gguf", "keys", "tensors") if base.get(part) and own.get(part)]
     merged = {part: _merged(base[part], own[part]) for part in both if part != "gguf" or "name" not in own[part]}
     return base | own | merged
 

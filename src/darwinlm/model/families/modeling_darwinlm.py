@@ -2,7 +2,7 @@
 """Decoder-only models whose layers differ in size: head counts, MLP widths, missing sub-layers.
 
 This file is saved beside every such checkpoint and only needs transformers >= 5.16. One line defines a family, such as
-`define_classes("Llama", "llama")`; it is the last line of a checkpoint's copy.
+`define_classes(Definition("Llama", "llama"))`; it is the last line of a checkpoint's copy.
 
 The sizes are in `config.per_layer_config`, the per-layer overrides of transformers. Everything else (rotary embedding,
 masks, caches, generation, attention kernels) is the family's own code.
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -28,12 +28,46 @@ from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttri
 
 SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
-LLAMA: Norms = (("input_layernorm",), ("post_attention_layernorm",))
-NAMES = ("self_attn", "mlp")  # a layer's attributes for its attention and its MLP
 AUTOS = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 WHOLE = {"AutoConfig": "WholeConfig", "AutoModelForImageTextToText": "ForConditionalGeneration"}  # with further parts
 NO_LAYERS = {"num_hidden_layers": 0}
-PAIRS = ("GptOssMLP",)  # MLPs that return a pair, as attentions do
+
+
+class Definition(NamedTuple):
+    """What the classes of a family need to know about it.
+
+    Attributes:
+        prefix: Prefix of the family's class names, "Llama"; the new ones begin with "DarwinLlama".
+        module: The family's package in `transformers.models`, "llama".
+        infix: Infix in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
+        norms: Names of the norms that are removed with a layer's attention, and of those removed with its MLP.
+        names: Names of a layer's attention and of its MLP.
+        pair: Whether MLPs return a pair, as attentions do.
+        shared: Name in a mixture of its shared expert, if its width follows from that of the others.
+        counts: Whether the decoder's constructor counts its layers, so that it can't be built without any.
+        tail: Field for the width of the layers' own inputs, which the decoder embeds.
+    """
+
+    prefix: str
+    module: str
+    infix: str = ""
+    norms: Norms = (("input_layernorm",), ("post_attention_layernorm",))
+    names: Sequence[str] = ("self_attn", "mlp")
+    pair: bool = False
+    shared: str = ""
+    counts: bool = False
+    tail: str = ""
+
+    def source(self) -> str:
+        """Python source of this definition, without fields that have their default."""
+        arguments = []
+        for name, value in self._asdict().items():
+            text = repr(value) if isinstance(value, bool) else json.dumps(value)
+            if name not in self._field_defaults:
+                arguments.append(text)
+            elif json.dumps(value) != json.dumps(self._field_defaults[name]):
+                arguments.append(f"{name}={text}")
+        return f"Definition({', '.join(arguments)})"
 
 
 @contextmanager
@@ -69,19 +103,19 @@ def _of_whole(name: str) -> property:
 class Saved:
     """Mixin for a configuration that is saved with the modelling file beside it."""
 
-    _definition: tuple[str, str, str, Norms, Sequence[str]]
+    _definition: Definition
     _whole_definition: tuple[str, str] | None = None
     text_config: Any
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
         whole = self._whole_definition
-        self.auto_map = auto_map(self._definition[0]) if whole is None else auto_map(whole[0], WHOLE)
+        self.auto_map = auto_map(self._definition.prefix) if whole is None else auto_map(whole[0], WHOLE)
         self.tokenizer_only = {"model_type": ""}  # AutoTokenizer, which runs no code, would warn about an unknown type
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
         definition = getattr(self if whole is None else self.text_config, "_definition", None)
-        if definition:
-            text = modeling_source(*definition, whole=whole)
+        if definition is not None:
+            text = modeling_source(definition, whole)
             Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
 
 
@@ -217,25 +251,23 @@ def share_kv_heads(attention: nn.Module, config: Any) -> None:
             setattr(attention, name, SharedHeads(projection, heads, rows, size))
 
 
-def keep_shared_width(mlp: nn.Module, config: Any) -> None:
-    """Give a mixture's shared expert its `shared_expert_width`, however wide the other experts are."""
-    for name in ("shared_experts", "shared_mlp"):
-        width, shared = config.shared_expert_width, getattr(mlp, name, None)
-        if width is not None and isinstance(shared, nn.Module) and shared.intermediate_size != width:
-            own = copy.copy(config)
-            own.intermediate_size = width
-            setattr(mlp, name, type(shared)(own))
+def keep_shared_width(mlp: nn.Module, config: Any, name: str) -> None:
+    """Give a mixture's shared expert, of this name, its `shared_expert_width`, however wide the other experts are."""
+    width, shared = config.shared_expert_width, getattr(mlp, name, None) if name else None
+    if width is not None and isinstance(shared, nn.Module) and shared.intermediate_size != width:
+        own = copy.copy(config)
+        own.intermediate_size = width
+        setattr(mlp, name, type(shared)(own))
 
 
 class PrunedBlock:
     """Mixin for a decoder layer with parts that the family's class lacks; it comes before the family's class."""
 
-    _norms: Norms
-    _names: Sequence[str]
+    _definition: Definition
 
     def __init__(self, config: Any, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
-        attention, mlp = self._names
+        norms, (attention, mlp) = self._definition.norms, self._definition.names
         gone: list[str] = []
         counts = False
         if "attention" in config.skip:
@@ -243,14 +275,14 @@ class PrunedBlock:
             kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
             counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
             setattr(self, attention, Absent((layer_idx, config.head_dim) if counts else None, pair=True))
-            gone += [*self._norms[0], "resid_attn_dropout"]
+            gone += [*norms[0], "resid_attn_dropout"]
         elif config.query_groups is not None:
             share_kv_heads(getattr(self, attention), config)
         if "mlp" in config.skip:
-            setattr(self, mlp, Absent(pair=type(getattr(self, mlp)).__name__ in PAIRS))
-            gone += [*self._norms[1], "resid_mlp_dropout"]
+            setattr(self, mlp, Absent(pair=self._definition.pair))
+            gone += [*norms[1], "resid_mlp_dropout"]
         else:
-            keep_shared_width(getattr(self, mlp), config)
+            keep_shared_width(getattr(self, mlp), config, self._definition.shared)
         for name in gone:
             if hasattr(self, name):
                 setattr(self, name, nn.Identity())
@@ -274,12 +306,13 @@ class FromFamily:
 class PrunedModel(FromFamily):
     """Mixin for a decoder whose layers have their own configurations. It comes before the family's class."""
 
+    _definition: Definition
     _blocks: tuple[type, type]
 
     def __init__(self, config: Any) -> None:
         config.validate_architecture()
         plain, pruned = self._blocks
-        with _uniform(config, **({} if hasattr(config, "num_kv_shared_layers") else NO_LAYERS)):  # it counts its layers
+        with _uniform(config, **({} if self._definition.counts else NO_LAYERS)):
             super().__init__(config)  # type: ignore[call-arg]
         layers = [config.layer(i) for i in range(config.num_hidden_layers)]
         own_code = [
@@ -296,10 +329,11 @@ class PrunedModel(FromFamily):
 class PrunedForCausalLM(FromFamily):
     """Mixin for a language model around a `PrunedModel`. It comes before the family's class."""
 
+    _definition: Definition
     _decoder: type
 
     def __init__(self, config: Any) -> None:
-        tail = {"hidden_size_per_layer_input": 0} if hasattr(config, "hidden_size_per_layer_input") else {}
+        tail = {self._definition.tail: 0} if self._definition.tail else {}
         with _uniform(config, **NO_LAYERS, **tail):
             super().__init__(config)  # type: ignore[call-arg]
         self.model = None  # release the empty decoder before the real one is built
@@ -307,31 +341,24 @@ class PrunedForCausalLM(FromFamily):
         self.post_init()  # type: ignore[attr-defined]
 
 
-def define_classes(
-    prefix: str, module: str, infix: str = "", norms: Norms = LLAMA, names: Sequence[str] = NAMES
-) -> tuple[type, type, type]:
+def define_classes(definition: Definition) -> tuple[type, type, type]:
     """Define a family's classes in this module; later calls return the same ones.
-
-    Args:
-        prefix: Prefix of the family's class names, "Llama"; the new ones begin with "DarwinLlama".
-        module: The family's package in `transformers.models`, "llama".
-        infix: Infix in the names of the text-only parts of a multimodal family: "Text" for "Gemma3".
-        norms: Names of the norms that are removed with a layer's attention, and of those removed with its MLP.
-        names: Names of a layer's attention and of its MLP.
 
     Returns:
         The configuration, the decoder and the causal language model.
     """
+    prefix, module, infix = definition[:3]
     config, model, causal = classes = [f"Darwin{prefix}{part}" for part in ("Config", "Model", "ForCausalLM")]
     if causal not in globals():
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
         plain = getattr(family, f"{prefix}DecoderLayer", None) or getattr(family, f"{prefix}{infix}DecoderLayer")
-        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": (prefix, module, infix, norms, names)}
+        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": definition}
         # Repeat the decorator, otherwise the family's checks would replace the ones above.
         config_class = strict(_derive(config, PrunedConfig, parent, **made))
-        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _norms=norms, _names=names)
-        shared = {"config_class": config_class, "_no_split_modules": [plain.__name__, pruned.__name__]}
+        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _definition=definition)
+        unsplit = [plain.__name__, pruned.__name__]
+        shared = {"config_class": config_class, "_no_split_modules": unsplit, "_definition": definition}
         parent = getattr(family, f"{prefix}{infix}Model")
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
         parent = getattr(family, f"{prefix}ForCausalLM")
@@ -390,22 +417,9 @@ def auto_map(prefix: str, parts: Mapping[str, str] = AUTOS) -> dict[str, str]:
     return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in parts.items()}
 
 
-def modeling_source(
-    prefix: str,
-    module: str,
-    infix: str = "",
-    norms: Norms = LLAMA,
-    names: Sequence[str] = NAMES,
-    *,
-    whole: tuple[str, str] | None = None,
-) -> str:
+def modeling_source(definition: Definition, whole: tuple[str, str] | None = None) -> str:
     """Source of a checkpoint's copy of this file, with the line that defines the family, and `whole` around it."""
-    arguments = [json.dumps(argument) for argument in (prefix, module, infix) if argument]
-    if [list(each) for each in norms] != [list(each) for each in LLAMA]:
-        arguments.append(f"norms={json.dumps(norms)}")
-    if list(names) != list(NAMES):
-        arguments.append(f"names={json.dumps(names)}")
-    line = f"define_classes({', '.join(arguments)})"
+    line = f"define_classes({definition.source()})"
     if whole is not None:
         line = f"define_whole({json.dumps(whole[0])}, {json.dumps(whole[1])}, {line})"
     text = Path(__file__).read_text(encoding="utf-8")

@@ -235,6 +235,9 @@ class Mlp(SubLayer):
     """Configuration field for the number of channels."""
     with_width: dict[str, bool] = {}
     """Further fields that are set with the width, so that the family's class doesn't change it (LFM2)."""
+    kept: str = ""
+    """Name in messages of a part of mixtures that is never cut: `MLP beside experts`. It is removed with the experts
+    alone."""
     experts: Experts | None = None
     """Names of the experts if the MLP is a mixture."""
 
@@ -242,6 +245,12 @@ class Mlp(SubLayer):
     def segments(self) -> dict[str, list[RowUnit]]:
         """Kinds of rows of each input projection of the MLP: one entry, or several for a fused one."""
         return _by_name((name, "channel") for name in self.inputs)
+
+    @property
+    def dependent(self) -> str:
+        """Name of a shared expert whose width follows from that of the others; empty without one."""
+        experts = self.experts
+        return experts.shared or "" if experts is not None and experts.shared_count is not None else ""
 
     @property
     def modules(self) -> tuple[str, ...]:

@@ -10,16 +10,16 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from darwinlm.model.families.family import PREFIX, class_prefix, families
+from darwinlm.model.families.family import PREFIX, Family, class_prefix, families
 from darwinlm.model.families.modeling_darwinlm import define_classes, define_whole
 
 
-def pruned_classes(*named: Any) -> tuple[type, type, type]:
+def pruned_classes(family: Family) -> tuple[type, type, type]:
     """Define a family's classes and register them, so that its checkpoints load without `trust_remote_code`.
 
-    Arguments and results are those of `modeling_darwinlm.define_classes`.
+    Returns the configuration, the decoder and the causal language model.
     """
-    config, model, causal = define_classes(*named)
+    config, model, causal = define_classes(family.definition())
     AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForCausalLM.register(config, causal, exist_ok=True)
@@ -33,7 +33,7 @@ def register(model_type: str) -> None:
     family = next((each for each in known if name in (each.model_type, *each.inside)), None)
     if family is None:
         return
-    text = pruned_classes(*family.class_names)
+    text = pruned_classes(family)
     if name in family.inside:
         config, model = define_whole(class_prefix(name), name, text)
         AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]

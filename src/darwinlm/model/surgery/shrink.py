@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm.model.families.block_parts import part_of
 from darwinlm.model.families.expert_tensors import as_stored, by_rows
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.modeling_darwinlm import keep_shared_width, share_kv_heads
@@ -18,7 +19,6 @@ from darwinlm.model.families.shapes import ModuleShape, gated_rows, row_segments
 from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.surgery.layer_table import QUERY_GROUPS, SHARED_WIDTH, STORED_KV_HEADS, layer_overrides
 from darwinlm.model.units.levels import Kept
-from darwinlm.model.walk.decoder import part_of
 from darwinlm.runtime.compute import to_device
 
 
@@ -98,7 +98,7 @@ def small_module(
         if attention:
             share_kv_heads(module, one)
         else:
-            keep_shared_width(module, one)
+            keep_shared_width(module, one, family.mlp.dependent)
     module.load_state_dict(dict(tensors), assign=True)
     return module.eval().requires_grad_(requires_grad=False)
 

@@ -51,7 +51,7 @@ def smaller_config(checkpoint: Checkpoint, table: LayerTable) -> Any:
     experts = family.mlp.experts
     if experts is not None and len({row[experts.count] for row in table.values() if experts.count in row}) > 1:
         changes["output_router_logits"] = False  # transformers' balancing loss needs equal numbers of experts
-    config_class, _, causal = pruned_classes(*family.class_names)
+    config_class, _, causal = pruned_classes(family)
     config = pruned_config(config_class, checkpoint.config, table, changes)
     config.architectures = [causal.__name__]
     return config

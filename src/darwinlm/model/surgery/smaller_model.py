@@ -17,7 +17,7 @@ from darwinlm.model.families.pruned import pruned_classes
 def described(config: Any, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with the configuration of a smaller model, whose class transformers then knows."""
     if is_custom(config):
-        pruned_classes(*checkpoint.family.class_names)
+        pruned_classes(checkpoint.family)
     return replace(checkpoint, config=config)
 
 

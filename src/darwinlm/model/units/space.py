@@ -56,13 +56,13 @@ def space_of(units: UnitsSettings, checkpoint: Checkpoint, shapes: Iterable[Modu
 def kept_whole(space: SearchSpace, family: Family) -> str:
     """The modules that are never cut, as a clause: `linear attention of 18 blocks is kept`; empty if there are none.
 
-    MLPs beside experts count as well: they are removed with the experts alone.
+    Parts of a mixture that are removed with the experts alone (`Mlp.kept`) count as well.
     """
     names: dict[str, str] = {"attention": "attention", "mlp": "MLP"}
     names |= {kind: part.title for kind, part in (("mixer", family.mixer), ("tail", family.tail)) if part is not None}
     never = Counter(names[module.kind] for module in space.modules if len(module.levels) == 1)
-    mixtures = sum(1 for module in space.modules if not family.mlp.name and module.levels[-1].sizes.experts)
-    never.update({"MLP beside experts": mixtures} if mixtures else {})
+    mixtures = sum(1 for module in space.modules if family.mlp.kept and module.levels[-1].sizes.experts)
+    never.update({family.mlp.kept: mixtures} if mixtures else {})
     parts = [f"{name} of {count} block{'s' if count > 1 else ''}" for name, count in never.items()]
     parts.sort(key=str.lower)
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if parts[1:] else parts)

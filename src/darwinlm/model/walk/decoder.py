@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm.model.families.block_parts import has_part, part_of, put_part
 from darwinlm.model.families.family import Family
-from darwinlm.model.families.parts import Mlp, ModuleKind, Part
+from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.runtime.compute import exact, to_device
 
@@ -36,12 +37,6 @@ LARGE = 1e4
 def head_tokens(logits: int, *, on_cpu: bool) -> int:
     """Tokens whose logits over the whole vocabulary are computed at once, from the bytes of those of one."""
     return max(min(CPU_LOGITS // logits, LOGIT_TOKENS), FEWEST_TOKENS) if on_cpu else LOGIT_TOKENS
-
-
-def part_of(block: nn.Module, part: Part) -> nn.Module:
-    """The module of a sub-layer in its block."""
-    found = {name: getattr(block, name) for name in part.modules}
-    return found[part.name] if part.name else Beside(found)
 
 
 class _AllRecorded(Exception):  # noqa: N818
@@ -87,31 +82,6 @@ class Given(nn.Module):
     def forward(self, *_: Any, **__: Any) -> Any:
         """The result."""
         return self.result
-
-
-class Removed(nn.Module):
-    """Replaces a removed sub-layer and returns zeros, which its block adds."""
-
-    def __init__(self, part: Part) -> None:
-        super().__init__()
-        self.pair = part.pair
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        """Zeros of the residual stream's shape, in the form of the sub-layer's result."""
-        nothing = torch.zeros_like(hidden_states)
-        return (nothing, None) if self.pair else nothing
-
-
-class Beside(nn.ModuleDict):
-    """Modules of a block that are one sub-layer together, by name: experts and an MLP that run beside each other."""
-
-
-def absent(part: Part) -> nn.Module:
-    """The replacement of a removed sub-layer. Of one with several modules it lacks a router of its own."""
-    if part.name:
-        return Removed(part)
-    router = part.experts.router if isinstance(part, Mlp) and part.experts is not None else ""
-    return Beside({name: Removed(part) for name in part.modules if name != router})
 
 
 class Decoder:
@@ -317,8 +287,7 @@ class Decoder:
 
     def has(self, block: int, kind: ModuleKind) -> bool:
         """Whether a block has a module of this kind, even one that was replaced."""
-        names = self.family.module(kind).modules
-        return all(getattr(self.blocks[block], name, None) is not None for name in names)
+        return has_part(self.blocks[block], self.family.module(kind))
 
     def module(self, block: int, kind: ModuleKind) -> nn.Module:
         """The current module of this kind of a block."""
@@ -326,6 +295,4 @@ class Decoder:
 
     def set_module(self, block: int, kind: ModuleKind, module: nn.Module) -> None:
         """Replace the module of this kind of a block."""
-        parts = module.items() if isinstance(module, Beside) else [(self.family.module(kind).name, module)]
-        for name, each in parts:
-            setattr(self.blocks[block], name, each)
+        put_part(self.blocks[block], self.family.module(kind), module)

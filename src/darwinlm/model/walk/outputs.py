@@ -13,7 +13,7 @@ from darwinlm.model.families.parts import ModuleKind
 def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.Linear | None:
     """The output projection of a module; None if the module is absent or a mixture of experts."""
     part = family.module(kind)
-    return getattr(getattr(block, part.name, None), part.output, None) if part.name else None
+    return getattr(getattr(block, part.name, None), part.output, None)
 
 
 def norm_divisor(checkpoint: Checkpoint, kind: ModuleKind, output: Tensor) -> Tensor | None:

@@ -13,8 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from darwinlm.model.families.block_parts import absent
 from darwinlm.model.families.parts import ModuleKind
-from darwinlm.model.walk.decoder import Given, absent, input_of
+from darwinlm.model.walk.decoder import Given, input_of
 from darwinlm.model.walk.outputs import output_projection
 from darwinlm.model.walk.stream import BlockStream
 from darwinlm.runtime.memory import memory_of

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darwinlm.formats.gguf.checked_file import ENGINE, export_gguf
+from darwinlm.formats.gguf.checked_file import export_gguf
+from darwinlm.formats.gguf.engine import require_engine
 from darwinlm.formats.gguf.file_sizes import largest_type
 from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
-from darwinlm.formats.gguf.process import require_engine
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.evaluate.quality import measure_quality
@@ -25,7 +26,7 @@ def check_file(budget: BudgetSettings) -> None:
     """Raise MissingExtraError before the first step if the file can't be written or measured."""
     if budget.kind == "file":
         import_extra("gguf", "gguf", "a budget of a GGUF file")
-        require_engine(ENGINE, "a budget of a GGUF file")
+        require_engine(LLAMA_CPP, "a budget of a GGUF file")
 
 
 def write_bounded_file(

@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from darwinlm.model.families.block_parts import absent
 from darwinlm.model.surgery.shrink import shrink_tensors, small_module
 from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.space import Allocation, SearchSpace
-from darwinlm.model.walk.decoder import Decoder, absent
+from darwinlm.model.walk.decoder import Decoder
 from darwinlm.runtime.memory import Bounded, memory_of
 
 PLACED = -1

@@ -27,9 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from darwinlm.model.families.block_parts import Removed
 from darwinlm.model.units.space import Allocation
 from darwinlm.model.walk.chunks import chunked_gradient
-from darwinlm.model.walk.decoder import Removed, input_of
+from darwinlm.model.walk.decoder import input_of
 from darwinlm.model.walk.hidden import HiddenStates
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact

@@ -1,16 +1,32 @@
 """What single families need in GGUF files, by the names in their descriptions: `latent.split_heads`.
 
-A transform gets a block's tensor in float32 and the configuration, and returns it rearranged, or several by name. A
-key's value follows from a `Reshaper` and a `Layout`.
+A family's part `gguf` names these functions (fields of `model/families/architecture.py`). `checkpoint` and sizes of the
+blocks in the file are reached through a `Reshaper` and a `Layout`.
+
+| field | arguments | result |
+| --- | --- | --- |
+| `tensors` | a tensor of a block in float32, configuration | the tensor rearranged, or several by their names |
+| `arranged`, `folded` | a tensor as it is written, `Reshaper`, `Layout` | the tensor with other values |
+| `keys` | `Reshaper`, `Layout` | the value; None isn't written |
+| `rope` | `Rope` as the configuration has it, configuration | the `Rope` that the file describes |
+| `context` | `Rope`, context of the file in tokens | a shorter context and the reason, for the user; None keeps it |
+| `read` | configuration as transformers reads it from a file, `GgufHeader` | None: the configuration is changed |
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 
-def quirk(name: str) -> Any:
+def quirk(name: str) -> Callable[..., Any]:
     """The function of this package that a description names."""
     module, _, function = name.partition(".")
-    return getattr(import_module(f"darwinlm.formats.gguf.quirks.{module}"), function)
+    found: Callable[..., Any] = getattr(import_module(f"{__name__}.{module}"), function)
+    return found
+
+
+def quirks(names: str | None) -> Iterator[Callable[..., Any]]:
+    """The functions of a field with spaces between several names, in order; none if the field is empty."""
+    return map(quirk, (names or "").split())

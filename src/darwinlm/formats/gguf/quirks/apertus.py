@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from darwinlm.formats.gguf.stock_layout import Layout
+from darwinlm.model.surgery.reshape import Reshaper
+
 XIELU = "mlp.act_fn."
 
 
@@ -15,7 +18,7 @@ def key_instead(_: Tensor, __: Any) -> dict[str, Tensor]:
     return {}
 
 
-def _values(name: str, reshaper: Any, layout: Any) -> list[float]:
+def _values(name: str, reshaper: Reshaper, layout: Layout) -> list[float]:
     places = (reshaper.checkpoint.block_prefix(target.block) + XIELU + name for target in layout.targets)
     values = (reshaper.checkpoint.read(place).values() for place in places)
     return [float(tensor) for tensors in values for tensor in tensors or [0.0]]

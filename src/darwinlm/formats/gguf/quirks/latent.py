@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from darwinlm.formats.gguf.rope import Rope, magnitude
+from darwinlm.formats.gguf.stock_layout import Layout
+from darwinlm.model.surgery.reshape import Reshaper
 
 
 def split_heads(tensor: Tensor, config: Any) -> dict[str, Tensor]:
@@ -15,12 +20,23 @@ def split_heads(tensor: Tensor, config: Any) -> dict[str, Tensor]:
     return {"self_attn.k_b_proj.weight": keys.mT, "self_attn.v_b_proj.weight": values}
 
 
-def query_rank(reshaper: Any, _: Any) -> int:
+def query_rank(reshaper: Reshaper, _: Layout) -> int:
     """Rank of compressed queries; 0 if they aren't."""
     return int(reshaper.checkpoint.config.q_lora_rank or 0)
 
 
-def key_columns(reshaper: Any, _: Any) -> int:
+def key_columns(reshaper: Reshaper, _: Layout) -> int:
     """Columns of a head's whole key."""
     config = reshaper.checkpoint.config
     return int(config.qk_nope_head_dim + config.qk_rope_head_dim)
+
+
+def shared_key(reshaper: Reshaper, _: Layout) -> int:
+    """Columns of the key that all heads share: the latent, which is the value too, and what turns."""
+    return int(reshaper.checkpoint.config.kv_lora_rank) + reshaper.columns
+
+
+def rope(rope: Rope, _: Any) -> Rope:
+    """With the factor on scores that yarn has in these models, see `Rope.scores`."""
+    weight = rope.values.get("mscale_all_dim") if rope.kind == "yarn" else None
+    return replace(rope, scores=magnitude(float(rope.values["factor"]), weight) ** 2 if weight else 1.0)

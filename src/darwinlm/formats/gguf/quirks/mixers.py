@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.formats.gguf.stock_layout import Layout
+from darwinlm.model.surgery.reshape import Reshaper
+
 
 def decay(tensor: Tensor, _: Any) -> Tensor:
     """Logarithms as negative decays."""
@@ -45,13 +48,13 @@ def tiled_values(tensor: Tensor, config: Any) -> Tensor:
     return torch.cat([tensor[:before], tiled(tensor[before:], config)])
 
 
-def sections(reshaper: Any, layout: Any) -> list[int]:
+def sections(reshaper: Reshaper, layout: Layout) -> list[int]:
     """Pairs of the rotary embedding that turn with time, height and width."""
     stated = reshaper.checkpoint.config.rope_parameters.get("mrope_section")
     return [*(stated or [layout.rope.turned // 2] * 3), 0][:4]
 
 
-def distance(reshaper: Any, _: Any) -> int:
+def distance(reshaper: Reshaper, _: Layout) -> int:
     """Distance of attentions among other mixers."""
     return int(reshaper.checkpoint.config.layer_types.index("full_attention") + 1)
 
@@ -66,6 +69,6 @@ def by_group(tensor: Tensor, config: Any) -> Tensor:
     return tensor.view(config.mamba_n_groups, -1)
 
 
-def has_rope(reshaper: Any, _: Any) -> bool:
+def has_rope(reshaper: Reshaper, _: Layout) -> bool:
     """Whether there is a rotary embedding, which llama.cpp calls finetuned scaling."""
     return bool(reshaper.checkpoint.config.position_embedding_type == "rope")

@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from darwinlm.formats.gguf.stock_layout import Layout
+from darwinlm.model.families.parts import Experts
+from darwinlm.model.surgery.reshape import Reshaper
+
+
+def _experts(reshaper: Reshaper) -> Experts:
+    experts = reshaper.family.mlp.experts
+    assert experts is not None
+    return experts
+
+
+def gate_and_up(tensor: Tensor, _: Any) -> dict[str, Tensor]:
+    """Both inputs of an MLP beside experts."""
+    gate, up = torch.chunk(tensor, 2)
+    return {"mlp.shared_expert.gate_proj.weight": gate, "mlp.shared_expert.up_proj.weight": up}
 
 
 def first_row(tensor: Tensor, _: Any) -> Tensor:
@@ -12,44 +29,44 @@ def first_row(tensor: Tensor, _: Any) -> Tensor:
     return tensor[0]
 
 
-def leading_dense_blocks(_: Any, layout: Any) -> int:
+def leading_dense_blocks(_: Reshaper, layout: Layout) -> int:
     """Number of blocks before the first mixture."""
     return [bool(each.mlp.experts) for each in layout.targets].index(True)
 
 
-def shared_count(_: Any, layout: Any) -> int:
+def shared_count(_: Reshaper, layout: Layout) -> int:
     """Width of the shared experts as a multiple of that of the others."""
     return int(layout.shared)
 
 
-def shared_width(_: Any, layout: Any) -> int:
+def shared_width(_: Reshaper, layout: Layout) -> int:
     """Width of the shared experts."""
     return int(layout.shared * layout.targets[-1].mlp.width)
 
 
-def weight_scale(reshaper: Any, _: Any) -> float:
+def weight_scale(reshaper: Reshaper, _: Layout) -> float:
     """Factor on the weights of experts."""
-    return float(reshaper.family.mlp.experts.weight_scale(reshaper.checkpoint.config))
+    return float(_experts(reshaper).weight_scale(reshaper.checkpoint.config))
 
 
-def sums_to_one(reshaper: Any, _: Any) -> bool:
+def sums_to_one(reshaper: Reshaper, _: Layout) -> bool:
     """Whether weights of the chosen experts sum to one."""
-    return bool(reshaper.family.mlp.experts.sums_to_one(reshaper.checkpoint.config))
+    return bool(_experts(reshaper).sums_to_one(reshaper.checkpoint.config))
 
 
-def scores(reshaper: Any, _: Any) -> Any:
+def scores(reshaper: Reshaper, _: Layout) -> Any:
     """Function of the router's logits."""
     from gguf import ExpertGatingFuncType
 
-    return ExpertGatingFuncType[reshaper.family.mlp.experts.scores.upper()]
+    return ExpertGatingFuncType[_experts(reshaper).scores.upper()]
 
 
-def groups(reshaper: Any, _: Any) -> int | None:
+def groups(reshaper: Reshaper, _: Layout) -> int | None:
     """Groups of experts among which the router chooses first; None with a single one."""
     config = reshaper.checkpoint.config
     return config.n_group if (config.n_group or 1) > 1 else None
 
 
-def chosen_groups(reshaper: Any, layout: Any) -> int | None:
+def chosen_groups(reshaper: Reshaper, layout: Layout) -> int | None:
     """Groups that the router chooses; None with a single one."""
     return reshaper.checkpoint.config.topk_group if groups(reshaper, layout) else None
