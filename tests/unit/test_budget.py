@@ -17,6 +17,7 @@ from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.runtime.run import Run
 from darwinlm.steps.budget.bounds import RULES, resolve_budget
 from darwinlm.steps.budget.problem import Budget, Problem
+from darwinlm.steps.database.removal_metrics import OutputError
 
 BOUNDS = {
     "params": {"2.7B": 2_700_000_000, "350m": 350_000_000, "10k": 10_000, "1_234_567": 1_234_567, 12345: 12345},
@@ -126,7 +127,8 @@ def test_the_paper_preset_has_the_papers_numbers(recipe):
     chosen = load_recipe(*recipe)
     search = chosen.search
     assert (chosen.units.attention, chosen.units.levels) == ("query_head", "paper")
-    assert (chosen.database.metric, chosen.text.looking_back, chosen.refit.tokens) == ("output", 0, 0)
+    assert isinstance(chosen.database.metric, OutputError)
+    assert (chosen.text.looking_back, chosen.refit.tokens) == (0, 0)
     assert (search.method, search.generations, search.offspring) == ("paper", 200, 16)
     assert [each.survivors for each in search.rounds] == [8, 4, 2, 1]
     assert [each.tokens for each in search.rounds] == [1024, 2048, 4096, 8192]
