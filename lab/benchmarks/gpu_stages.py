@@ -22,17 +22,17 @@ from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.stream import BlockStream
 from darwinlm.recipe import load_recipe
-from darwinlm.recipe import recipe as sections
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_tensors
 from darwinlm.runtime.compute_settings import GPU_TOKENS
 from darwinlm.steps.database.block_files import Curve, block_file, module_tensors
 from darwinlm.steps.database.factors import pack_lower
 from darwinlm.steps.database.store import DatabaseReader
+from darwinlm.steps.recover import step as recover_step
 from darwinlm.steps.recover.checkpoints import Checkpoints
 from darwinlm.steps.recover.schedule import plan_steps
 from darwinlm.steps.recover.sharding import load_teacher, sharding_mesh
-from darwinlm.steps.recover.train import Training
+from darwinlm.steps.recover.train import Training, TrainingLoop
 from darwinlm.steps.search.module_cache import PlacedModules
 from lab.benchmarks.gpu_units import Setup
 from lab.benchmarks.random_llama import write_llama
@@ -312,29 +312,29 @@ def recovery(setup: Setup) -> None:
 def resume(setup: Setup) -> None:
     """Recovery that is killed after a checkpoint and resumed, against one that isn't."""
     layers = 4 if setup.tiny else 2
-    often = mock.patch.object(sections, "SAVED_EVERY", _sizes(setup)[1])
+    often = mock.patch.object(recover_step, "SAVED_EVERY", _sizes(setup)[1])
     for name in ("uninterrupted", "interrupted"):
         shutil.rmtree(setup.work / name, ignore_errors=True)
     with often:
         whole = recovered(setup, layers, "uninterrupted")[0]["log"][-1]
     shutil.rmtree(setup.work / "uninterrupted")
-    update = Training.update
+    update = TrainingLoop.update
 
-    def killed(self: Training, step: int) -> None:
+    def killed(self: TrainingLoop, step: int) -> None:
         if step == 2:
             raise _KilledError
         update(self, step)
 
-    with often, mock.patch.object(Training, "update", killed), contextlib.suppress(_KilledError):
+    with often, mock.patch.object(TrainingLoop, "update", killed), contextlib.suppress(_KilledError):
         recovered(setup, layers, "interrupted")
     gc.collect()
     begun = []
 
-    def watched(self: Training, step: int) -> None:
+    def watched(self: TrainingLoop, step: int) -> None:
         begun.append(step)
         update(self, step)
 
-    with often, mock.patch.object(Training, "update", watched):
+    with often, mock.patch.object(TrainingLoop, "update", watched):
         again = recovered(setup, layers, "interrupted")[0]["log"][-1]
     shutil.rmtree(setup.work / "interrupted")
     setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)
