@@ -17,7 +17,7 @@ from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task, Uses
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.search.gradient_method import GradientMethod
-from darwinlm.steps.search.paper_method import PaperMethod as PaperMethod
+from darwinlm.steps.search.paper_method import PaperMethod  # noqa: F401 - it registers itself
 from darwinlm.steps.search.search_method import SEARCH_METHODS, SearchMethod
 
 if TYPE_CHECKING:
