@@ -26,6 +26,7 @@ from darwinlm.formats.gguf.stock_layout import UNKNOWN
 from darwinlm.model.families.family import Family, families
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import errors
+from darwinlm.runtime.registry import Extension
 from darwinlm.runtime.step import Uses
 
 ROOT = Path(__file__).parents[1]
@@ -44,8 +45,9 @@ Save the text part of PaliGemma or Kimi K2.5 separately."""
 def fields_of(section: type[BaseModel], *above: str) -> Iterator[tuple[list[str], str]]:
     """Names and meaning of every field of a section and of those in it."""
     for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields_of(field.annotation, *above, name)
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and not issubclass(kind, Extension):
+            yield from fields_of(kind, *above, name)
         else:
             yield [*above, name], field.description or ""
 

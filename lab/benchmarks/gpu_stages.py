@@ -32,7 +32,7 @@ from darwinlm.steps.recover import step as recover_step
 from darwinlm.steps.recover.checkpoints import Checkpoints
 from darwinlm.steps.recover.schedule import plan_steps
 from darwinlm.steps.recover.sharding import load_teacher, sharding_mesh
-from darwinlm.steps.recover.train import Training
+from darwinlm.steps.recover.train import Training, TrainingLoop
 from darwinlm.steps.search.module_cache import PlacedModules
 from lab.benchmarks.gpu_units import Setup
 from lab.benchmarks.random_llama import write_llama
@@ -318,23 +318,23 @@ def resume(setup: Setup) -> None:
     with often:
         whole = recovered(setup, layers, "uninterrupted")[0]["log"][-1]
     shutil.rmtree(setup.work / "uninterrupted")
-    update = Training.update
+    update = TrainingLoop.update
 
-    def killed(self: Training, step: int) -> None:
+    def killed(self: TrainingLoop, step: int) -> None:
         if step == 2:
             raise _KilledError
         update(self, step)
 
-    with often, mock.patch.object(Training, "update", killed), contextlib.suppress(_KilledError):
+    with often, mock.patch.object(TrainingLoop, "update", killed), contextlib.suppress(_KilledError):
         recovered(setup, layers, "interrupted")
     gc.collect()
     begun = []
 
-    def watched(self: Training, step: int) -> None:
+    def watched(self: TrainingLoop, step: int) -> None:
         begun.append(step)
         update(self, step)
 
-    with often, mock.patch.object(Training, "update", watched):
+    with often, mock.patch.object(TrainingLoop, "update", watched):
         again = recovered(setup, layers, "interrupted")[0]["log"][-1]
     shutil.rmtree(setup.work / "interrupted")
     setup.most("resume", "first step after the kill", float(begun[0]), "", 2.0)

@@ -27,7 +27,6 @@ from darwinlm.runtime.places import check_output
 from darwinlm.runtime.run import Run
 from darwinlm.runtime.step import Step, Task
 from darwinlm.runtime.version import VERSION
-from darwinlm.steps.database.removal_metrics import find_metric
 from darwinlm.steps.database.step import Database, PruningDatabase
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.gradients.step import Gradients
@@ -217,7 +216,7 @@ class _Comparison:
         of_base = run is self.base
         problem = self.problem if of_base else plan(run, self.inputs)
         search, stitched = cut(run, self.inputs, problem, self.database if of_base else build(run, self.inputs))
-        weighted = find_metric(run.recipe.database.metric)
+        weighted = run.recipe.database.metric
         facts = {
             "title": "DarwinLM, one shot" if name == OURS else f"DarwinLM, {name}",
             "source": "arXiv 2502.07780",

@@ -129,10 +129,8 @@ def plan(run: Run[Any], inputs: Inputs) -> Problem:
 
 def build(run: Run[Any], inputs: Inputs) -> PruningDatabase:
     """Every module at every level. Raises DarwinLMError."""
-    from darwinlm.steps.database.removal_metrics import find_metric
-
     dense, calibration = inputs.dense, inputs.text["calibration"]
-    weighted = find_metric(run.recipe.section(DatabaseSettings).metric).gradients
+    weighted = run.recipe.section(DatabaseSettings).metric.gradients
     gradients = run(Gradients(calibration, dense)) if weighted else None
     return run(Database(dense, calibration, gradients))
 

@@ -21,7 +21,7 @@ from darwinlm.runtime import artifact, parallel
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import ArtifactError, DataError, ModelError, ParallelError, RecipeError, StorageError
 from darwinlm.steps.recover.sharding import sharding_mesh
-from darwinlm.steps.recover.train import Training
+from darwinlm.steps.recover.train import TrainingLoop
 
 WORK, PROGRAM = Path("stages/recover-work"), "tests.tiny.recovering"
 MICRO = ("--set", "compute.batch_tokens=64")
@@ -71,7 +71,7 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
 
 def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
-    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trains again"))
+    monkeypatch.setattr(TrainingLoop, "run", lambda *_, **__: pytest.fail("it trains again"))
     assert recover_tiny(*inputs, out).models == whole[1].models
 
 
@@ -147,7 +147,7 @@ def test_a_training_that_is_no_better_on_held_out_text_is_not_kept(inputs, tmp_p
 @pytest.fixture
 def refused(inputs, tmp_path, monkeypatch):
     """Recover, expecting an error before any training; other models and text can be given."""
-    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("it trained"))
+    monkeypatch.setattr(TrainingLoop, "run", lambda *_, **__: pytest.fail("it trained"))
 
     def run(error, message, *settings, small=inputs[0], teacher=inputs[1], out=tmp_path / "out"):
         with pytest.raises(error, match=message):

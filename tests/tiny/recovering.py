@@ -36,7 +36,7 @@ class Stopped(BaseException):
 
 def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
     """Raise an error in a step, before its update."""
-    monkeypatch.setattr("darwinlm.steps.recover.train.Training.update", _stopping(step, lambda: error))
+    monkeypatch.setattr("darwinlm.steps.recover.train.TrainingLoop.update", _stopping(step, lambda: error))
 
 
 def losses(summary: Summary) -> list[float]:
@@ -60,9 +60,9 @@ def watch_text(monkeypatch: Any) -> tuple[list[Any], list[Any]]:
 
 def _stopping(step: int, stop: Callable[[], BaseException]) -> Callable[..., None]:
     """An update that ends the training at a step, counted from 0."""
-    from darwinlm.steps.recover.train import Training
+    from darwinlm.steps.recover.train import TrainingLoop
 
-    whole = Training.update
+    whole = TrainingLoop.update
 
     def update(self: Any, at: int) -> None:
         if at == step:
@@ -98,13 +98,13 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if options.kill_at is not None:
-        from darwinlm.steps.recover.train import Training
+        from darwinlm.steps.recover.train import TrainingLoop
 
         def kill() -> BaseException:
             os.kill(os.getpid(), signal.SIGKILL)
             return Stopped()
 
-        Training.update = _stopping(options.kill_at, kill)  # type: ignore[method-assign]
+        TrainingLoop.update = _stopping(options.kill_at, kill)  # type: ignore[method-assign]
     recover_tiny(options.small, options.teacher, options.text, options.out, *options.set)
 
 

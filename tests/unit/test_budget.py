@@ -17,6 +17,9 @@ from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.runtime.run import Run
 from darwinlm.steps.budget.bounds import RULES, resolve_budget
 from darwinlm.steps.budget.problem import Budget, Problem
+from darwinlm.steps.database.removal_metrics import OutputError
+from darwinlm.steps.search.gradient_method import GradientMethod
+from darwinlm.steps.search.paper_method import PaperMethod
 
 BOUNDS = {
     "params": {"2.7B": 2_700_000_000, "350m": 350_000_000, "10k": 10_000, "1_234_567": 1_234_567, 12345: 12345},
@@ -126,8 +129,10 @@ def test_the_paper_preset_has_the_papers_numbers(recipe):
     chosen = load_recipe(*recipe)
     search = chosen.search
     assert (chosen.units.attention, chosen.units.levels) == ("query_head", "paper")
-    assert (chosen.database.metric, chosen.text.looking_back, chosen.refit.tokens) == ("output", 0, 0)
-    assert (search.method, search.generations, search.offspring) == ("paper", 200, 16)
+    assert isinstance(chosen.database.metric, OutputError)
+    assert (chosen.text.looking_back, chosen.refit.tokens) == (0, 0)
+    assert isinstance(search.method, PaperMethod)
+    assert (search.generations, search.offspring) == (200, 16)
     assert [each.survivors for each in search.rounds] == [8, 4, 2, 1]
     assert [each.tokens for each in search.rounds] == [1024, 2048, 4096, 8192]
     assert [each.training_tokens for each in search.rounds] == [10_000, 50_000, 100_000, 200_000]
@@ -137,7 +142,8 @@ def test_what_the_user_gives_goes_before_the_preset(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("preset: paper\nsearch: {generations: 5, method: gradient}\n", encoding="utf-8")
     recipe = load_recipe(path, ["text.looking_back=10%"])
-    assert (recipe.search.generations, recipe.search.method, recipe.search.offspring) == (5, "gradient", 16)
+    assert isinstance(recipe.search.method, GradientMethod)
+    assert (recipe.search.generations, recipe.search.offspring) == (5, 16)
     assert recipe.text.looking_back == 0.1
     assert recipe.units.levels == "paper"
 

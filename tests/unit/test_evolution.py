@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -12,9 +12,11 @@ from darwinlm.model.units.space import Allocation, SearchSpace
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.steps.budget.problem import Budget, Problem
 from darwinlm.steps.search import evolution
-from darwinlm.steps.search.evolution import Guide, evolve
+from darwinlm.steps.search.evolution import evolve
 from darwinlm.steps.search.fitness import Clock, Fitness, Window
+from darwinlm.steps.search.guided_children import GuidedChildren
 from darwinlm.steps.search.prediction import Curvature, first_order
+from darwinlm.steps.search.search_method import Offspring, Propose
 from darwinlm.steps.search.state import Generation, SearchState
 from darwinlm.steps.search.step import SearchSettings
 
@@ -26,30 +28,30 @@ ROUNDS = [{"tokens": 64, "survivors": 2}, {"tokens": 128, "survivors": 1}]
 Loss = Callable[[Allocation, Window], float]
 
 
-class Told:
-    """Stands in for the fitness: losses by a function, and a record of what was asked."""
-
-    evaluations, clock = 0, None
+class Told(Fitness):
+    """A fitness of four sequences whose losses are told by a function, with a record of what was asked."""
 
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
         self.asked: list[tuple[Window, list[Allocation]]] = []
+        self.n_sequences, self.sequence_length = 4, 32
+        self.evaluations, self.clock = 0, Clock()
 
     def kl_on(self, allocations: Sequence[Allocation], window: Window) -> list[float]:
         self.asked.append((window, list(allocations)))
-        return [self.loss(each, window) for each in allocations]
+        return [self.loss(candidate, window) for candidate in allocations]
 
     def kl(self, allocation: Allocation, n_tokens: int) -> float:
         return self.loss(allocation, WHOLE)
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        """Whatever else is asked for."""
-        return {
-            "windows": lambda n_tokens: WINDOWS,
-            "sequences": lambda n_tokens: 4,
-            "kls": lambda allocations, n_tokens: [self.kl(each, n_tokens) for each in allocations],
-            "losses": lambda allocation: [],
-        }.get(name, lambda *_: None)
+    def kls(self, allocations: Sequence[Allocation], n_tokens: int) -> list[float]:
+        return [self.kl(candidate, n_tokens) for candidate in allocations]
+
+    def losses(self, allocation: Allocation) -> list[float]:
+        return []
+
+    def remember(self, allocation: Allocation, losses: Sequence[float]) -> None:
+        """It knows them anyway."""
 
 
 def slopes_on(parent: Allocation, window: Window) -> list[list[float]]:
@@ -65,12 +67,17 @@ def run(
     offspring: int = 4,
     curvature: Any = FLAT,
     training: int = 0,
+    method: str = "gradient",
+    propose: Propose | None = None,
     **more: Any,
 ) -> SearchState:
     rounds = [each | {"training_tokens": training} for each in ROUNDS]
-    settings = SearchSettings.model_validate({"generations": generations, "offspring": offspring, "rounds": rounds})
-    fitness, more = cast(Fitness, told), {"clock": Clock(), "guide": Guide(curvature, gradient), **more}
-    return evolve(fitness, PROBLEM, settings, lambda: START, folder / "state.json", **more)
+    settings = SearchSettings.model_validate(
+        {"method": method, "generations": generations, "offspring": offspring, "rounds": rounds}
+    )
+    proposals = GuidedChildren(PROBLEM, settings, curvature, gradient, told.windows(settings.rounds[0].tokens))
+    more = {"clock": Clock(), "propose": propose or proposals.propose, **more}
+    return evolve(told, PROBLEM, settings, lambda: START, folder / "state.json", **more)
 
 
 def better(allocation: Allocation, window: Window) -> float:
@@ -119,16 +126,18 @@ def test_a_search_is_settled_when_its_gain_is_below_the_error(gains, ends):
     assert evolution.settled([early, *[early] * (evolution.LOOK_BACK - 1), late]) is ends
 
 
-def test_a_search_without_gain_ends_and_says_why_but_the_papers_goes_on(tmp_path, monkeypatch):
+def test_a_search_without_gain_ends_and_says_why_but_the_papers_goes_on(tmp_path):
     class Flat(Told):
         def losses(self, allocation):
             return [0.25, 0.75]
 
+    def propose(state: SearchState) -> Offspring:
+        return Offspring([(*START[:-1], 9 + len(state.seen))])
+
     state = run(tmp_path, Flat(worse), 14)
     assert (state.done, state.ended) == (evolution.LOOK_BACK, evolution.SETTLED)
     assert len(state.losses) == evolution.LOOK_BACK + 1
-    monkeypatch.setattr(evolution, "paper_switch", lambda parent, *_, seen: (*parent[:-1], 9 + len(seen)))
-    assert run(tmp_path / "paper", Flat(worse), 14, guide=None).done == 14
+    assert run(tmp_path / "paper", Flat(worse), 14, method="paper", propose=propose).done == 14
 
 
 def test_a_search_is_settled_on_the_text_of_the_last_round_whatever_more_some_have_read(tmp_path):

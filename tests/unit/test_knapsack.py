@@ -16,7 +16,7 @@ from darwinlm.runtime.errors import BudgetError
 from darwinlm.steps.budget.equal import EqualLayers, equal_layers
 from darwinlm.steps.budget.problem import Budget, Problem
 from darwinlm.steps.search import knapsack
-from darwinlm.steps.search.evolution import SLOPE_PARTS, STRENGTHS, solved_children
+from darwinlm.steps.search.guided_children import SLOPE_PARTS, STRENGTHS, solved_children
 from darwinlm.steps.search.knapsack import solve_knapsack
 from darwinlm.steps.search.prediction import Curvature, Surrogate, first_order
 

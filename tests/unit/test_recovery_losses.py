@@ -5,7 +5,6 @@ import torch
 from tests.tiny.models import tiny_model
 from torch.nn import functional
 
-from darwinlm.steps.recover.losses import weighted
 from darwinlm.steps.recover.schedule import plan_steps, rate_share, warm_up_steps
 from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.recover.trained_model import batch_loss, logit_tokens, prepared, run_dense
@@ -24,7 +23,7 @@ def test_a_batch_in_chunks_is_the_batch(model_type, name, monkeypatch):
     monkeypatch.setattr("darwinlm.steps.recover.trained_model.LOGIT_TOKENS", chunk)
     teacher, ours, again = (tiny_model(model_type, seed).requires_grad_(seed > 0) for seed in (0, 1, 1))
     dense = run_dense(teacher, TOKENS) if distillation else None
-    terms = weighted(RecoverySettings(distillation=distillation))
+    terms = RecoverySettings(distillation=distillation).terms
     loss = batch_loss(ours, teacher, TOKENS, dense, terms, again=twice)
     loss.backward()
     output = again(input_ids=TOKENS)

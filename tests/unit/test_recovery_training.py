@@ -15,9 +15,10 @@ from torch.nn import functional
 from darwinlm.runtime.errors import ArtifactError, NumericsError
 from darwinlm.steps.recover import step as recover_step
 from darwinlm.steps.recover import train as training
+from darwinlm.steps.recover.recovery_losses import ForwardKL
 from darwinlm.steps.recover.schedule import plan_steps, rate_share
 from darwinlm.steps.recover.step import RecoverySettings
-from darwinlm.steps.recover.train import Training
+from darwinlm.steps.recover.train import Training, TrainingLoop, improved
 
 LENGTH = 16
 SETTINGS = RecoverySettings(
@@ -125,8 +126,10 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_for_bit(stopped, tmp_pa
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path, monkeypatch):
-    whole = Training.loss_of
-    monkeypatch.setattr(Training, "loss_of", lambda run, tokens: whole(run, tokens) * (nan if run.state.step else 1))
+    whole = TrainingLoop.loss_of
+    monkeypatch.setattr(
+        TrainingLoop, "loss_of", lambda run, tokens: whole(run, tokens) * (nan if run.state.step else 1)
+    )
     with pytest.raises(NumericsError, match="before step 2: the loss is nan"):
         trained(tmp_path)
 
@@ -134,8 +137,27 @@ def test_a_loss_that_is_not_finite_stops(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("share", "better"), [(1.0, True), (0.5, True), (0.0, False)])
 def test_the_objective_decides_what_is_better(share, better):
     log = [{"eval_perplexity": 10.0, "eval_kl": 1.0}, {"loss": 2.0}, {"eval_perplexity": 12.0, "eval_kl": 0.1}]
-    told = SimpleNamespace(settings=SimpleNamespace(distillation=share), state=SimpleNamespace(log=log))
-    assert training.Training._better(told) is better
+    assert improved(log, RecoverySettings(distillation=share)) is better
+
+
+def test_a_registered_loss_is_trained_and_judged_by_its_own_value(tmp_path):
+    class Doubled(ForwardKL):
+        """Twice the KL."""
+
+        def summed(self, logits, reference):
+            return 2 * super().summed(logits, reference)
+
+    settings = SETTINGS.model_copy(update={"loss": Doubled(), "distillation": 1.0})
+    log = trained(tmp_path / "doubled", settings).record["log"]
+    held_out = [entry for entry in log if "eval_perplexity" in entry]
+    assert len(held_out) > 1
+    for entry in held_out:
+        assert entry["eval_loss"] == pytest.approx(2 * entry["eval_kl"], rel=1e-5)
+    plain = trained(tmp_path / "plain", settings.model_copy(update={"loss": ForwardKL()})).record["log"]
+    assert log[1]["loss"] == pytest.approx(2 * plain[1]["loss"], rel=1e-5)
+    assert "eval_loss" not in plain[0]
+    worse = [{"eval_perplexity": 1.0, "eval_kl": 1.0, "eval_loss": 1.0}, {**held_out[-1], "eval_loss": 2.0}]
+    assert not improved(worse, settings), "whatever the KL says"
 
 
 DAMAGES = {

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from darwinlm.recipe.recipe import Recipe
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import SHOWN, YAML_BYTES, parse_yaml, read_text, shorten, suggestion
+from darwinlm.runtime.registry import SettingError
 from darwinlm.steps.budget.budget_settings import BUDGETS
 from darwinlm.steps.search.step import SelectionRound
 
@@ -214,6 +215,8 @@ def _explain(detail: Any) -> str:
     if not name:
         return message
     value = detail["input"]
+    if isinstance(inner := detail.get("ctx", {}).get("error"), SettingError):
+        name, value = ".".join((name, *inner.where)), inner.value
     if isinstance(value, dict):
         return f"{name}: {message}"
     return f"{name}: {message} (it is {shorten(repr(value[:SHOWN]) if isinstance(value, str) else value)})"

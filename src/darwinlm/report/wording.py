@@ -107,8 +107,7 @@ def searched_by(search: SearchFigures) -> str:
     if not search.generations:
         return "equal layers brought to the budget, without a generation of search"
     plural = "s" if search.generations != 1 else ""
-    guided = " guided by gradients" if search.method == "gradient" else " with the paper's level switch"
-    return f"an evolutionary search of {search.generations} generation{plural}{guided}"
+    return f"an evolutionary search of {search.generations} generation{plural} {search.described}"
 
 
 def gains(summary: Summary) -> list[tuple[str, str]]:

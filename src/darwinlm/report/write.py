@@ -36,6 +36,7 @@ from darwinlm.steps.own_text.script import is_chat
 from darwinlm.steps.recover.step import RecoveryFigures, RecoverySettings
 from darwinlm.steps.refit.step import RefitFigures
 from darwinlm.steps.results import Corrected, Inputs
+from darwinlm.steps.search.search_method import SEARCH_METHODS
 from darwinlm.steps.search.step import SearchFigures, SearchResult, SearchSettings
 from darwinlm.steps.text.sequences import TokenSequences
 from darwinlm.steps.text.step import PurposeFigures, TextFigures, TextSettings
@@ -55,7 +56,8 @@ def write_summary(
 ) -> Summary:
     """Write the summary, the page and the card, on every run."""
     dense, refit, recovered, vocabulary = inputs.dense, made.refit, made.recovered, inputs.vocabulary
-    ran = {"method": task.settings(SearchSettings).method, "generations": len(search.record["history"]) - 1}
+    method, generations = task.settings(SearchSettings).method, len(search.record["history"]) - 1
+    ran = {"method": SEARCH_METHODS.name_of(type(method)), "described": method.words, "generations": generations}
     summary = summary_of(
         task,
         dense,

@@ -1,6 +1,7 @@
 """Run steps in an output folder: each in a folder of its own, skipped if that is complete for the same key.
 
-The key of a step holds its name and version, its settings, the digests of its inputs, and the version of transformers.
+The key of a step holds its name and version, its settings, the sources of extensions that they name, the digests of its
+inputs, and the version of transformers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from darwinlm.runtime.figures import StageTime
 from darwinlm.runtime.memory import is_out_of_memory, kept_memory, memory_of
 from darwinlm.runtime.output import claim, guarded
 from darwinlm.runtime.reads import Reads, noted, readable_inputs, what_differs
+from darwinlm.runtime.registry import identity_of
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Step, Task
 
@@ -71,6 +73,7 @@ class Run(Generic[Recipe]):
         self.results: dict[str, Any] = {}
         self._steps: dict[str, str] = {} if parent is None else dict(parent._steps)
         self._times: dict[str, StageTime] = {}
+        self._unread: set[type] = set()
 
     def limit(self, recipe: Recipe, limit: TimeLimit | None) -> None:
         """Go on with the recipe that a time limit chose, and with that limit."""
@@ -126,12 +129,30 @@ class Run(Generic[Recipe]):
         key: dict[str, Any] = {"stage": step.folder_name, **code_version(step.version)}
         key["inputs"] = {name: self._identity(value) for name, value in step.inputs.items()}
         key["settings"] = {used.section.__name__: used.values(self.recipe) for used in step.settings}
+        if extensions := self._extensions(step):
+            key["extensions"] = extensions
         if step.ends_early:
             key["time"] = self.recipe.time
         if step.arithmetic:
             key["arithmetic"] = self.context.arithmetic
         key |= step.key(self._task_of(step, StageFolder(self.context.path(step.folder_name), {})))
         return key
+
+    def _extensions(self, step: Step[Any]) -> dict[str, Any]:
+        """Versions and sources of the extensions from outside the package that a step's settings name."""
+        identities: dict[str, Any] = {}
+        for kind in (type(extension) for used in step.settings for extension in used.extensions(self.recipe)):
+            identity = identity_of(kind)
+            if identity is None:
+                continue
+            identities[kind.__name__] = identity
+            if identity["source"] is None and kind not in self._unread:
+                self._unread.add(kind)
+                self.context.reporter.say(
+                    f"{kind.__name__}: its source can't be read, so a change of it isn't noticed; raise its `version` "
+                    "when you change it"
+                )
+        return identities
 
     def _identity(self, value: Any) -> Any:
         """What identifies an input in a key: a plain value itself, an object by its `digest`; also inside containers.

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from darwinlm.runtime.registry import Extension
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import AnySection, Sections
 
@@ -46,8 +47,17 @@ class Uses:
 
     def values(self, recipe: Sections) -> dict[str, Any]:
         """The values of these fields in a recipe, as JSON has them."""
-        chosen = set(self.only or self.section.model_fields) - set(self.ignoring)
-        return recipe.section(self.section).model_dump(mode="json", include=chosen)
+        return recipe.section(self.section).model_dump(mode="json", include=self._names)
+
+    def extensions(self, recipe: Sections) -> list[Extension]:
+        """What a recipe chooses by these fields among the registered ways to do a part of the method."""
+        section = recipe.section(self.section)
+        values = (getattr(section, name) for name in sorted(self._names))
+        return [value for value in values if isinstance(value, Extension)]
+
+    @property
+    def _names(self) -> set[str]:
+        return set(self.only or self.section.model_fields) - set(self.ignoring)
 
 
 @dataclass(frozen=True)

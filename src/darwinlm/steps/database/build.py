@@ -28,8 +28,7 @@ from darwinlm.steps.database.factors import (
     unpack_lower,
     whole_factor_,
 )
-from darwinlm.steps.database.order import damp_, ordered_moment
-from darwinlm.steps.database.removal_metrics import Order, least_error
+from darwinlm.steps.database.order import Order, damp_, least_error, ordered_moment
 
 SMALL = 16 << 20
 """Maximum bytes of a matrix that stays in memory."""

@@ -18,6 +18,7 @@ structures; DarwinLM (arXiv 2502.07780), section 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,10 @@ from torch import Tensor
 
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.steps.database.elimination import ROWS, eliminate
+
+Order = Callable[[Tensor, Tensor, Tensor, Tensor | None, str], Tensor]
+"""Ranks the units of a module: from H, W, units, S (None without gradients) and the name of the module, to [n] int64,
+where the unit that is removed first stands last."""
 
 DEAD_LEVEL: Final = 2.0**-40
 """Diagonal of a dead input after `damp_`, as a share of the mean diagonal."""
@@ -130,6 +135,11 @@ def removal_order(
     if not bool(torch.isfinite(costs).all()):
         raise NumericsError(f"{name}: the removal order lost all precision; use more calibration text")
     return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
+
+
+def least_error(H: Tensor, W: Tensor, units: Tensor, S: Tensor | None, name: str) -> Tensor:
+    """Units of `removal_order`, [n] int64: the one whose removal adds least to the error is removed first."""
+    return removal_order(H, W, units, gradients=S, name=name).units
 
 
 @torch.no_grad()

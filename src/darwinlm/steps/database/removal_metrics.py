@@ -1,48 +1,62 @@
-"""Metrics of removal: the order in which the units of a module are removed.
+"""Metrics of removal: how the order in which the units of a module are removed is found.
 
-To add one, write an `Order` and name it in `METRICS`. Weights at every level are then the least-squares solution on the
-units that the order keeps.
+To add one, register a `RemovalMetric`, here or in a script, and name it in `database.metric`. Weights at every level
+are then the least-squares solution on the units that the order keeps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+from darwinlm.runtime.registry import Extension, Extensions
 
-from darwinlm.runtime.errors import RecipeError
-from darwinlm.runtime.limits import suggestion
-from darwinlm.steps.database.order import removal_order
-
-Order = Callable[[Tensor, Tensor, Tensor, Tensor | None, str], Tensor]
-"""Units in the order in which to keep them, [n] int64, the last one removed first.
-
-Called with the second moment [d, d] of the inputs, the output projection [r, d], the columns of every unit [n, u], the
-second moment [r, r] of the output gradients (None without gradients), and the name of the module for messages.
-"""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def least_error(moment: Tensor, W: Tensor, units: Tensor, S: Tensor | None, name: str) -> Tensor:
-    """The unit whose removal adds least to the output error, weighted by S if given, is removed first."""
-    return removal_order(moment, W, units, gradients=S, name=name).units
+class RemovalMetric(Extension):
+    """A metric that orders the units of a module; its fields are its settings.
+
+    Attributes:
+        gradients: Whether it needs gradients of the loss.
+    """
+
+    gradients: ClassVar[bool] = False
+
+    @abstractmethod
+    def order(self, moment: Tensor, W: Tensor, units: Tensor, S: Tensor | None, name: str) -> Tensor:
+        """Units in the order in which to keep them, the last one removed first.
+
+        Args:
+            moment: [d, d] floating, second moment of the inputs.
+            W: [r, d] floating, output projection.
+            units: [n, u] int64, columns of every unit.
+            S: [r, r] floating, second moment of the output gradients; None without `gradients`.
+            name: Name of the module, for messages.
+
+        Returns:
+            [n] int64.
+        """
 
 
-@dataclass(frozen=True)
-class Metric:
-    """An order, and whether it needs gradients of the loss."""
-
-    order: Order
-    gradients: bool = False
-
-
-METRICS = {"output": Metric(least_error), "loss": Metric(least_error, gradients=True)}
+REMOVAL_METRICS = Extensions(RemovalMetric, "removal metric", "database.metric")
 """Metrics by their names for `database.metric`."""
 
 
-def find_metric(name: str) -> Metric:
-    """A metric by its name. Raises RecipeError, with a similar name."""
-    if name not in METRICS:
-        hint = suggestion(name, METRICS, f"known are {', '.join(METRICS)}")
-        raise RecipeError(f"database.metric: there is no metric '{name}': {hint}")
-    return METRICS[name]
+@REMOVAL_METRICS.register("output")
+class OutputError(RemovalMetric):
+    """The unit whose removal adds least to the output error is removed first, as in the paper."""
+
+    def order(self, moment: Tensor, W: Tensor, units: Tensor, S: Tensor | None, name: str) -> Tensor:
+        """See `RemovalMetric.order`. Raises NumericsError."""
+        from darwinlm.steps.database.order import least_error
+
+        return least_error(moment, W, units, S, name)
+
+
+@REMOVAL_METRICS.register("loss")
+class LossError(OutputError):
+    """The same with output errors weighted by their effect on the loss."""
+
+    gradients = True

@@ -99,12 +99,11 @@ class Gradients(Step[GradientMoments]):
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:
         """Passes with gradients; none if the removal order doesn't use them."""
-        from darwinlm.steps.database.removal_metrics import find_metric
         from darwinlm.steps.database.step import DatabaseSettings
         from darwinlm.steps.workload import largest
 
         sizes, text = load.sizes, load.settings(TextSettings)
-        if not find_metric(load.settings(DatabaseSettings).metric).gradients:
+        if not load.settings(DatabaseSettings).metric.gradients:
             return None
         tokens = -(-gradient_tokens(text.calibration_tokens) // text.sequence_length) * text.sequence_length
         held = largest({"heads": load.head}, load.backward | {"blocks": 2 * load.block})

@@ -18,7 +18,6 @@ from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.folders import remove
 from darwinlm.runtime.step import Task
 from darwinlm.steps.recover.checks import check_teacher
-from darwinlm.steps.recover.losses import needs_dense
 from darwinlm.steps.recover.packed_text import PackedText, pack_documents
 from darwinlm.steps.recover.schedule import Steps, plan_steps
 from darwinlm.steps.recover.sharding import load_teacher, sharding_mesh
@@ -50,11 +49,11 @@ def check_recovery(
         ModelError: The dense model has another vocabulary or tokenizer.
         DataError: The text belongs to a benchmark.
     """
-    check_length(text.sequence_length, dense, *([teacher] if needs_dense(settings) else []))
+    check_length(text.sequence_length, dense, *([teacher] if settings.needs_dense else []))
     source = settings.text or text.source
     if source is not None:
         check_source(source)
-    if needs_dense(settings) and teacher is not dense:
+    if settings.needs_dense and teacher is not dense:
         check_teacher(teacher, dense, dense.tokenizer())
     return plan_steps(settings, text.sequence_length, context.batch_tokens, parallel.size())
 
@@ -91,7 +90,7 @@ def run_recovery(task: Task, inputs: Recover) -> None:
         bos = added_bos(tokenizer)
         text = PackedText(scratch / "text", steps.length, steps.sequences, bos, repeats=repeats)
         reference = None
-        if needs_dense(settings):
+        if settings.needs_dense:
             reference = load_teacher(inputs.teacher, context.dtype, context.device, mesh)
     with parallel.agree():
         model, record = Training(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from darwinlm.runtime.quantities import Count, Repeats, Share
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task, Uses
+from darwinlm.steps.recover.recovery_losses import RECOVERY_LOSSES, ForwardKL, NextToken, RecoveryLoss
 from darwinlm.steps.stitch.step import Stitched
 from darwinlm.steps.text.step import TextSettings
 
@@ -45,9 +46,11 @@ class RecoverySettings(Section):
     batch_tokens: Count | None = Field(None, gt=0)
     """Tokens in one step, over all processes. None takes a 256th of `tokens`, but 4096 to 32768, and an eighth of fewer
     than 32768 tokens. If `tokens` is smaller than a given batch, it is divided into up to eight steps."""
+    loss: Annotated[RecoveryLoss, RECOVERY_LOSSES] = ForwardKL()
+    """What distillation minimises: `forward_kl`, KL(dense ‖ model) in nats per token."""
     distillation: Share = Field(1.0, ge=0, le=1)
-    """Weight of distillation, KL(dense ‖ model) in nats per token, from 0 to 1. The next-token loss has the rest: 0.5
-    weights both equally, and 0 needs no dense model."""
+    """Weight of `loss`, from 0 to 1. The next-token loss has the rest: 0.5 weights both equally, and 0 needs no dense
+    model."""
     learning_rate: float | None = Field(None, gt=0)
     """Learning rate of AdamW after a short warm-up; it falls to a tenth along a cosine. None takes 0.0015 times the
     root mean square of the weights, and less in proportion if the KL to the dense model on validation text is below 0.9
@@ -57,6 +60,17 @@ class RecoverySettings(Section):
     sharding: Literal["none", "fsdp", "hsdp"] = "none"
     """Distribution over several processes: `none` keeps the whole model in each (DDP), `fsdp` shards its weights
     (FSDP2), `hsdp` shards them within each node."""
+
+    @property
+    def terms(self) -> list[tuple[float, RecoveryLoss]]:
+        """The losses to minimise, with their weights."""
+        weighted = (self.distillation, self.loss), (1 - self.distillation, NextToken())
+        return [(weight, loss) for weight, loss in weighted if weight]
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether training needs the dense model."""
+        return any(loss.dense for _, loss in self.terms)
 
     @property
     def step_tokens(self) -> int:
@@ -171,7 +185,6 @@ class Recover(Step[Recovered]):
     def cost(cls, load: Workload) -> Cost | None:
         """Training of the smaller model, the dense one beside it, and evaluations. None without training."""
         from darwinlm.runtime import parallel
-        from darwinlm.steps.recover.losses import needs_dense
         from darwinlm.steps.recover.trained_model import logit_tokens
         from darwinlm.steps.workload import SAVED
 
@@ -195,7 +208,7 @@ class Recover(Step[Recovered]):
         }
         if sizes.size == 2:
             held["weights in bfloat16"] = 2 * (k * (sizes.blocks if shards == 1 else sizes.block) + sizes.outside)
-        if needs_dense(settings):
+        if settings.needs_dense:
             work += sizes.operations(settings.tokens, heads=2) + sizes.operations(held_out, heads=1)
             held["dense model"] = (sizes.blocks / shards + sizes.outside) * sizes.size
         return Cost(work, held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -19,11 +19,10 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.steps.recover.checkpoints import Checkpoints, TrainingState
-from darwinlm.steps.recover.losses import needs_dense
 from darwinlm.steps.recover.schedule import Steps, rate_share
 from darwinlm.steps.recover.sharding import sharder, spread
 from darwinlm.steps.recover.step import RecoverySettings
-from darwinlm.steps.recover.trained_model import Losses, prepared, run_dense
+from darwinlm.steps.recover.trained_model import HeldOutSums, Losses, measured_apart, prepared, run_dense
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -89,51 +88,86 @@ class Training:
             StorageError: The disk is full; the last checkpoint is kept.
             ArtifactError: A checkpoint belongs to another training, or is damaged.
         """
-        settings = self.settings
-        self.checkpoints = Checkpoints(self.folder, self.key)
+        loop = TrainingLoop(self)
+        loop.run()
+        return loop.result(), loop.record()
+
+
+@dataclass
+class Pace:
+    """How long the steps of a training take.
+
+    Attributes:
+        first: Step with which this process began.
+        before: Seconds of the steps before, in processes that were interrupted.
+        begun: When it began, on the monotonic clock.
+        stepping: When it began its first step, after the evaluation before it.
+    """
+
+    first: int
+    before: float
+    begun: float
+    stepping: float
+
+
+class TrainingLoop:
+    """The steps of a training, with its model, optimizer and state.
+
+    Attributes:
+        model: The model in training.
+        call: What returns its losses, in one process or several.
+        trained: Its trained weights by name.
+        magnitude: Root mean square of the matrices among them, before the training.
+        state: What a checkpoint holds besides tensors.
+        last: The last step that the time limit allows.
+        order: The order of the text in an epoch, and the epoch; None before the first batch.
+    """
+
+    def __init__(self, given: Training) -> None:
+        self.given, self.settings, self.steps = given, given.settings, given.steps
+        self.checkpoints = Checkpoints(given.folder, given.key)
         newest = self.checkpoints.newest()
-        low = torch.bfloat16 if self.dtype == torch.bfloat16 else None
-        self.model = prepared(self.student(each=sharder(low, self.mesh)), settings)
+        low = torch.bfloat16 if given.dtype == torch.bfloat16 else None
+        self.model = prepared(given.student(each=sharder(low, given.mesh)), given.settings)
         with parallel.agree():
             self.checkpoints.check_room(self.model)
         self.order: tuple[int, Tensor] | None = None
-        self.sharded = self.mesh is not None
-        losses = Losses(self.model, self.teacher, settings, low, sharded=self.sharded)
-        self.call = spread(losses, self.device, self.mesh).train()
+        self.sharded = given.mesh is not None
+        losses = Losses(self.model, given.teacher, given.settings, low, sharded=self.sharded)
+        self.call = spread(losses, given.device, given.mesh).train()
         self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
         self.optimizer = torch.optim.AdamW(self.trained.values(), betas=BETAS, weight_decay=0.0, fused=True)
         # Before a checkpoint is loaded, so that a resumed training has the same rate.
         matrices = [weight for weight in self.trained.values() if weight.ndim > 1]
         elements = sum(weight.numel() for weight in matrices)
-        self.magnitude = _whole(nn.utils.get_total_norm(matrices)) / math.sqrt(elements)  # their root mean square
+        self.magnitude = _whole(nn.utils.get_total_norm(matrices)) / math.sqrt(elements)
         self.state = TrainingState()
-        self.last = self.steps.count
+        self.last = given.steps.count
         if newest is not None:
-            self.say(f"recovery: resuming from {newest.name}")
+            given.say(f"recovery: resuming from {newest.name}")
             self.load(newest)
-        self.run()
-        return self.result(), self.record()
+        now = working_time()
+        self.pace = Pace(self.state.step, self.state.seconds, now, now)
 
     # ------------------------------------------------------------------------------------------------- a step
 
     def run(self) -> None:
         """Run all remaining steps with their evaluations and checkpoints, or as many as the time limit allows."""
-        self.begun, self.first = working_time(), self.state.step
-        self.before = self.state.seconds
-        if not self.state.step:
+        first = self.pace.first
+        if not first:
             self.evaluate()
-        self.stepping = working_time()
-        if self.first:
-            self.last = self._last_step(self.first)
-            if self.last == self.first < self.steps.count:
-                self.say("recovery: the time limit leaves no time for another step")
+        self.pace.stepping = working_time()
+        if first:
+            self.last = self._last_step(first)
+            if self.last == first < self.steps.count:
+                self.given.say("recovery: the time limit leaves no time for another step")
         every = max(1, self.settings.save_every // self.steps.tokens)
         while self.state.step < self.last:
             self.update(self.state.step)
             done = self.state.step = self.state.step + 1
             self.last = self._last_step(done)
-            self.progress(done, self.last)
+            self.given.progress(done, self.last)
             if done % every == 0 or done == self.last:
                 self.evaluate()
                 self.save()
@@ -143,12 +177,12 @@ class Training:
 
         At the start of a resumed training, when it is the step of the checkpoint, steps take as long as until then.
         """
-        now = working_time()
-        left = self.ends - now
+        now, pace = working_time(), self.pace
+        left = self.given.ends - now
         if left == math.inf:
             return self.steps.count
-        left -= self.stepping - self.begun
-        taken, seconds = (done - self.first, now - self.stepping) if done > self.first else (done, self.before)
+        left -= pace.stepping - pace.begun
+        taken, seconds = (done - pace.first, now - pace.stepping) if done > pace.first else (done, pace.before)
         more = int(left * taken / max(seconds, 1e-9))
         return parallel.broadcast(min(done + max(more, 0), self.steps.count))
 
@@ -158,7 +192,7 @@ class Training:
         rate = self.rate * rate_share(self.last, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.given.device)
         for number in range(self.steps.accumulation):
             with self._unsynchronized(number):
                 loss = self.loss_of(self._batch(step, number)) / self.steps.accumulation
@@ -179,8 +213,8 @@ class Training:
             losses, self.state.unlogged = self.state.unlogged, []
             logged = sum(losses) / len(losses)
             where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
-            speed = (step + 1 - self.first) * self.steps.tokens / max(working_time() - self.begun, 1e-9)
-            self.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
+            speed = (step + 1 - self.pace.first) * self.steps.tokens / max(working_time() - self.pace.begun, 1e-9)
+            self.given.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
         """Let processes, or nodes that share a copy, accumulate gradients and sum them only once per step."""
@@ -202,14 +236,14 @@ class Training:
         epoch, place = divmod(step, self.steps.per_epoch)
         if self.order is None or self.order[0] != epoch:
             generator = torch.Generator().manual_seed(epoch)
-            self.order = epoch, torch.randperm(len(cast(Sized, self.text)), generator=generator)
+            self.order = epoch, torch.randperm(len(cast(Sized, self.given.text)), generator=generator)
         begin = place * self.steps.step_rows + (number * parallel.size() + parallel.rank()) * self.steps.rows
         rows = self.order[1][begin : begin + self.steps.rows].tolist()
-        return to_device(torch.stack([self.text[row]["input_ids"] for row in rows]), self.device)
+        return to_device(torch.stack([self.given.text[row]["input_ids"] for row in rows]), self.given.device)
 
     def loss_of(self, tokens: Tensor) -> Tensor:
         """Mean loss per token of a batch [b, t]."""
-        dense = run_dense(self.teacher, tokens) if needs_dense(self.settings) else None
+        dense = run_dense(self.given.teacher, tokens) if self.settings.needs_dense else None
         loss: Tensor = self.call(tokens, dense)
         return loss
 
@@ -217,27 +251,31 @@ class Training:
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Log perplexity, and KL to the dense model in nats per token, on validation text."""
+        """Log perplexity, KL to the dense model and a registered loss, in nats per token, on validation text."""
         self.call.eval()
-        rows, sums = self.steps.rows, torch.zeros(3, dtype=torch.float64)
+        teacher, held_out = self.given.teacher, self.given.held_out
+        rows, sums = self.steps.rows, torch.zeros(4, dtype=torch.float64)
         # All processes run equally many passes, because FSDP gathers weights collectively.
-        most = -(-len(self.held_out) // parallel.size())
-        share = self.held_out[parallel.place() :: parallel.size()]
+        most = -(-len(held_out) // parallel.size())
+        share = held_out[parallel.place() :: parallel.size()]
         for start in range(0, most, rows):
             batch = share[start : start + rows]
-            tokens = (batch if len(batch) else self.held_out[:1]).to(self.device)
-            dense = None if self.teacher is None else run_dense(self.teacher, tokens)
-            loss, divergence = self.call(tokens, dense, held_out=True)
-            sums += torch.tensor([loss, divergence, 1.0 * len(tokens)], dtype=torch.float64) * bool(len(batch))
+            tokens = (batch if len(batch) else held_out[:1]).to(self.given.device)
+            dense = None if teacher is None else run_dense(teacher, tokens)
+            of_batch: HeldOutSums = self.call(tokens, dense, held_out=True)
+            summed = [of_batch.next_token, of_batch.kl, of_batch.loss, 1.0 * len(tokens)]
+            sums += torch.tensor(summed, dtype=torch.float64) * bool(len(batch))
         self.call.train()
-        loss, divergence, counted = parallel.all_reduce(sums).tolist()
-        length = self.held_out.shape[1]
-        figures = {"eval_perplexity": math.exp(min(loss / (counted * (length - 1)), 700.0))}
-        if self.teacher is not None:
+        next_token, divergence, own, counted = parallel.all_reduce(sums).tolist()
+        length = held_out.shape[1]
+        figures = {"eval_perplexity": math.exp(min(next_token / (counted * (length - 1)), 700.0))}
+        if teacher is not None:
             figures["eval_kl"] = max(divergence / (counted * length), 0.0)
+        if (loss := measured_apart(self.settings)) is not None:
+            figures["eval_loss"] = own / (counted * (length if loss.dense else length - 1))
         where = self._log(self.state.step, figures)
         kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
-        self.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
+        self.given.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
 
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens
@@ -259,7 +297,7 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint. Raises StorageError."""
-        self.state.seconds = round(self.before + working_time() - self.begun, 1)
+        self.state.seconds = round(self.pace.before + working_time() - self.pace.begun, 1)
         tensors = self._tensors()
         self.state.updates = [int(self.optimizer.state[weight]["step"]) for weight in self.trained.values()]
         self.checkpoints.save(self.state, tensors)
@@ -270,40 +308,43 @@ class Training:
         for weight, updates in zip(self.trained.values(), self.state.updates, strict=True):
             self.optimizer.state[weight]["step"].fill_(updates)
 
-    def _better(self) -> bool:
-        """Whether training lowered the objective on held-out text."""
-        held_out = [entry for entry in self.state.log if "eval_perplexity" in entry]
-        share = self.settings.distillation
-        goals = [
-            share * entry.get("eval_kl", 0.0) + (1 - share) * math.log(entry["eval_perplexity"])
-            for entry in (held_out[0], held_out[-1])
-        ]
-        return goals[1] <= goals[0]
-
     def record(self) -> dict[str, Any]:
         """Record of the training for the report."""
         return {
             "steps": self.state.step,
             "tokens": self.state.step * self.steps.tokens,
-            "seconds": round(self.before + working_time() - self.begun, 1),
+            "seconds": round(self.pace.before + working_time() - self.pace.begun, 1),
             "processes": parallel.size(),
             "sharded": self.sharded,
-            "kept": "trained" if self._better() else "before",
+            "kept": "trained" if improved(self.state.log, self.settings) else "before",
             "log": self.state.log,
         }
 
     def result(self) -> Any:
         """The better model with plain weights, in the first process; sharded weights are gathered."""
         model = self.model
-        if not self._better():
-            self.say("recovery: no improvement on held-out text, so the weights before training are kept")
-            model = self.student() if parallel.is_main() else None
+        if not improved(self.state.log, self.settings):
+            self.given.say("recovery: no improvement on held-out text, so the weights before training are kept")
+            model = self.given.student() if parallel.is_main() else None
         elif self.sharded:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
             whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
             weights = get_model_state_dict(self.model, options=whole)  # empty in other processes
-            model = self.student() if parallel.is_main() else None
+            model = self.given.student() if parallel.is_main() else None
             if model is not None:
                 model.load_state_dict(weights)
         return model if model is None else model.cpu().eval().requires_grad_(requires_grad=False)
+
+
+def improved(log: Sequence[Mapping[str, float]], settings: RecoverySettings) -> bool:
+    """Whether training lowered the objective on held-out text, from the first and last figures of its log."""
+    held_out = [entry for entry in log if "eval_perplexity" in entry]
+    return objective(held_out[-1], settings) <= objective(held_out[0], settings)
+
+
+def objective(figures: Mapping[str, float], settings: RecoverySettings) -> float:
+    """The weighted losses of the settings, from figures of held-out text."""
+    share, next_token = settings.distillation, math.log(figures["eval_perplexity"])
+    loss = figures.get("eval_kl", 0.0) if settings.loss.dense else next_token
+    return share * figures.get("eval_loss", loss) + (1 - share) * next_token

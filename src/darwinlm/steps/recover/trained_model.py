@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from darwinlm.model.families.family import family_of
 from darwinlm.model.walk.chunks import chunked_loss, next_tokens
 from darwinlm.model.walk.decoder import Given
-from darwinlm.steps.recover.losses import Loss, forward_kl, next_token_loss, weighted
+from darwinlm.steps.recover.losses import forward_kl, next_token_loss
+from darwinlm.steps.recover.recovery_losses import ForwardKL, NextToken, RecoveryLoss
 from darwinlm.steps.recover.step import RecoverySettings
 
 LOGIT_TOKENS, LOGITS = 1024, 1 << 26
@@ -103,7 +105,7 @@ def batch_loss(
     teacher: Any,
     tokens: Tensor,
     dense: Tensor | None,
-    losses: Sequence[tuple[float, Loss]],
+    losses: Sequence[tuple[float, RecoveryLoss]],
     *,
     again: bool = False,
 ) -> Tensor:
@@ -124,7 +126,7 @@ def batch_loss(
         logits, expected = logits_of(model, part), reference(rows)
         total = logits.new_zeros((), dtype=torch.float32)
         for weight, loss in losses:
-            of_rows = loss.of(logits, expected if loss.dense else following[rows])
+            of_rows = loss.summed(logits, given_to(loss, expected, following[rows]))
             total = total + weight * of_rows / (len(hidden) if loss.dense else n_following)
         return total
 
@@ -133,21 +135,46 @@ def batch_loss(
     return chunked_loss(loss_of, hidden, head, _at_once(model), again=again)
 
 
-@torch.no_grad()
-def held_out_sums(model: Any, teacher: Any, tokens: Tensor, dense: Tensor | None) -> tuple[float, float]:
-    """Sums of the cross-entropy and of the KL to the dense model over tokens [b, t].
+def given_to(loss: RecoveryLoss, dense: Tensor | None, following: Tensor) -> Tensor:
+    """What a loss compares logits with: those of the dense model, [n, v], or the next tokens, [n]."""
+    if not loss.dense:
+        return following
+    assert dense is not None, "the dense model is there if a loss needs it"
+    return dense
 
-    `dense` holds its streams on them, [b, t, m]; without them, KL is 0.
-    """
+
+@dataclass
+class HeldOutSums:
+    """Sums over held-out tokens: cross-entropy, KL to the dense model, and a registered loss; 0 if not asked for."""
+
+    next_token: float = 0.0
+    kl: float = 0.0
+    loss: float = 0.0
+
+
+@torch.no_grad()
+def held_out_sums(
+    model: Any, teacher: Any, tokens: Tensor, dense: Tensor | None, other: RecoveryLoss | None = None
+) -> HeldOutSums:
+    """Sums over tokens [b, t]; `dense` holds the dense model's streams on them, [b, t, m], if there is one."""
     hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
-    loss, divergence, most = 0.0, 0.0, _at_once(model)
+    sums, most = HeldOutSums(), _at_once(model)
     for start in range(0, len(hidden), most):
         piece = slice(start, start + most)
         logits = logits_of(model, hidden[piece])
-        loss += float(next_token_loss(logits, following[piece]))
-        if dense is not None:
-            divergence += float(forward_kl(logits, logits_of(teacher, dense.flatten(0, 1)[piece])))
-    return loss, divergence
+        sums.next_token += float(next_token_loss(logits, following[piece]))
+        expected = None if dense is None else logits_of(teacher, dense.flatten(0, 1)[piece])
+        if expected is not None:
+            sums.kl += float(forward_kl(logits, expected))
+        if other is not None:
+            sums.loss += float(other.summed(logits, given_to(other, expected, following[piece])))
+    return sums
+
+
+def measured_apart(settings: RecoverySettings) -> RecoveryLoss | None:
+    """The loss of the settings if it is neither the KL nor the cross-entropy, which are measured on held-out text."""
+    known = not settings.distillation or type(settings.loss) in (ForwardKL, NextToken)
+    return None if known else settings.loss
 
 
 class Losses(nn.Module):
@@ -159,7 +186,8 @@ class Losses(nn.Module):
         super().__init__()
         self.model = model
         self.teacher = (teacher,)  # a tuple, so that it isn't a submodule
-        self.losses = weighted(settings)
+        self.terms = settings.terms
+        self.apart = measured_apart(settings)
         self.low = low
         self.sharded = sharded
 
@@ -168,5 +196,5 @@ class Losses(nn.Module):
         (teacher,) = self.teacher
         with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):
             if held_out:
-                return held_out_sums(self.model, teacher, tokens, dense)
-            return batch_loss(self.model, teacher, tokens, dense, self.losses, again=self.sharded)
+                return held_out_sums(self.model, teacher, tokens, dense, self.apart)
+            return batch_loss(self.model, teacher, tokens, dense, self.terms, again=self.sharded)

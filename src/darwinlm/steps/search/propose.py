@@ -8,8 +8,9 @@ a time.
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 from darwinlm.model.units.space import Allocation, PerLevel, uniform_sizes
@@ -17,6 +18,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.steps.budget.problem import Budget, Problem
 from darwinlm.steps.search.knapsack import solve_knapsack
+from darwinlm.steps.search.state import SearchState
 
 
 def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
@@ -116,6 +118,18 @@ def paper_switch(
         if switched != parent and switched not in seen and budget.allows(total):
             return switched
     raise _exhausted(budget)
+
+
+def switched_children(state: SearchState, seed: int, count: int, switch: Callable[..., Allocation]) -> list[Allocation]:
+    """Up to `count` new allocations from a level switch, which lacks its random numbers and `seen`."""
+    rng = random.Random(f"{seed}:{state.done}")  # noqa: S311
+    seen = set(state.seen)
+    children: list[Allocation] = []
+    with contextlib.suppress(BudgetError):  # All neighbours have been tried.
+        for _ in range(count):
+            children.append(switch(rng, seen=seen))
+            seen.add(children[-1])
+    return children
 
 
 def filled(allocation: Allocation, costs: Sequence[Sequence[int]], budget: Budget, rng: random.Random) -> Allocation:

@@ -1,10 +1,10 @@
 """The search for an allocation (DarwinLM, section 3.2): one level for every module, within the budget.
 
 `search` follows that section. The first parent has equal layers (`propose.py`). A generation (`evolution.py`) derives
-children from the parent, within the exact budget (`problem.py`). Selection rounds evaluate fewer and fewer of them on
-more and more text, by KL to the dense model (`fitness.py`), after training if the recipe asks for it (`training.py`).
-The best child becomes the next parent. The prediction of good children (`gradients.py`, `prediction.py`,
-`knapsack.py`) is not in the paper.
+children from the parent by the recipe's method (`search_method.py`), within the exact budget (`problem.py`). Selection
+rounds evaluate fewer and fewer of them on more and more text, by KL to the dense model (`fitness.py`), after training
+if the recipe asks for it (`candidate_training.py`). The best child becomes the next parent. The prediction of good
+children (`slopes.py`, `prediction.py`, `knapsack.py`) is not in the paper.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from darwinlm.steps.budget.equal import EqualLayers
 from darwinlm.steps.budget.problem import Problem
 from darwinlm.steps.database.store import DatabaseReader
 from darwinlm.steps.search.candidate_training import CandidateTrainer
-from darwinlm.steps.search.evolution import Guide, evolve
+from darwinlm.steps.search.evolution import evolve
 from darwinlm.steps.search.fitness import Clock, Fitness
 from darwinlm.steps.search.module_cache import PlacedModules
-from darwinlm.steps.search.prediction import Curvature, removed_together
 from darwinlm.steps.search.propose import uniform_allocations, uniform_start
-from darwinlm.steps.search.slopes import Gradients
+from darwinlm.steps.search.search_method import SearchInputs
 from darwinlm.steps.search.state import SearchState
 from darwinlm.steps.search.step import SearchSettings
 
@@ -76,13 +75,8 @@ def search(
     fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens, memory=memory)
     estimates = database.estimated_losses(problem.space)
     losses = database.local_errors(problem.space) if estimates is None else estimates
-    guide = None
-    if settings.method == "gradient":
-        if estimates is None:
-            reporter.say(
-                "search: the database has no estimated losses (database.metric=loss has), so local errors are used"
-            )
-        guide = Guide(Curvature(losses, removed_together(problem.space, database)), Gradients(fitness, database).around)
+    inputs = SearchInputs(fitness, problem, database, settings, losses, estimates is not None, reporter.say)
+    propose = settings.method.begin(inputs)
     trainer = None
     if settings.training_needed:
         trainer = CandidateTrainer(placed, fitness, texts["training"], folder)
@@ -112,7 +106,7 @@ def search(
         ),
         folder / STATE,
         clock=clock,
-        guide=guide,
+        propose=propose,
         trainer=trainer,
         report=tell,
     )
@@ -136,7 +130,8 @@ def _equal_start(
 ) -> Allocation:
     """The best first parent with equal layers; the uniform model is one if it can be used, also when time runs out."""
     best = best_of(equal.first(losses), fitness, losses, n_tokens, clock)
-    return min([best, uniform] if uniform in equal else [best], key=lambda each: fitness.kls([each], n_tokens)[0])
+    choices = [best, uniform] if uniform in equal else [best]
+    return min(choices, key=lambda choice: fitness.kls([choice], n_tokens)[0])
 
 
 def by_prediction(choices: list[Allocation], losses: PerLevel) -> list[Allocation]:
@@ -157,6 +152,6 @@ def best_of(choices: list[Allocation], fitness: Fitness, losses: PerLevel, n_tok
         while len(measured) < len(choices) and (not measured or parallel.broadcast(clock.left) > 0):
             together = max(len(measured), parallel.size())  # twice as many on every walk through the blocks
             measured += fitness.kls(choices[len(measured) : len(measured) + together], tokens)
-        ranked = sorted(zip(measured, choices, strict=False), key=lambda each: each[0])
+        ranked = sorted(zip(measured, choices, strict=False), key=lambda pair: pair[0])
         choices = [choice for _, choice in ranked[:3]]
     return choices[0]

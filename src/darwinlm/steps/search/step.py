@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,6 +16,9 @@ from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task, Uses
 from darwinlm.steps.budget.budget_settings import BudgetSettings
+from darwinlm.steps.search.gradient_method import GradientMethod
+from darwinlm.steps.search.paper_method import PaperMethod  # noqa: F401 - it registers itself
+from darwinlm.steps.search.search_method import SEARCH_METHODS, SearchMethod
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
@@ -27,9 +30,6 @@ if TYPE_CHECKING:
     from darwinlm.steps.workload import Workload
 
 RESULT = "result.json"
-CHILDREN, CONFIRMED = 3, 1.0
-"""Children that a generation solves for, all of which the first one evaluates on the whole text, and that later ones
-do, measured on 2026-11-30."""
 
 
 class SelectionRound(Section):
@@ -48,7 +48,7 @@ class SearchSettings(Section):
 
     minutes: Minutes | None = Field(None, gt=0)
     """Time limit of the search (30, 30m, 1h, 90s); it then returns the best allocation so far."""
-    method: Literal["gradient", "paper"] = "gradient"
+    method: Annotated[SearchMethod, SEARCH_METHODS] = GradientMethod()
     """`gradient`: children predicted from gradients of the loss and the database's estimates; any modules may trade,
     and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""
     layers: Literal["auto", "unequal", "equal"] = "auto"
@@ -74,11 +74,12 @@ class SearchSettings(Section):
     def _survivors_shrink(self) -> SearchSettings:
         if not self.rounds:
             raise ValueError("rounds: at least one is needed")
-        counts = [self.offspring, *(each.survivors for each in self.rounds)]
+        counts = [self.offspring, *(selection.survivors for selection in self.rounds)]
         if any(later >= earlier for earlier, later in pairwise(counts)):
             raise ValueError(f"rounds: survivors must decrease, starting below the offspring, but they are {counts}")
-        if self.layers == "equal" and self.method == "paper":
-            raise ValueError("method=paper trades levels between layers, which layers=equal doesn't allow")
+        if self.layers == "equal" and not self.method.equal_layers:
+            name = SEARCH_METHODS.name_of(type(self.method))
+            raise ValueError(f"method={name} trades levels between layers, which layers=equal doesn't allow")
         if counts[-1] != 1:
             raise ValueError(f"rounds: the last one must leave one survivor, but it leaves {counts[-1]}")
         return self
@@ -86,22 +87,23 @@ class SearchSettings(Section):
     @property
     def training_needed(self) -> int:
         """Number of training tokens that the search needs."""
-        return sum(each.training_tokens for each in self.rounds)
+        return sum(selection.training_tokens for selection in self.rounds)
 
     @property
     def fitness_needed(self) -> int:
         """Number of fitness tokens that the search needs."""
-        return max(each.tokens for each in self.rounds)
+        return max(selection.tokens for selection in self.rounds)
 
 
 class SearchFigures(Extract):
     """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
 
-    It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer. With
-    the method `gradient`, gradients propose children; with `paper`, the paper's level switch does.
+    It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer.
+    `described` is what the method says of itself, to end a sentence.
     """
 
-    method: Literal["gradient", "paper"]
+    method: str
+    described: str
     start_kl: float
     uniform_kl: float
     kl: float
@@ -190,35 +192,31 @@ class Search(Step[SearchResult]):
 
     @classmethod
     def cost(cls, load: Workload) -> Cost:
-        """Passes of candidates, slopes of the parent's loss, and modules cut at new levels."""
+        """Passes of candidates, what the method takes, and modules cut at new levels."""
         from darwinlm.model.walk.chunks import HEAD_TOKENS
         from darwinlm.model.walk.hidden import STREAMS
         from darwinlm.runtime.memory import CACHES, FRAGMENTS, OTHERS
         from darwinlm.steps.workload import LIBRARIES
 
         sizes, settings, k = load.sizes, load.settings(SearchSettings), load.sizes.kept
-        guided, times, offspring = settings.method == "gradient", settings.generations, settings.offspring
-        fitness, window = settings.fitness_needed, settings.rounds[0].tokens
-        count = min(CHILDREN, offspring) if guided else float(offspring)
-        read, learnt, before = 4.0 * window + (2.0 + guided * CHILDREN) * fitness, 0.0, 0  # the start comes first
-        for selection in settings.rounds:  # losses of earlier rounds are kept, unless candidates are trained
+        own, times, fitness = settings.method.cost(load), settings.generations, settings.fitness_needed
+        read, learnt, before = 4.0 * settings.rounds[0].tokens + 2.0 * fitness, 0.0, 0  # the start comes first
+        for selection, count in zip(settings.rounds, settings.method.evaluated(settings), strict=True):
+            # Losses of earlier rounds are kept, unless candidates are trained.
             read += times * count * (selection.tokens - (0 if selection.training_tokens else before))
             learnt += times * (count + 1) * selection.training_tokens
-            count = min(selection.survivors, CONFIRMED) if guided else selection.survivors
             before = selection.tokens
-        work = sizes.operations(read, k, heads=1) + sizes.operations(fitness, heads=1)
+        work = own.operations + sizes.operations(read, k, heads=1) + sizes.operations(fitness, heads=1)
         work += sizes.operations(learnt, k, blocks=4, heads=3)
-        for d in (float(shape.sizes.width) for shape in sizes.cut):  # two levels of each module, and the slopes of all
+        for d in (float(shape.sizes.width) for shape in sizes.cut):  # two levels of each module
             work += load.slow * times * 2 * d * d * k**2 * sizes.width
-            work += load.slow * guided * times * (2 * window * d * sizes.width + min(window, sizes.width) * d * d)
-        work += sizes.operations(guided * times * window, k, blocks=3, heads=3)
-        streams = min((offspring + 2) * float(fitness * sizes.width * sizes.size), STREAMS)
-        held = (load.backward if guided else load.passing) | {"heads": load.head, "candidates' streams": streams}
+        streams = min((settings.offspring + 2) * float(fitness * sizes.width * sizes.size), STREAMS)
+        held = dict(own.memory) | {"heads": load.head, "candidates' streams": streams}
         held["logits"] = max(16.0 * HEAD_TOKENS * sizes.vocabulary, load.compared)
         held |= {"factors of one module": 4 * load.widest * (load.widest + 4 * sizes.width), "blocks": 3 * load.block}
         if settings.training_needed:
-            own = (12 + 2 * sizes.size) * sizes.kept * sizes.blocks
-            held |= load.backward | {"whole models": float(sizes.params * sizes.size), "candidates": own}
+            changes = (12 + 2 * sizes.size) * sizes.kept * sizes.blocks
+            held |= load.backward | {"whole models": float(sizes.params * sizes.size), "candidates": changes}
         # Caches hold what could be in them, or their shares of the memory that is left.
         room = load.memory if load.on_cpu else (1 - FRAGMENTS) * load.memory
         room -= sum(held.values()) + (LIBRARIES if load.on_cpu else 0.0)
