@@ -234,7 +234,7 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
     return randomised(lambda: AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides)), seed)
 
 
-def mlp_of(block: nn.Module) -> Any:
+def mlp_of(block: Any) -> Any:
     """The MLP of a block, or its experts and their router together with the MLP beside them."""
     mixture = getattr(block, "block_sparse_moe", None)  # Granite 4
     if mixture is not None or hasattr(block, "experts"):
