@@ -65,6 +65,7 @@ install: $(VENV)/demo.stamp
 pages: $(VENV)/dev.stamp
 	$(BIN)/python tools/pages.py
 	$(BIN)/python tools/notebook.py
+	$(BIN)/python tools/results.py
 	$(BIN)/python tools/rooms.py
 
 # The documentation as a site in build/site; links are checked.

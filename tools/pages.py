@@ -35,11 +35,17 @@ ENGINES = {"mlx": "MLX", "vllm": "vLLM"}
 GROUPED = ("deepseek_v3",)
 """Families whose published models choose among groups of experts."""
 REFUSED = """\
-Recurrent layers or convolutions of other kinds: Nemotron-H, Falcon-H1, Jamba, LFM2-MoE, Mamba, Kimi Linear. Keys and
-values compressed in other ways: DeepSeek-V3.2 and V4, Mistral Small 4, MiniCPM3. Layers that share keys or have their
-own embeddings: Gemma 3n. Attention beside the MLP on one stream: Command R, Pythia, Falcon. Other mixtures of experts:
-Llama 4, Phi-3.5-MoE, Granite 3 MoE. Text parts without a causal class of their own: Qwen3-VL. Encoders: T5, BART.
-Save the text part of PaliGemma or Kimi K2.5 separately."""
+These models are refused, because their blocks have parts that the method doesn't handle:
+
+- Recurrent layers or convolutions of other kinds: Nemotron-H, Falcon-H1, Jamba, LFM2-MoE, Mamba, Kimi Linear.
+- Keys and values that are compressed in other ways: DeepSeek-V3.2 and V4, Mistral Small 4, MiniCPM3.
+- Layers that share keys or have their own embeddings: Gemma 3n.
+- Attention and MLP in parallel on one stream: Command R, Pythia, Falcon.
+- Other mixtures of experts: Llama 4, Phi-3.5-MoE, Granite 3 MoE.
+- Text parts without a causal class of their own: Qwen3-VL.
+- Encoders: T5, BART.
+
+To prune PaliGemma or Kimi K2.5, save their text part separately first."""
 
 
 def fields_of(section: type[BaseModel], *above: str) -> Iterator[tuple[list[str], str]]:
@@ -111,7 +117,7 @@ def parts_cut(family: Family) -> tuple[str, str, str]:
     if experts is None:
         return attention, "channels", ""
     units = "narrowed" if experts.groups and family.model_type in GROUPED else "dropped or narrowed"
-    dense = "kept beside experts" if not family.mlp.name else ""
+    dense = "kept parallel to experts" if not family.mlp.name else ""
     return attention, "channels of dense blocks" if isinstance(experts.shared_count, str) else dense, units
 
 
@@ -119,8 +125,8 @@ def images_words(known: Iterable[Family]) -> list[str]:
     """Model types with parts around the language model, and what becomes of them."""
     types = sorted({f"`{name}`" for family in known for name in family.inside})
     return [
-        f"Of models with images ({', '.join(types)}) the language model is pruned. The other parts",
-        "are carried along unchanged and don't count in the budget. `AutoModelForImageTextToText` loads the result.",
+        f"In models that read images ({', '.join(types)}), only the language model is pruned. The other",
+        "parts stay unchanged and don't count in the budget. `AutoModelForImageTextToText` loads the result.",
     ]
 
 
@@ -132,7 +138,7 @@ def _whole_parts() -> dict[str, list[Family]]:
         "Shared experts": [
             family for family in kept if family.mlp.name and family.mlp.experts and family.mlp.experts.shared
         ],
-        "MLPs that run beside experts": [family for family in kept if not family.mlp.name],
+        "MLPs that run in parallel to experts": [family for family in kept if not family.mlp.name],
     }
 
 
@@ -143,15 +149,16 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
     square = [family for family, each in stock if each.square and not each.unequal]
     heads = [family for family in square if family.attention.cut == "heads"]
     return [
-        *(f"- {family.title}: no GGUF, since {UNKNOWN}." for family in known.values() if family.gguf is None),
-        f"- {', '.join(_titles(heads))}: only with all heads, since llama.cpp derives their number from the hidden",
-        "  size.",
-        f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (yarn), in every GGUF file of these models, and",
-        "  transformers doesn't. The export compares the file with a model of rounded bounds",
+        *(f"- {family.title}: no GGUF, because {UNKNOWN}." for family in known.values() if family.gguf is None),
+        f"- {', '.join(_titles(heads))}: only if all heads are kept, because llama.cpp derives their number",
+        "  from the hidden size.",
+        f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (YaRN) in every GGUF file of these models, and",
+        "  transformers doesn't. The export therefore compares the file with a model that has rounded bounds",
         "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
-        "- Mixtures of experts: llama.cpp has one number of experts and one width for all blocks.",
-        "  `--for gguf` and `--layers equal` give all mixtures the same; others are refused.",
-        "- DeepSeek-V2: its tokenizer isn't written. Take it from a GGUF file of the model: `--tokenizer-from F.gguf`.",
+        "- Mixtures of experts: llama.cpp supports a single number of experts and a single width in all blocks.",
+        "  `--for gguf` and `--layers equal` give all mixtures the same sizes; models with other sizes are refused.",
+        "- DeepSeek-V2: its tokenizer can't be written. Take it from a GGUF file of the model: `--tokenizer-from",
+        "  F.gguf`.",
     ]
 
 
@@ -162,36 +169,39 @@ def _titles(group: list[Family]) -> list[str]:
 QUANTISED = """\
 ## Quantised checkpoints
 
-Weights are float32, float16 or bfloat16, in safetensors or GGUF. Quantised weights are read one block at a time and
-turned into floats; the smaller model is a plain one, so quantise it again at the end ([serving](serving.md)).
-
-Of a GGUF file only its own contents are read, nothing beside it. A key that transformers ignores and that changes the
-model is refused. Where embedding and head differ by no more than their types' rounding, the model shares the more
-precise one, and the run says so: Qwen's Q4_K_M of its Qwen2.5-Coder-0.5B has 494M parameters instead of 630M.
+Weights can be float32, float16 or bfloat16, in safetensors or GGUF files. Quantised weights are read one block at a
+time and converted to floats. The smaller model is not quantised, so quantise it again at the end
+([serving](serving.md)).
 
 | `quant_method` in config.json | what is read |
 | --- | --- |
-| `fp8` | DeepSeek's and Qwen's blocks, and one scale for each weight |
+| `fp8` | blocks as DeepSeek and Qwen write them, and one scale for each weight |
 | `compressed-tensors` | FP8 |
 | `mxfp4` | gpt-oss |
 
-Anything else (GPTQ, AWQ, bitsandbytes and others) is refused before the run starts, as are quantised models with an
-image part: prune the model that it was made from, and quantise the result."""
+All other methods (GPTQ, AWQ, bitsandbytes and others) are refused before the run starts, and so are quantised
+models that read images. Prune the model that was quantised, and quantise the result.
+
+Of a GGUF file, only its own contents are read, and no files next to it. The file is refused if it has a key that
+changes the model and that transformers ignores. If the embedding and the output head differ by no more than the
+rounding of their types, the model shares the more precise one, and the run says so. For example, Qwen's Q4_K_M file
+of Qwen2.5-Coder-0.5B becomes a model of 494M parameters instead of 630M."""
 UNEQUAL = """\
-- Unequal layers of families equivalent to Llama: architecture `deci`, with split projections; so are equal layers whose
-  heads don't fill the hidden size (Qwen2, Phi-3). Unequal Qwen3 with tied embeddings: `openelm`; untied: refused.
-- Padded with zeros: MLP widths to a multiple of 32, an absent MLP to 32 channels,
-  an absent first attention to one head. Rows that are not multiples of 32 cannot be quantised.
+- Families equivalent to Llama: models with unequal layers are written with the architecture `deci` and split
+  projections. So are models with equal layers whose heads don't fill the hidden size (Qwen2, Phi-3).
+- Qwen3: models with unequal layers are written as `openelm` if the embedding is tied, and refused otherwise.
+- Some sizes are padded with zeros: MLP widths to a multiple of 32, an absent MLP to 32 channels, and an absent
+  first attention to one head. Rows that are not multiples of 32 can't be quantised.
 - `--tokenizer-from MODEL.gguf` keeps the tokenizer of the file that the model came from.
 
 ## MLX
 
-mlx-lm runs `modeling_mlx.py`, which lies beside the weights of a model with unequal layers. It runs the families that
-the table names, and no model that was pruned with `units.attention=query_head`.
+A model with unequal layers contains the file `modeling_mlx.py`, with which mlx-lm runs it. This works for the
+families that the table names, but not for models that were pruned with `units.attention=query_head`.
 
-Equal layers of these families need no file. Those of Qwen2, Phi-3 and Granite 3 load if all heads are kept: mlx-lm
-derives the size of a head from their number. mlx-lm 0.32 ignores the sliding windows of Mistral and Gemma 2 and the
-partial rotation of GLM-4, in original models as well."""
+Models of these families with equal layers need no file. Those of Qwen2, Phi-3 and Granite 3 load if all heads are
+kept, because mlx-lm derives the size of a head from their number. mlx-lm 0.32 ignores the sliding windows of
+Mistral and Gemma 2 and the partial rotation of GLM-4, in original models as well."""
 
 
 def families_page() -> str:
@@ -199,16 +209,17 @@ def families_page() -> str:
     lines = [
         "# Model families",
         "",
-        "transformers runs the pruned models of all families; models with unequal layers need the modelling file in",
-        "their folder. The table shows what is pruned, and which models can be written as GGUF.",
+        "These families can be pruned. transformers runs the results of all of them; models with unequal layers need",
+        "the modelling file in their folder. The table shows what is pruned, and which results can be written as GGUF",
+        "files.",
         "",
         "| column | values |",
         "| --- | --- |",
         "| attention | heads: query heads and KV groups are removed; kept: never cut; kept or removed: as a whole |",
         "| MLP | channels are removed |",
         "| experts | dropped: whole experts; narrowed: the same number of channels from every expert |",
-        "| GGUF, equal layers | architecture in the file if all layers have one size |",
-        "| GGUF, layers differ | yes: sizes per layer; no: refused |",
+        "| GGUF, equal layers | architecture in the file if all layers have the same sizes |",
+        "| GGUF, layers differ | yes: the file has sizes for each layer; no: the export is refused |",
         "| tested in | other engines in which tests run models with unequal layers |",
         "",
         "|family|model type|attention|MLP|experts|GGUF, equal layers|GGUF, layers differ|tested in|",
@@ -223,15 +234,17 @@ def families_page() -> str:
         lines.append("|".join(("", *cells, "")))
     lines += [
         "",
-        "Attention is kept or removed as a whole if its norms span all heads or its output projection has one size.",
-        "It is kept beside experts, with compressed keys and values, and where other blocks share its keys and values",
-        "(some blocks of Gemma 4's E models). Other token mixers are kept; the plan and the report name them.",
+        "Attention is only kept or removed as a whole if its norms span all heads, or if its output projection has a",
+        "fixed size. It is always kept in blocks with experts, if keys and values are compressed, and if other blocks",
+        "share its keys and values (some blocks of Gemma 4's E models). Other token mixers are always kept; the plan",
+        "and the report name them.",
+        "",
         "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE.",
         "",
-        "All families are tested with random weights. Trained ones were measured for Llama (SmolLM2), Gemma 3, and",
-        "small Nemotron, OLMo 2, LFM2 and Mixtral models:",
-        "[database](notebook/database.md#2026-11-27-real-weights-beyond-llama) and",
-        "[experts](notebook/experts.md#2026-11-27-dropping-narrowing-or-both-on-a-trained-mixture).",
+        "All families are tested with random weights. Trained weights were measured for Llama (SmolLM2), Qwen2.5,",
+        "Gemma 3 and small Nemotron, OLMo 2, LFM2 and Mixtral models (see the notebook on the",
+        "[database](notebook/database.md#2026-11-27-real-weights-beyond-llama) and on",
+        "[experts](notebook/experts.md#2026-11-27-dropping-narrowing-or-both-on-a-trained-mixture)).",
         "",
         *images_words(known.values()),
         "",
@@ -239,11 +252,11 @@ def families_page() -> str:
         "",
         *(f"- {part}: {', '.join(_titles(parts))}." for part, parts in _whole_parts().items()),
         "",
-        "A router that chooses among groups of experts first (DeepSeek-V3, DeepSeek-V2 but not Lite) keeps all of",
-        "them; they are narrowed.",
+        "If a router first chooses among groups of experts (DeepSeek-V3, and DeepSeek-V2 except Lite), all experts",
+        "are kept and only narrowed.",
         "",
-        "Multi-token prediction (DeepSeek-V3, GLM-4.5, Qwen3-Next and others) is left out: the run and its report say",
-        "so, and the saved configuration counts no such blocks.",
+        "Blocks for multi-token prediction (DeepSeek-V3, GLM-4.5, Qwen3-Next and others) are left out of the result.",
+        "The run and its report say so, and the saved configuration counts no such blocks.",
         "",
         *QUANTISED.splitlines(),
         "",
@@ -256,8 +269,8 @@ def families_page() -> str:
         "",
         *REFUSED.splitlines(),
         "",
-        "A new family whose blocks are one token mixer followed by one MLP needs only a YAML file:",
-        "[how](extending.md#a-model-family).",
+        "To add a family whose blocks are one token mixer followed by one MLP, [write a YAML",
+        "file](extending.md#a-model-family).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ SIZES = {"### 75 %": 75, "## Half of the block parameters, many methods": 50, "#
 LINES = {
     "ZipLM": "#8a4fa3",
     "uniform": "#6a7079",
-    "the paper's rules, offspring not trained": "#c0640f",
+    "the paper's search, candidates not trained": "#c0640f",
     "ours, one shot": "#7fb0e0",
     "ours + refit": "#2a6fb8",
     "ours + refit + recovery": "#0d3f73",

@@ -112,6 +112,6 @@ def root(
     """Make a language model physically smaller and faster, and report what it lost.
 
     Start with [cyan]darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine[/cyan].
-    Then look at the result with [cyan]darwinlm show runs/mine[/cyan],
-    and talk to it with [cyan]darwinlm chat runs/mine[/cyan].
+    Then show the result with [cyan]darwinlm show runs/mine[/cyan],
+    and talk to the smaller model with [cyan]darwinlm chat runs/mine[/cyan].
     """

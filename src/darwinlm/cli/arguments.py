@@ -11,12 +11,12 @@ import typer
 
 F = TypeVar("F", bound=Callable[..., Any])
 BUDGET = {
-    "keep": ("SHARE", "Share of the block parameters to keep: 75% or 0.75. Without any budget, 50%."),
+    "keep": ("SHARE", "Share of the block parameters to keep: 75% or 0.75. The default is 50% if no budget is given."),
     "params": ("COUNT", "Parameters of the whole smaller model: 2.7B or 350M."),
-    "bytes": ("SIZE", "Weights and KV cache of the smaller model: 4GiB or 900MB."),
-    "file": ("SIZE", "GGUF file of the smaller model: 70MB, of the type of --for, or q3_k_m."),
-    "speedup": ("FACTOR", "Speed relative to the original model on this machine: 2x."),
-    "latency": ("DURATION", "Time of one request on this machine: 30ms or 1.5s."),
+    "bytes": ("SIZE", "Bytes of the smaller model's weights and KV cache: 4GiB or 900MB."),
+    "file": ("SIZE", "Size of the smaller model's GGUF file: 70MB. Its type is that of --for, or q3_k_m."),
+    "speedup": ("FACTOR", "Speed on this machine, relative to the original model: 2x."),
+    "latency": ("DURATION", "Time that one request takes on this machine: 30ms or 1.5s."),
 }
 """The value and the help of the option for each kind of budget."""
 
@@ -34,7 +34,7 @@ def with_budget(run: F) -> F:
 
 
 def number(metavar: str, help: str, *, least: int = 1) -> Any:
-    """An option that takes whole numbers from `least` on; `help` continues with them."""
+    """An option that takes whole numbers of at least `least`, which are appended to `help`."""
 
     def check(value: int | None) -> int | None:
         if value is not None and value < least:
@@ -46,27 +46,31 @@ def number(metavar: str, help: str, *, least: int = 1) -> Any:
 
 Model = Annotated[
     str | None,
-    typer.Argument(metavar="MODEL", help="Hub id, local folder, or GGUF file. A recipe can name it instead."),
+    typer.Argument(metavar="MODEL", help="Hub id, local folder, or GGUF file. A recipe can name the model instead."),
 ]
 Out = Annotated[
-    Path, typer.Option("--out", "-o", metavar="FOLDER", help="Output folder. Rerun with the same one to resume.")
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", help="Output folder. Rerun the command with the same folder to resume."
+    ),
 ]
 RecipeFile = Annotated[
     str | None,
     typer.Option(
-        "--recipe", metavar="RECIPE", help="YAML file, or a bundled recipe: llama2-7b-2.7b-fast, recover-documents ..."
+        "--recipe", metavar="RECIPE", help="YAML file, or the name of a bundled recipe, such as llama2-7b-2.7b-fast."
     ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A setting of recipe.default.yaml; repeatable."),
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Any setting of recipe.default.yaml. Can be repeated."),
 ]
 Text = Annotated[
     list[str] | None,
     typer.Option(
         "--text",
         metavar="SOURCE",
-        help="Text file, folder, or hf:owner/name; repeatable. Without it, self: the model writes the text.",
+        help="Text file, folder, or hf:owner/name. Can be repeated. By default, the model writes the text itself "
+        "(self).",
     ),
 ]
 Vocab = Annotated[
@@ -74,7 +78,8 @@ Vocab = Annotated[
     typer.Option(
         "--vocab",
         metavar="SHARE|COUNT",
-        help="Tokens to keep: 50% or 24k. Without it, all. The budget counts the smaller embedding.",
+        help="Tokens of the vocabulary to keep: 50% or 24k. The default is all. The budget counts the smaller "
+        "embedding.",
     ),
 ]
 Time = Annotated[
@@ -82,8 +87,8 @@ Time = Annotated[
     typer.Option(
         "--time",
         metavar="DURATION",
-        help="Time limit of the run: 30m, 2h or 90s. It chooses quick, default or thorough of --preset."
-        " Search and training end in time.",
+        help="Time limit of the run: 30m, 2h or 90s. It chooses the preset quick, default or thorough, and ends "
+        "search and training in time.",
     ),
 ]
 Preset = Annotated[
@@ -91,8 +96,8 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="quick: two fifths of the work; thorough: four times as much; paper: the paper's text, units "
-        "and search, no refit.",
+        help="quick: two fifths of the default work; thorough: four times as much; paper: the paper's text, units "
+        "and search, without a refit.",
     ),
 ]
 For = Annotated[
@@ -100,7 +105,8 @@ For = Annotated[
     typer.Option(
         "--for",
         metavar="QUANTISATION",
-        help="What will follow: gguf, q4_k_m, awq, gptq, w4a16, fp8 ... Widths are multiples of its groups.",
+        help="Quantisation that will follow, such as gguf, q4_k_m, awq, gptq, w4a16 or fp8. Widths become multiples of "
+        "its groups.",
     ),
 ]
 Layers = Annotated[
@@ -108,29 +114,34 @@ Layers = Annotated[
     typer.Option(
         "--layers",
         metavar="KIND",
-        help="equal: the same sizes in all layers, for engines that need it; often loses more. auto follows --for.",
+        help="equal: the same sizes in all layers, for engines that need this; often loses more. unequal: a size for "
+        "each layer. auto (the default): equal if the file of --for needs it, otherwise unequal.",
     ),
 ]
 Until = Annotated[
     str | None,
-    typer.Option("--until", metavar="STAGE", help="Last stage to run, such as search; an unknown name lists them all."),
+    typer.Option(
+        "--until", metavar="STAGE", help="Last stage to run, such as search. An unknown name lists all stages."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:1.")]
-Dtype = Annotated[str, typer.Option("--dtype", metavar="TYPE", help="auto, bfloat16, float16 or float32.")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Device to run on: auto, cpu, cuda or cuda:1.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", metavar="TYPE", help="Type in which to compute: auto, bfloat16, float16 or float32.")
+]
 Suite = Annotated[
     str | None,
     typer.Option(
         "--suite",
         metavar="TASKS",
-        help="Benchmarks: paper, quick, or tasks such as piqa,arc_challenge:25 (25 examples in the prompt).",
+        help="Benchmarks to run: paper, quick, or tasks such as piqa,arc_challenge:25 (25 examples in the prompt).",
     ),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", metavar="FOLDER", help="Local data of the benchmarks: TASK/SPLIT.jsonl, or the same with .gz."
+        "--data-dir", metavar="FOLDER", help="Local data of the benchmarks: TASK/SPLIT.jsonl or TASK/SPLIT.jsonl.gz."
     ),
 ]
-Limit = Annotated[int | None, number("ITEMS", "Items of each task (without it, all)")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out.")]
+Limit = Annotated[int | None, number("ITEMS", "Number of items of each task (the default is all)")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]

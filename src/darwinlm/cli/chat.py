@@ -18,7 +18,7 @@ from darwinlm.runtime.errors import DataError
 if TYPE_CHECKING:
     from darwinlm.evaluation.conversation import Conversation
 
-HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer"
+HELP = "/reset starts a new conversation, /exit or Ctrl-D ends the command, Ctrl-C stops an answer"
 
 
 @command(
@@ -35,18 +35,23 @@ def chat(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="System message, for models that take one.")
     ] = None,
-    max_tokens: Annotated[int, arguments.number("TOKENS", "Longest answer")] = 256,
+    max_tokens: Annotated[int, arguments.number("TOKENS", "Largest number of tokens in an answer")] = 256,
     temperature: Annotated[
         float | None,
         typer.Option(
-            metavar="NUMBER", help="From 0 to below 100; 0 takes the most likely token. Without it, the model's own."
+            metavar="NUMBER",
+            help="Temperature of the sampling, from 0 to below 100; 0 takes the most likely token. The default is the "
+            "model's own.",
         ),
     ] = None,
     seed: Annotated[int, arguments.number("NUMBER", "Seed of the sampling", least=0)] = 0,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
 ) -> None:
-    """Talk to a model. Answers appear as they are written; piped input is read as one question per line."""
+    """Talk to a model.
+
+    Answers appear as they are written. Every line of piped input is a question, and all of them are one conversation.
+    """
     from darwinlm.evaluation.conversation import AnswerSettings, Conversation
     from darwinlm.formats.opened import open_model
 

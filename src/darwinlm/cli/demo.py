@@ -15,7 +15,7 @@ from darwinlm.cli.app import SHRINK, command
 
 @command(SHRINK, "darwinlm demo")
 def demo(out: arguments.Out = Path("runs/demo"), assignments: arguments.Set = None) -> None:
-    """Prune SmolLM2-135M-Instruct (from PyPI), and compare its answers with the original's."""
+    """Prune SmolLM2-135M-Instruct, which comes from PyPI, and compare the answers of both models."""
     from darwinlm import pipeline
     from darwinlm.runs.demo_recipe import demo_recipe
     from darwinlm.runs.pruning import open_size
@@ -58,10 +58,13 @@ def _screen(console: Console, summary: Any, out: Path) -> None:
                 console.print(f"  {name:<11} {answer}", soft_wrap=True)
     quoted = shlex.quote(str(out))
     steps = (
-        (f"darwinlm chat {quoted}", "talk to it"),
-        (f"darwinlm show {quoted}", f"all figures; page: {PAGE}"),
-        (f"darwinlm recover {quoted} --tokens 1M --text TEXT --out runs/recovered", "train it on your text, an hour"),
-        ("darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine", "your own model"),
+        (f"darwinlm chat {quoted}", "talk to the smaller model"),
+        (f"darwinlm show {quoted}", f"show all figures, which are also on the page {PAGE}"),
+        (
+            f"darwinlm recover {quoted} --tokens 1M --text TEXT --out runs/recovered",
+            "train it on your text, which takes an hour",
+        ),
+        ("darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine", "prune your own model"),
     )
     width = max(len(command) for command, _ in steps)
     console.print()

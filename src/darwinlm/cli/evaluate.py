@@ -24,28 +24,37 @@ def evaluate(
     limit: arguments.Limit = None,
     text: Annotated[
         list[str] | None,
-        typer.Option(metavar="SOURCE", help="Text file, folder or hf:owner/name to measure perplexity on; repeatable."),
+        typer.Option(
+            metavar="SOURCE",
+            help="Text on which to measure perplexity: file, folder or hf:owner/name. Can be repeated.",
+        ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Original (dense) model of texts and chats; a run names its own."),
+        typer.Option(
+            metavar="MODEL",
+            help="Original (dense) model to compare with on texts and chats. The default is that of the run.",
+        ),
     ] = None,
     chat: Annotated[
-        bool, typer.Option("--chat", help="Measure KL, agreement and code on new answers of --against.")
+        bool, typer.Option("--chat", help="Measure KL, agreement and code on new answers of the model of --against.")
     ] = False,
-    tokens: Annotated[int, arguments.number("TOKENS", "Tokens of each text")] = 16384,
-    sequence_length: Annotated[int, arguments.number("TOKENS", "Tokens of each sequence", least=2)] = 512,
-    batch_size: Annotated[int, arguments.number("SEQUENCES", "Sequences in a forward pass")] = 8,
+    tokens: Annotated[int, arguments.number("TOKENS", "Number of tokens of each text")] = 16384,
+    sequence_length: Annotated[int, arguments.number("TOKENS", "Number of tokens in a sequence", least=2)] = 512,
+    batch_size: Annotated[int, arguments.number("SEQUENCES", "Number of sequences in a forward pass")] = 8,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write JSON here; rerun to resume.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="File to write the results to, as JSON. Rerun the command to resume."
+        ),
     ] = None,
     as_json: arguments.Json = False,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
 ) -> None:
-    """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, KL to the original one.
+    """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, and KL to the original model.
 
-    Of a finished run, texts and chats are compared with its dense model; give the run's folder `model` to leave it out.
+    A finished run is compared with its dense model on texts and chats. Give the run's folder `model` to leave this out.
     """
     from darwinlm.evaluation.evaluate_model import EvaluationRequest, evaluate_model
     from darwinlm.report.summary import dense_of

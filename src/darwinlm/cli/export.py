@@ -29,13 +29,16 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write.")],
     quant: Annotated[
         str,
-        typer.Option(metavar="TYPE", help="f32, f16, bf16, q8_0, q4_0, q2_k, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k."),
+        typer.Option(
+            metavar="TYPE",
+            help="Type of the weights: f32, f16, bf16, q8_0, q4_0, q2_k, q3_k_m, q4_k_s, q4_k_m, q5_k_m or q6_k.",
+        ),
     ] = "f16",
     tokenizer_from: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Copy the tokenizer from this GGUF file.")
     ] = None,
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Don't check the file in llama.cpp, which needn't be installed.")
+        bool, typer.Option("--unchecked", help="Don't check the file in llama.cpp, which then needn't be installed.")
     ] = False,
     overwrite: arguments.Overwrite = False,
 ) -> None:

@@ -17,11 +17,12 @@ def import_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder with config.json and safetensors.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Folder to write.")],
     query_groups: Annotated[
-        str | None, typer.Option(metavar="NAME", help="first or spread: how query heads share KV heads, if unknown.")
+        str | None,
+        typer.Option(metavar="NAME", help="How query heads share KV heads, if the command asks: first or spread."),
     ] = None,
     overwrite: arguments.Overwrite = False,
 ) -> None:
-    """Convert a published DarwinLM model, whose configuration doesn't describe its layers."""
+    """Convert a model published by the authors of DarwinLM, whose configuration doesn't describe its layers."""
     from darwinlm.formats.transformers.published import SHARING, import_model
     from darwinlm.runtime.errors import RecipeError
 

@@ -25,15 +25,15 @@ def plan(
         typer.Option(
             "--device",
             metavar="DEVICE",
-            help="A device here, which is measured: auto, cpu, cuda. Or a card, with a range of times: h100, h200, "
-            "a100, a100-40gb, l40s, rtx4090, rtx3090, rtx4080, rtx4060.",
+            help="A device of this machine, which is measured: auto, cpu or cuda. Or another GPU, whose times are a "
+            "range: h100, h200, a100, a100-40gb, l40s, rtx4090, rtx3090, rtx4080 or rtx4060.",
         ),
     ] = "auto",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
     assignments: arguments.Set = None,
     **budget: Any,
 ) -> None:
-    """Show what each stage of a run takes before it starts: passes of the model, time and memory."""
+    """Predict what each stage of a run takes: passes of the model, time and memory. No weights are read."""
     from darwinlm.report.wording import count
     from darwinlm.runs.prediction import notes_of
     from darwinlm.runs.prediction import plan as make
@@ -66,9 +66,12 @@ def plan(
     last = ("all", f"{made.passes():,.0f}", times(), size(made.peak.cost.bytes))
     console.print(tables.terminal(("stage", "passes", "time", "memory"), [*cells, last]))
     most = size(max(row.cost.bytes + row.cost.caches for row in made.rows))
-    console.print(f"up to {most} with the search's caches; compute.memory bounds both", soft_wrap=True)
+    console.print(f"up to {most} with the search's caches; compute.memory limits both", soft_wrap=True)
     if made.rates[0] != made.rates[1]:
-        console.print("times are a range, since the card isn't here: from 50 % to 2 % of its peak", soft_wrap=True)
+        console.print(
+            "times are a range, because this GPU can't be measured: it is assumed to work at 50 % to 2 % of its peak",
+            soft_wrap=True,
+        )
     for note in notes_of(made):
         console.print(note, soft_wrap=True)
     if made.problem is not None:

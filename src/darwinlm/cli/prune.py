@@ -35,13 +35,13 @@ def prune(
     assignments: arguments.Set = None,
     until: arguments.Until = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the folder.")
+        bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the output folder.")
     ] = False,
     **budget: Any,
 ) -> None:
     """Prune a model to a budget, or to several (75%,50%), and report what was lost.
 
-    Rerun the same command to resume.
+    Rerun the same command to resume; finished stages are reused.
     """
     from darwinlm.recipe import load_recipes, options
 
@@ -59,7 +59,7 @@ def prune(
     else:
         result = run(recipe=recipes[0], out=out, **how)
     if how["until"] != REPORT:
-        console.print(f"stopped after {until}; the folders in {out} hold the results", soft_wrap=True)
+        console.print(f"stopped after {until}; the results are in {out}", soft_wrap=True)
     elif len(recipes) > 1:
         _show_sweep(console, sweep, out)
     else:
@@ -76,7 +76,7 @@ def _show_sweep(console: Any, sweep: Any, out: Path) -> None:
     console.print(tables.terminal(HEADINGS, sweep_cells(sweep)))
     console.print(f"models  {out}/*/model\npage    {out / PAGE}", soft_wrap=True)
     one = shlex.quote(str(out / next(iter(sweep))))
-    console.print(f"\ndarwinlm show {one}    all figures of a size, and next steps", soft_wrap=True)
+    console.print(f"\ndarwinlm show {one}    show all figures of a size, and next steps", soft_wrap=True)
 
 
 def show_result(console: Any, summary: Any, out: Path) -> None:
@@ -90,7 +90,7 @@ def show_result(console: Any, summary: Any, out: Path) -> None:
     lines += [("page", str(out / "report.html")), ("model", str(out / "model"))]
     console.print("\n" + "\n".join(f"{name:<6} {words}" for name, words in lines), soft_wrap=True)
     console.print(
-        f"\ndarwinlm show {quoted}    all figures, the kept part of every block, and next steps\n"
+        f"\ndarwinlm show {quoted}    show all figures, what is kept of every block, and next steps\n"
         f"darwinlm chat {quoted}    talk to the smaller model",
         soft_wrap=True,
     )

@@ -22,7 +22,7 @@ def recover(
     teacher: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="The original model: hub id, folder or GGUF file. Without it, that of the run."
+            metavar="MODEL", help="The original model: hub id, folder or GGUF file. The default is that of the run."
         ),
     ] = None,
     tokens: Annotated[
@@ -33,14 +33,17 @@ def recover(
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Training text: file, folder or hf:owner/name; repeatable. Without it, that of the run, except "
-            "documents that the run used for other purposes.",
+            help="Training text: file, folder or hf:owner/name. Can be repeated. The default is the text of the run, "
+            "without the documents that the run used for other purposes.",
         ),
     ] = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
 ) -> None:
-    """Train a pruned model, by default by distillation from the original one. Rerun to resume from a checkpoint."""
+    """Train a pruned model, by default by distillation from the original model.
+
+    Rerun the same command to resume from the last checkpoint.
+    """
     from darwinlm.runs.recovery import recover as run_recovery
 
     summary = run_recovery(

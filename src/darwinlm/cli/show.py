@@ -30,11 +30,12 @@ def show(
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify", help="Instead, compare all files of a run, an export or a GGUF file with their records."
+            "--verify",
+            help="Compare all files of a run, an export or a GGUF file with their recorded hashes instead.",
         ),
     ] = False,
 ) -> None:
-    """Show what is left of every block, what was lost, and next steps."""
+    """Show what is kept of every block, what was lost, and next steps."""
     from darwinlm.report.summary import read_summary
     from darwinlm.runtime.artifact import damaged
 

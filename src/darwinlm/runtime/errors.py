@@ -52,7 +52,7 @@ class DarwinLMError(Exception):
 class ModelError(DarwinLMError):
     """The model can't be found, read or understood.
 
-    What to do: check the path or hub id. Without a network, give a local folder or a GGUF file.
+    What to do: check the path or hub id. Without a network connection, give a local folder or a GGUF file.
     """
 
 
@@ -94,21 +94,21 @@ class DataError(DarwinLMError):
 class NumericsError(DarwinLMError):
     """A tensor isn't finite, or a matrix can't be factorised.
 
-    What to do: try `--set compute.dtype=float32`, or more calibration text.
+    What to do: try `--set compute.dtype=float32`, or give more calibration text.
     """
 
 
 class TimeLimitError(DarwinLMError):
     """A time limit has passed; the search then returns its best result.
 
-    What to do: nothing, or give the search more time with `--time`.
+    What to do: nothing, or give the run more time with `--time`.
     """
 
 
 class ArtifactError(DarwinLMError):
     """A folder of an earlier stage is damaged or belongs to something else.
 
-    What to do: choose another output folder, or delete the stage that the message names; it is then redone.
+    What to do: choose another output folder, or delete the stage's folder that the message names; the stage is then redone.
     """
 
 
@@ -129,7 +129,7 @@ class ExportError(DarwinLMError):
 class EngineError(DarwinLMError):
     """An inference engine refuses a model or crashes on it.
 
-    What to do: read the engine's last line in the message; check versions and free memory.
+    What to do: read the engine's last line in the message, and check the engine's version and the free memory.
     """
 
 
@@ -170,7 +170,7 @@ class BusyError(DarwinLMError):
 class StorageError(DarwinLMError):
     """The disk is full or can't be written.
 
-    What to do: free the space in the message, or choose another output folder. Rerun the command to resume.
+    What to do: free some disk space, or choose another output folder. Rerun the command to resume.
     """
 
 
