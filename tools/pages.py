@@ -19,7 +19,6 @@ from pathlib import Path
 from textwrap import wrap
 
 import yaml
-from pydantic import BaseModel
 
 from darwinlm import pipeline
 from darwinlm.formats.gguf.stock_layout import UNKNOWN
@@ -27,6 +26,7 @@ from darwinlm.model.families.family import Family, families
 from darwinlm.recipe import Recipe
 from darwinlm.runtime import errors
 from darwinlm.runtime.registry import Extension
+from darwinlm.runtime.section import Section
 from darwinlm.runtime.step import Uses
 
 ROOT = Path(__file__).parents[1]
@@ -48,14 +48,14 @@ These models are refused, because their blocks have parts that the method doesn'
 To prune PaliGemma or Kimi K2.5, save their text part separately first."""
 
 
-def fields_of(section: type[BaseModel], *above: str) -> Iterator[tuple[list[str], str]]:
-    """Names and meaning of every field of a section and of those in it."""
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and not issubclass(kind, Extension):
+def fields_of(section: type[Section], *above: str) -> Iterator[tuple[list[str], str]]:
+    """Names and meaning of every setting of a section and of those in it."""
+    for name, meaning in section.settings_taken().items():
+        kind = section.model_fields[name].annotation if name in section.model_fields else None
+        if isinstance(kind, type) and issubclass(kind, Section) and not issubclass(kind, Extension):
             yield from fields_of(kind, *above, name)
         else:
-            yield [*above, name], field.description or ""
+            yield [*above, name], meaning
 
 
 def default_recipe() -> str:
@@ -69,9 +69,8 @@ def default_recipe() -> str:
         if sections != before:
             lines += ["", *(f"{'  ' * (len(sections) - 1)}{section}:" for section in sections[-1:])]
         before = sections
-        value = yaml.safe_dump(
-            {field: reduce(operator.getitem, [*sections, field], tree)}, sort_keys=False, allow_unicode=True, width=1000
-        )
+        default = reduce(operator.getitem, sections, tree).get(field)  # of the kinds of budget, one is given
+        value = yaml.safe_dump({field: default}, sort_keys=False, allow_unicode=True, width=1000)
         explained = wrap(" ".join(meaning.split()), 110, initial_indent="# ", subsequent_indent="# ")
         lines += ["  " * len(sections) + line for line in [*explained, *value.splitlines()]]
     return "\n".join(lines) + "\n"
@@ -292,7 +291,9 @@ def settings_used(used: Uses) -> str:
     """The section or the fields of it that a result depends on."""
     (section,) = (name for name, field in Recipe.model_fields.items() if field.annotation is used.section)
     if used.only:
-        return ", ".join(f"`{section}.{name}`" for name in used.only)
+        return ", ".join(
+            f"the bound of `{section}`" if name == "bound" else f"`{section}.{name}`" for name in used.only
+        )
     without = " and ".join(f"`{name}`" for name in used.ignoring)
     return f"`{section}` without {without}" if without else f"`{section}`"
 

@@ -22,7 +22,7 @@ from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.artifact import open_tensors
 from darwinlm.runtime.errors import ExportError, RecipeError
-from darwinlm.steps.budget.bounds import latent_columns
+from darwinlm.steps.budget.counted import latent_columns
 from darwinlm.steps.stitch.stitch import stitch
 
 WHOLE = "units.experts=whole"

@@ -3,19 +3,30 @@
 from types import SimpleNamespace
 
 import pytest
+import typer
 
 import darwinlm
-from darwinlm.cli import arguments
+from darwinlm.cli import app
 from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.units.cost import CostModel, parameter_costs
 from darwinlm.model.units.levels import Level, ModuleLevels
 from darwinlm.model.units.space import SearchSpace
-from darwinlm.recipe import BUDGETS, BudgetSettings, Recipe, load_recipe, load_recipes, parse_recipe
+from darwinlm.recipe import (
+    BUDGETS,
+    BudgetArguments,
+    BudgetSettings,
+    Recipe,
+    load_recipe,
+    load_recipes,
+    options,
+    parse_recipe,
+)
 from darwinlm.report.write import _budget
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.runtime.run import Run
-from darwinlm.steps.budget.bounds import RULES, resolve_budget
+from darwinlm.steps.budget.bounds import resolve_budget
+from darwinlm.steps.budget.kinds import Bound
 from darwinlm.steps.budget.problem import Budget, Problem
 from darwinlm.steps.database.removal_metrics import OutputError
 from darwinlm.steps.search.gradient_method import GradientMethod
@@ -34,7 +45,7 @@ BOUNDS = {
 )
 def test_bounds_are_written_as_people_write_them(field, text, value):
     budget = Recipe.model_validate({"budget": {field: text}}).budget
-    assert getattr(budget, field) == pytest.approx(value, rel=1e-12)
+    assert budget.bound.value == pytest.approx(value, rel=1e-12)
     assert budget.kind == field
     assert budget.keep is None
 
@@ -72,7 +83,7 @@ def test_a_bound_that_is_given_displaces_the_recipes_own_of_another_kind(tmp_pat
     path = tmp_path / "r.yaml"
     path.write_text("budget: {keep: 40%, tolerance: 0.01}\n", encoding="utf-8")
     budget = load_recipe(path, (), {"budget.params": "1B"}).budget
-    assert (budget.keep, budget.params, budget.tolerance) == (None, 10**9, 0.01)
+    assert (budget.keep, budget.kind, budget.bound.value, budget.tolerance) == (None, "params", 10**9, 0.01)
     assert load_recipe(path, ["budget.bytes=1GiB"]).budget.kind == "bytes"
     assert load_recipe(Recipe(), ["budget.speedup=2x"], {}).budget.kind == "speedup"
     with pytest.raises(RecipeError, match="one bound only"):
@@ -87,9 +98,11 @@ def test_several_bounds_are_several_recipes(given_as):
 
 
 def test_one_bound_is_one_recipe():
-    assert [recipe.budget.params for recipe in load_recipes(None, (), {"budget.params": "2,700,000"})] == [2_700_000]
+    assert [recipe.budget.bound.value for recipe in load_recipes(None, (), {"budget.params": "2,700,000"})] == [
+        2_700_000
+    ]
     two = load_recipes(None, (), {"budget.params": "2.7B,350M"})
-    assert [recipe.budget.params for recipe in two] == [2_700_000_000, 350_000_000]
+    assert [recipe.budget.bound.value for recipe in two] == [2_700_000_000, 350_000_000]
     with pytest.raises(RecipeError, match="duplicate value"):
         load_recipes(None, (), {"budget.keep": "50%,0.5"})
     with pytest.raises(RecipeError, match=r"a comma separates several sizes, and 0 is none: did you mean 0\.5\?"):
@@ -117,11 +130,48 @@ def test_one_recipe_has_one_bound(given_as):
         darwinlm.prune("model", keep=given_as)
 
 
-def test_every_kind_of_budget_has_a_rule_and_an_option():
-    assert tuple(RULES) == tuple(arguments.BUDGET) == BUDGETS
-    assert set(BUDGETS) <= BudgetSettings.model_fields.keys()
-    with pytest.raises(TypeError, match=r"unexpected arguments \['kep'\]: known are model, keep, params"):
+def test_every_kind_of_budget_is_an_argument_an_option_and_a_setting():
+    assert tuple(BudgetArguments.__annotations__) == BUDGETS.names()
+    options = [option.name for option in typer.main.get_command(app).commands["prune"].params]
+    assert set(BUDGETS) <= set(options)
+    assert set(BUDGETS) <= BudgetSettings.settings_taken().keys()
+    with pytest.raises(TypeError, match=r"unexpected arguments \['kep'\]: known are model, time, .*, keep, params"):
         darwinlm.prune("model", kep=0.5)
+
+
+@pytest.mark.parametrize("bound", [{"keep": "75%"}, {"params": "1M"}, {"file": "90MB"}, {"latency": "30ms"}, {}])
+def test_a_budget_is_dumped_as_a_recipe_has_it(bound):
+    settings = BudgetSettings.model_validate({**bound, "context": 0})
+    dumped = settings.model_dump(mode="json")
+    assert [name for name in dumped if name in BUDGETS] == [*(bound or ["keep"])]
+    assert BudgetSettings.model_validate(dumped) == settings
+    assert load_recipe(Recipe(budget=settings), ["search.generations=1"]).budget == settings
+    assert settings.model_dump(exclude_unset=True).keys() == {*bound, "context"}
+    assert settings.model_dump(include={"context"}) == {"context": 0}
+
+
+class Rows(Bound):
+    """A budget with a setting of its own."""
+
+    metavar, help = "ROWS", "Rows."
+    value: int
+    height: int = 1
+
+    def costs(self, model):
+        return CostModel("rows", ((0, self.height),))
+
+
+def test_a_registered_budget_is_named_as_those_of_the_package():
+    BUDGETS.register("rows")(Rows)
+    try:
+        assert load_recipe(None, ["budget.rows=7"]).budget.bound == Rows(value=7)
+        settings = load_recipe(None, (), options(rows={"value": 7, "height": 2})).budget
+        assert (settings.kind, settings.bound) == ("rows", Rows(value=7, height=2))
+        assert settings.model_dump(mode="json")["rows"] == {"value": 7, "height": 2}
+        with pytest.raises(RecipeError, match=r"budget\.rows\.height: must be a valid integer"):
+            load_recipe(None, (), options(rows={"value": 7, "height": "tall"}))
+    finally:
+        BUDGETS.remove("rows")
 
 
 @pytest.mark.parametrize("recipe", [(None, (), {"preset": "paper"}), ("llama2-7b-2.7b",)])

@@ -20,7 +20,8 @@ from darwinlm.model.surgery.smaller_model import empty_model
 from darwinlm.model.units.space import space_of
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.steps.budget.bounds import Counted, resolve_budget
+from darwinlm.steps.budget.bounds import resolve_budget
+from darwinlm.steps.budget.counted import Counted
 from darwinlm.steps.search.propose import filled
 from darwinlm.steps.search.step import SelectionRound
 

@@ -1,4 +1,4 @@
-"""What the pages state in figures: measurements, defaults, limits and plans are those of the results and of the code."""
+"""Figures that the pages state: measurements, defaults, limits and plans are those of the results and the code."""
 
 import re
 from collections.abc import Iterator

@@ -9,16 +9,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from darwinlm.steps.budget.kinds import BUDGETS
+
 F = TypeVar("F", bound=Callable[..., Any])
-BUDGET = {
-    "keep": ("SHARE", "Share of the block parameters to keep: 75% or 0.75. The default is 50% if no budget is given."),
-    "params": ("COUNT", "Parameters of the whole smaller model: 2.7B or 350M."),
-    "bytes": ("SIZE", "Bytes of the smaller model's weights and KV cache: 4GiB or 900MB."),
-    "file": ("SIZE", "Size of the smaller model's GGUF file: 70MB. Its type is that of --for, or q3_k_m."),
-    "speedup": ("FACTOR", "Speed on this machine, relative to the original model: 2x."),
-    "latency": ("DURATION", "Time that one request takes on this machine: 30ms or 1.5s."),
-}
-"""The value and the help of the option for each kind of budget."""
 
 
 def with_budget(run: F) -> F:
@@ -26,8 +19,9 @@ def with_budget(run: F) -> F:
     whole = signature(run, eval_str=True)
     *others, last = whole.parameters.values()
     assert last.kind is Parameter.VAR_KEYWORD, last
-    for kind, (metavar, meaning) in BUDGET.items():
-        option = typer.Option(metavar=metavar, help=meaning, rich_help_panel="Budget (choose one)")
+    for kind in BUDGETS:
+        bound = BUDGETS.find(kind)
+        option = typer.Option(metavar=bound.metavar, help=bound.help, rich_help_panel="Budget (choose one)")
         others.append(Parameter(kind, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]))
     run.__signature__ = whole.replace(parameters=others)  # type: ignore[attr-defined]
     return run

@@ -8,6 +8,6 @@ from darwinlm.recipe.load import options as options
 from darwinlm.recipe.load import parse_recipe as parse_recipe
 from darwinlm.recipe.load import shipped_recipes as shipped_recipes
 from darwinlm.recipe.recipe import Recipe as Recipe
-from darwinlm.steps.budget.budget_settings import BUDGETS as BUDGETS
-from darwinlm.steps.budget.budget_settings import Bound as Bound
 from darwinlm.steps.budget.budget_settings import BudgetSettings as BudgetSettings
+from darwinlm.steps.budget.kinds import BUDGETS as BUDGETS
+from darwinlm.steps.budget.kinds import BudgetArguments as BudgetArguments

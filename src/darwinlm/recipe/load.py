@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from darwinlm.recipe.recipe import Recipe
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import SHOWN, YAML_BYTES, parse_yaml, read_text, shorten, suggestion
 from darwinlm.runtime.registry import SettingError
-from darwinlm.steps.budget.budget_settings import BUDGETS
+from darwinlm.runtime.section import Section
+from darwinlm.steps.budget.kinds import BUDGETS
 from darwinlm.steps.search.step import SelectionRound
 
 OPTIONS: Mapping[str, str] = {
     "model": "model",
-    **{kind: f"budget.{kind}" for kind in BUDGETS},
     "time": "time",
     "preset": "preset",
     "text": "text.source",
@@ -26,7 +26,7 @@ OPTIONS: Mapping[str, str] = {
     "layers": "search.layers",
     "vocab": "vocabulary.keep",
 }
-"""Short names of fields: options of the command `prune` and arguments of the function."""
+"""Short names of fields: options of the command `prune` and arguments of the function, besides the kinds of budget."""
 
 _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 """Folders of the bundled recipes: in an installed wheel, and in the repository."""
@@ -38,12 +38,16 @@ MISTAKES = 5
 
 
 def options(**given: Any) -> dict[str, Any]:
-    """Overrides by dotted name of the short names in `OPTIONS`; `text` may be a list. Raises TypeError for others."""
-    if unknown := given.keys() - OPTIONS.keys():
-        raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(OPTIONS)}")
+    """Overrides by dotted name of short names, those in `OPTIONS` and the kinds of budget; `text` may be a list.
+
+    Raises TypeError for others.
+    """
+    known = {**OPTIONS, **{kind: f"budget.{kind}" for kind in BUDGETS}}
+    if unknown := given.keys() - known.keys():
+        raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(known)}")
     if isinstance(texts := given.get("text"), list):
         given["text"] = ",".join(texts) if texts else None
-    return {OPTIONS[name]: value for name, value in given.items()}
+    return {known[name]: value for name, value in given.items()}
 
 
 def load_recipe(
@@ -93,7 +97,7 @@ def load_recipes(
     if first == "0":
         raise RecipeError(f"budget.{kind}: a comma separates several sizes, and 0 is none: did you mean 0.{second}?")
     recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, where) for value in values]
-    bounds = [getattr(each.budget, kind) for each in recipes]
+    bounds = [recipe.budget.bound for recipe in recipes]
     if len(set(bounds)) < len(bounds):
         raise RecipeError(f"budget.{kind}: duplicate value in '{shorten(budget[kind])}'")
     return recipes
@@ -208,8 +212,8 @@ def _explain(detail: Any) -> str:
         known = _fields_at(location[:-1])
         hint = suggestion(location[-1], known, f"known fields are {', '.join(known)}")
         sections = Recipe.model_fields.items() if len(location) == 1 else ()
-        inside = [n for n, field in sections if location[-1] in getattr(field.annotation, "model_fields", ())]
-        hint = f"did you mean {' or '.join(f'{n}.{location[-1]}' for n in inside)}?" if inside else hint
+        inside = [section for section, field in sections if location[-1] in _taken(field.annotation)]
+        hint = f"did you mean {' or '.join(f'{section}.{location[-1]}' for section in inside)}?" if inside else hint
         return f"unknown field '{name}': {hint}"
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should", "must")
     if not name:
@@ -223,8 +227,14 @@ def _explain(detail: Any) -> str:
 
 
 def _fields_at(location: Sequence[str]) -> list[str]:
-    section: type[BaseModel] = Recipe
+    section: type[Section] = Recipe
     for part in location:
         annotation = section.model_fields[part].annotation
-        section = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else SelectionRound
-    return list(section.model_fields)
+        section = annotation if isinstance(annotation, type) and issubclass(annotation, Section) else SelectionRound
+    return list(section.settings_taken())
+
+
+def _taken(annotation: Any) -> Collection[str]:
+    """Names of settings in a field of the recipe, if it is a section."""
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation.settings_taken() if is_section else ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from darwinlm.model.quantisation import SMALLEST, UNCHOSEN
 from darwinlm.model.units.unit_settings import UnitsSettings
@@ -34,12 +34,12 @@ class Recipe(Sections):
     """Size of the vocabulary."""
     text: TextSettings = TextSettings()
     """Text of all steps."""
-    units: UnitsSettings = UnitsSettings()
+    budget: BudgetSettings = BudgetSettings()
+    """Size of the result."""
+    units: UnitsSettings = Field(UnitsSettings(), validate_default=True)
     """Units and levels."""
     database: DatabaseSettings = DatabaseSettings()
     """The pruning database."""
-    budget: BudgetSettings = BudgetSettings()
-    """Size of the result."""
     search: SearchSettings = SearchSettings()
     """Search for the levels."""
     refit: RefitSettings = RefitSettings()
@@ -53,11 +53,13 @@ class Recipe(Sections):
         preset = PRESETS.get(str(data.get("preset"))) if isinstance(data, dict) else None
         return data if preset is None else completed(data, preset)
 
-    @model_validator(mode="after")
-    def _a_file_has_a_type(self) -> Recipe:
-        if self.budget.kind == "file" and self.units.quantisation in (None, UNCHOSEN):
-            object.__setattr__(self, "units", self.units.model_copy(update={"quantisation": SMALLEST}))
-        return self
+    @field_validator("units")
+    @classmethod
+    def _a_file_has_a_type(cls, units: UnitsSettings, info: ValidationInfo) -> UnitsSettings:
+        budget = info.data.get("budget")  # absent if it is wrong
+        if budget is None or budget.kind != "file" or units.quantisation not in (None, UNCHOSEN):
+            return units
+        return units.model_copy(update={"quantisation": SMALLEST})
 
     @model_validator(mode="after")
     def _equal_layers_have_equal_groups(self) -> Recipe:

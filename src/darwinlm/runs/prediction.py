@@ -12,7 +12,7 @@ from darwinlm.formats.resolve import describe_model
 from darwinlm.model.units.space import kept_whole
 from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import DEVICES, Plan, plan_card, plan_here
-from darwinlm.recipe import Bound, BudgetSettings, Recipe, load_recipe, options
+from darwinlm.recipe import BudgetArguments, BudgetSettings, Recipe, load_recipe, options
 from darwinlm.report.wording import large_embedding
 from darwinlm.runtime.compute import resolve_device
 from darwinlm.runtime.context import settled
@@ -31,7 +31,7 @@ def plan(
     ready_for: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Sequence[str] = (),
-    **budget: Unpack[Bound],
+    **budget: Unpack[BudgetArguments],
 ) -> Plan:
     """Predict what each stage of a run takes, from the model's configuration alone.
 

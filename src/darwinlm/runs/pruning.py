@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 from darwinlm import pipeline
 from darwinlm.pipeline import ORDER, REPORT
-from darwinlm.recipe import Bound, Recipe, load_recipe, options
+from darwinlm.recipe import BudgetArguments, Recipe, load_recipe, options
 from darwinlm.report.summary import FILE, Summary, read_summary
 from darwinlm.runs.loaded import Model, load
 from darwinlm.runs.opening import check_inputs, named_here, open_run
@@ -66,7 +66,7 @@ def prune(
     until: str = REPORT,
     reporter: Reporter | None = None,
     begun: float | None = None,
-    **budget: Unpack[Bound],
+    **budget: Unpack[BudgetArguments],
 ) -> Result:
     """Prune a model: the whole pipeline; `darwinlm prune` calls this.
 
@@ -88,7 +88,7 @@ def prune(
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the time limit, `working_time()`; None is now.
         budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
-            in `BudgetSettings`. It replaces the recipe's budget of any kind; without any, that one is used.
+            in `steps/budget/kinds.py`. It replaces the recipe's budget of any kind; without any, that one is used.
 
     Raises:
         DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.

@@ -91,18 +91,7 @@ def _with_earlier(folder: Path, made: Mapping[str, Summary]) -> dict[str, Summar
 
 def member_name(budget: BudgetSettings) -> str:
     """Subfolder of a model: `keep-75`, `params-2.7B`, `bytes-4GiB`, `speedup-2x`, `latency-30ms`."""
-    bound = getattr(budget, budget.kind)
-    if budget.kind == "keep":
-        return f"keep-{100 * bound:.10g}"
-    if budget.kind == "speedup":
-        return f"speedup-{bound:.10g}x"
-    if budget.kind == "latency":
-        return f"latency-{1000 * bound:.10g}ms"
-    steps = [(10**9, "B"), (10**6, "M"), (10**3, "k")]
-    if budget.kind in ("bytes", "file"):
-        steps = [(1024**power, f"{letter}iB") for power, letter in ((3, "G"), (2, "M"), (1, "K"))]
-    size, unit = next(((size, unit) for size, unit in steps if bound >= size), (1, ""))
-    return f"{budget.kind}-{bound / size:.10g}{unit}"
+    return f"{budget.kind}-{budget.bound.label()}"
 
 
 def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
@@ -114,5 +103,5 @@ def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
     others = [recipe.model_copy(update={"budget": BudgetSettings()}) for recipe in recipes]
     if len(kinds) != 1 or any(each != others[0] for each in others):
         raise RecipeError("a sweep's recipes differ in their bound alone, which is of one kind")
-    (kind,) = kinds
-    return sorted(recipes, key=lambda recipe: getattr(recipe.budget, kind), reverse=kind != "speedup")
+    falling = recipes[0].budget.bound.falling
+    return sorted(recipes, key=lambda recipe: recipe.budget.bound.value, reverse=not falling)

@@ -108,7 +108,8 @@ class TimeLimitError(DarwinLMError):
 class ArtifactError(DarwinLMError):
     """A folder of an earlier stage is damaged or belongs to something else.
 
-    What to do: choose another output folder, or delete the stage's folder that the message names; the stage is then redone.
+    What to do: choose another output folder, or delete the stage's folder that the message names; the stage is then
+    redone.
     """
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_,]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s]*)\s*")
 
@@ -87,6 +87,10 @@ Part = Annotated[float, BeforeValidator(parse_part)]
 Share = Annotated[float, BeforeValidator(parse_share)]
 Count = Annotated[Whole, BeforeValidator(lambda value: _whole(parse_quantity(value, COUNTS, "2.7B")))]
 ByteCount = Annotated[Whole, BeforeValidator(lambda value: _whole(parse_quantity(value, BYTES, "4GiB")))]
-Duration = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, SECONDS, "30ms"))]
+Duration = Annotated[
+    float,
+    BeforeValidator(lambda value: parse_quantity(value, SECONDS, "30ms")),
+    PlainSerializer(lambda seconds: f"{seconds!r}s"),  # with its unit, so that it can be read again
+]
 Minutes = Annotated[float, Field(le=10**6), BeforeValidator(lambda value: parse_quantity(value, MINUTES, "30m"))]
 Factor = Annotated[float, BeforeValidator(lambda value: parse_quantity(value, FACTORS, "2x"))]

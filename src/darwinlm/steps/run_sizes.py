@@ -12,8 +12,10 @@ from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.compute_settings import GPU_TOKENS
 from darwinlm.runtime.sections import Sections
-from darwinlm.steps.budget.bounds import Counted, bounded
+from darwinlm.steps.budget.bounds import bounded
 from darwinlm.steps.budget.budget_settings import BudgetSettings
+from darwinlm.steps.budget.counted import Counted
+from darwinlm.steps.budget.kinds import Speedup
 from darwinlm.steps.search.step import SearchSettings
 from darwinlm.steps.text.step import TextSettings
 from darwinlm.steps.vocabulary.choose import kept_size
@@ -72,12 +74,13 @@ class RunSizes:
         A budget in time is measured in the run; an equal share of the blocks, or half of them, stands for it. Raises
         BudgetError if the budget is too small or too large.
         """
-        budget = self.recipe.section(BudgetSettings)
+        bound = self.recipe.section(BudgetSettings).bound
         equal = self.recipe.section(SearchSettings).layers == "equal"
-        cost = Counted(self.recipe, self.checkpoint, self.space, self.shapes, self.outside, equal).cost
+        counted = Counted(self.recipe, self.checkpoint, self.space, self.shapes, self.outside, equal)
+        cost = counted.cost
         if cost is None:
-            return 0, round(self.blocks / (budget.speedup or 2))
-        bounds = bounded(cost, self.recipe, self.checkpoint)
+            return 0, round(self.blocks / (bound.value if isinstance(bound, Speedup) else 2))
+        bounds = bounded(cost, counted)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)
 

@@ -1,46 +1,24 @@
-"""The budget: the kinds of bounds, and what they are relative to."""
+"""The budget: its bound, and what the kinds of bounds are relative to."""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+import inspect
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from darwinlm.runtime.quantities import ByteCount, Count, Duration, Factor, Share, Whole
+from darwinlm.runtime.quantities import Share, Whole
+from darwinlm.runtime.registry import SettingError
 from darwinlm.runtime.section import Section
-
-
-class Bound(TypedDict, total=False):
-    """The bound of a budget as an argument of Python; `BudgetSettings` describes each kind."""
-
-    keep: float | str | None
-    params: int | str | None
-    bytes: int | str | None
-    file: int | str | None
-    speedup: float | str | None
-    latency: str | None
-
-
-BUDGETS = tuple(Bound.__annotations__)
-"""Kinds of budget; a recipe names exactly one."""
+from darwinlm.steps.budget.kinds import BUDGETS, Bound, Keep
 
 
 class BudgetSettings(Section):
-    """The bound on the smaller model: exactly one of keep, params, bytes, file, speedup and latency."""
+    """The bound on the smaller model, exactly one of the kinds of budget, by its name: `keep: 50%`."""
 
-    keep: Share | None = 0.5
-    """Largest share of the block parameters to keep: 0.5 or 50%. The default if no other bound is given."""
-    params: Count | None = Field(None, gt=0)
-    """Parameters of the whole saved model; a tied embedding counts once: 2.7B, 350M."""
-    bytes: ByteCount | None = Field(None, gt=0)
-    """Weights, and the KV cache of `context` tokens, both in the saved type: 4GiB, 900MB."""
-    file: ByteCount | None = Field(None, gt=0)
-    """The GGUF file, tokenizer included, to 1 %: 95MB. Its type is `units.quantisation`; without one q3_k_m, if no
-    larger type makes the whole model that small."""
-    speedup: Factor | None = Field(None, ge=1)
-    """Speed relative to the dense model on this machine, for `prefill_tokens` and `decode_tokens`: 2x."""
-    latency: Duration | None = Field(None, gt=0)
-    """Time for `prefill_tokens` and `decode_tokens` on this machine: 30ms, 1.5s."""
+    bound: Annotated[Bound, BUDGETS] = Keep(value=0.5)
+    """The bound. In a recipe it stands under the name of its kind."""
     tolerance: Share = Field(0.005, gt=0, le=0.1)
     """Largest unused share of the budget: 0.005 or 0.5%. If units are coarser, one level."""
     context: Whole = Field(4096, ge=0)
@@ -50,37 +28,61 @@ class BudgetSettings(Section):
     decode_tokens: Whole = Field(128, ge=0)
     """Number of generated tokens whose time is added; 0 skips them."""
 
-    @field_validator("keep")
-    @classmethod
-    def _keep_is_a_share(cls, keep: float | None) -> float | None:
-        if keep is not None and not 0.01 <= keep <= 1:
-            raise ValueError("must be from 1 to 100 %" + (f"; did you mean {keep:g}%?" if 2 <= keep <= 100 else ""))
-        return keep
-
     @model_validator(mode="before")
     @classmethod
-    def _keep_gives_way(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "keep" not in data and any(data.get(kind) is not None for kind in BUDGETS):
-            return {**data, "keep": None}
-        return data
-
-    @model_validator(mode="after")
-    def _one_bound(self) -> BudgetSettings:
-        given = [kind for kind in BUDGETS if getattr(self, kind) is not None]
-        if not given:
-            raise ValueError("no bound is given: give one of " + ", ".join(BUDGETS))
+    def _take_bound(cls, data: Any) -> Any:
+        """Move the bound from under the name of its kind."""
+        if not isinstance(data, Mapping) or "bound" in data:
+            return data
+        given = {kind: data[kind] for kind in BUDGETS if data.get(kind) is not None}
+        others = {name: value for name, value in data.items() if name not in BUDGETS}
         if len(given) > 1:
             raise ValueError(f"give one bound only, not {' and '.join(given)} at once")
+        if not given:
+            if len(others) < len(data):
+                raise ValueError("no bound is given: give one of " + ", ".join(BUDGETS))
+            return others
+        ((kind, value),) = given.items()
+        settings = dict(value) if isinstance(value, Mapping) else {"value": value}
+        try:
+            return {**others, "bound": BUDGETS.parse({"name": kind, **settings})}
+        except SettingError as error:
+            inside = () if error.where == ("value",) else error.where
+            raise SettingError((kind, *inside), str(error), error.value) from error
+
+    @model_validator(mode="after")
+    def _something_is_timed(self) -> BudgetSettings:
         if self.timed and not self.prefill_tokens and not self.decode_tokens:
             raise ValueError("prefill_tokens and decode_tokens are both 0: there is nothing to time")
         return self
 
+    @model_serializer(mode="wrap")
+    def _by_kind(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The bound under the name of its kind, as a recipe has it."""
+        fields: dict[str, Any] = serialise(self)
+        if "bound" not in fields:
+            return fields
+        settings = fields.pop("bound")
+        kind = settings.pop("name")
+        return {kind: settings["value"] if settings.keys() == {"value"} else settings, **fields}
+
+    @classmethod
+    def settings_taken(cls) -> dict[str, str]:
+        """The kinds of budget in place of `bound`."""
+        kinds = {kind: inspect.getdoc(BUDGETS.find(kind)) or "" for kind in BUDGETS}
+        return kinds | {name: text for name, text in super().settings_taken().items() if name != "bound"}
+
     @property
     def kind(self) -> str:
-        """Kind of the given bound."""
-        return next(kind for kind in BUDGETS if getattr(self, kind) is not None)
+        """Name of the bound's kind."""
+        return BUDGETS.name_of(type(self.bound))
 
     @property
     def timed(self) -> bool:
         """Whether the cost is measured time."""
-        return self.kind in ("speedup", "latency")
+        return self.bound.timed
+
+    @property
+    def keep(self) -> float | None:
+        """Share of the block parameters to keep; None for another kind of budget."""
+        return self.bound.value if isinstance(self.bound, Keep) else None

@@ -9,6 +9,7 @@ from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.figures import Figures
 from darwinlm.runtime.step import Step, Task, Uses
 from darwinlm.steps.budget.budget_settings import BudgetSettings
+from darwinlm.steps.budget.kinds import File
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
@@ -46,7 +47,7 @@ class BoundedFile(Step[FileChoice]):
 
     name = "file"
     writes = "sizes and losses of the GGUF files"
-    settings = (Uses(BudgetSettings, only=("file",)), Uses(UnitsSettings, only=("quantisation",)))
+    settings = (Uses(BudgetSettings, only=("bound",)), Uses(UnitsSettings, only=("quantisation",)))
 
     dense: Checkpoint
     exported: Exported
@@ -58,11 +59,11 @@ class BoundedFile(Step[FileChoice]):
         from darwinlm.steps.file.bounded_file import write_bounded_file
 
         tokens = self.evaluation.tokens[: max(1, TOKENS // self.evaluation.tokens.shape[1])]
-        bound, kind = task.settings(BudgetSettings).file, task.settings(UnitsSettings).quantisation
-        assert bound is not None, "the budget is a file"
+        bound, kind = task.settings(BudgetSettings).bound, task.settings(UnitsSettings).quantisation
+        assert isinstance(bound, File), "the budget is a file"
         assert kind is not None, "a bounded file has a type"
         small, folder = self.exported.checkpoint, task.context.folder
-        choice = write_bounded_file(self.dense, small, bound, kind, tokens, folder, task.folder)
+        choice = write_bounded_file(self.dense, small, bound.value, kind, tokens, folder, task.folder)
         write_json(task.folder / RECORD, choice.as_json())
 
     def read(self, task: Task) -> FileChoice:

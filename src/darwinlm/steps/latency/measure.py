@@ -14,6 +14,7 @@ from darwinlm.model.units.space import SearchSpace
 from darwinlm.runtime.artifact import read_as, write_json
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.steps.budget.budget_settings import BudgetSettings
+from darwinlm.steps.budget.kinds import Latency, Speedup
 from darwinlm.steps.latency.latency_table import (
     Check,
     LatencyTable,
@@ -43,10 +44,11 @@ def fastest(space: SearchSpace, timer: ModelTimer) -> Timing:
 def check_fastest(budget: BudgetSettings, timing: Timing) -> None:
     """Refuse a bound in time that even `fastest` misses. Raises BudgetError."""
     ratio, seconds = timing
-    if budget.speedup is not None and budget.speedup * ratio > 1:
-        asked, most = f"speedup: {budget.speedup:g}x is", f"{1 / ratio:.2f}x as fast"
-    elif budget.latency is not None and ratio * seconds > budget.latency:
-        asked, most = f"latency: {1e3 * budget.latency:.3g} ms is", f"as fast as {1e3 * ratio * seconds:.3g} ms"
+    bound = budget.bound
+    if isinstance(bound, Speedup) and bound.value * ratio > 1:
+        asked, most = f"speedup: {bound.value:g}x is", f"{1 / ratio:.2f}x as fast"
+    elif isinstance(bound, Latency) and ratio * seconds > bound.value:
+        asked, most = f"latency: {1e3 * bound.value:.3g} ms is", f"as fast as {1e3 * ratio * seconds:.3g} ms"
     else:
         return
     raise BudgetError(

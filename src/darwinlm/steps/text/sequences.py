@@ -6,6 +6,7 @@ Letters: B sequences, T tokens in a sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,7 +18,7 @@ _TOKENS_FILE = "tokens.safetensors"
 _DESCRIPTION_FILE = "blocks.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenSequences:
     """Tokens for one purpose, cut into sequences of equal length.
 
@@ -26,21 +27,34 @@ class TokenSequences:
     Attributes:
         tokens: Token ids, int64 [B, T].
         document_hashes: `document_hash` of every document with at least one token, in the order of the tokens.
-        digest: Hash of the tokens and their shape, 32 hexadecimal digits; computed, not given.
     """
 
-    tokens: torch.Tensor = field(compare=False, repr=False)
+    tokens: torch.Tensor = field(repr=False)
     document_hashes: tuple[str, ...] = field(repr=False)
     source: str
-    digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         assert self.tokens.dim() == 2, "tokens are [sequences, tokens in a sequence]"
         assert self.tokens.dtype == torch.int64, "tokens are int64"
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the tokens and their shape, 32 hexadecimal digits."""
         shape = "x".join(map(str, self.tokens.shape))
         little_endian = self.tokens.detach().cpu().contiguous().numpy().astype("<i8", copy=False)
-        digest = blake2b(shape.encode() + b":" + little_endian.tobytes(), digest_size=16).hexdigest()
-        object.__setattr__(self, "digest", digest)
+        return blake2b(shape.encode() + b":" + little_endian.tobytes(), digest_size=16).hexdigest()
+
+    @property
+    def _identity(self) -> tuple[str, tuple[str, ...], str]:
+        return self.digest, self.document_hashes, self.source
+
+    def __eq__(self, other: object) -> bool:
+        """Whether tokens, documents and sources are equal."""
+        return isinstance(other, TokenSequences) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        """The hash of these."""
+        return hash(self._identity)
 
     @property
     def n_tokens(self) -> int:

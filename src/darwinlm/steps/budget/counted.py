@@ -1,0 +1,119 @@
+"""Costs that are counted without reading weights: bytes of the saved model, and of its GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from darwinlm.formats.gguf.file_sizes import (
+    FileSizes,
+    file_tensors,
+    header_bytes,
+    joins_projections,
+    predicted_sizes,
+)
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import ModuleShape, head_dim
+from darwinlm.model.quantisation import WRITTEN
+from darwinlm.model.units.cost import CostModel
+from darwinlm.model.units.space import SearchSpace
+from darwinlm.model.units.unit_settings import UnitsSettings
+from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.runtime.sections import Sections
+from darwinlm.steps.budget.budget_settings import BudgetSettings
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What costs are counted from: no weights are read.
+
+    Attributes:
+        outside: Number of parameters that aren't pruned.
+        equal: Whether all layers get the same sizes.
+    """
+
+    recipe: Sections
+    checkpoint: Checkpoint
+    space: SearchSpace
+    shapes: list[ModuleShape]
+    outside: int
+    equal: bool
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a weight of the saved model."""
+        return self.checkpoint.dtype.itemsize
+
+    @property
+    def cost(self) -> CostModel | None:
+        """Cost of every level of every module for the recipe's budget; None if it must be measured."""
+        return self.recipe.section(BudgetSettings).bound.costs(self)
+
+
+def byte_costs(model: Counted) -> CostModel:
+    """Bytes of weights, saved buffers and the KV cache."""
+    modules, kv_bytes, costs = model.space.modules, _kv_bytes(model), []
+    for module in modules:
+        row = [level.params * model.itemsize for level in module.levels]
+        if module.kind == "attention":
+            cached = [level.sizes.in_even_groups().groups for level in module.levels]
+            row = [size + kv_bytes(module.block, groups) for size, groups in zip(row, cached, strict=True)]
+        costs.append(tuple(row))
+    mixing = {module.block for module in modules if module.kind in ("attention", "mixer")}
+    kept = sum(kv_bytes(block, 0) for block in range(model.checkpoint.n_blocks) if block not in mixing)
+    return CostModel("bytes", tuple(costs), model.outside * model.itemsize + kept + model.checkpoint.buffer_bytes)
+
+
+def file_costs(model: Counted) -> CostModel:
+    """Bytes of the modules in a GGUF file, and of everything else in it.
+
+    Raises RecipeError if the type isn't one of GGUF files, BudgetError if llama.cpp doesn't run the model.
+    """
+    checkpoint, kind = model.checkpoint, model.recipe.section(UnitsSettings).quantisation
+    if kind not in WRITTEN:
+        named = ", ".join(WRITTEN)
+        raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {named}")
+    header = header_bytes(checkpoint)
+    if not predicted_sizes(checkpoint):
+        raise BudgetError(f"budget.file: llama.cpp doesn't run {checkpoint.family.model_type} models like this one")
+    sizes = FileSizes(checkpoint, kind, joins_projections(checkpoint, equal=model.equal))
+    shapes = {name: tuple(weight.shape) for name, weight in checkpoint.outline.named_parameters()}
+    inside = f"{checkpoint.family.layers}."
+    outside = {name: size for name, size in file_tensors(checkpoint, shapes).items() if not name.startswith(inside)}
+    by_place = {shape.place: shape for shape in model.shapes}
+    costs = [
+        tuple(sizes.module(by_place[module.place], level.sizes.in_even_groups()) for level in module.levels)
+        for module in model.space.modules
+    ]
+    return CostModel("bytes", tuple(costs), header + sizes.whole(outside))
+
+
+def _kv_bytes(model: Counted) -> Callable[[int, int], int]:
+    """Bytes of a block's keys and values in the saved model's cache, from its number of KV heads.
+
+    A block that determines positions caches one head even without attention. Sliding windows hold fewer tokens, and
+    blocks that reuse others' keys and values none.
+    """
+    checkpoint, budget = model.checkpoint, model.recipe.section(BudgetSettings)
+    config, context, sliding = checkpoint.config, budget.context, "sliding_attention"
+    window = getattr(config, "sliding_window", None)
+    kind = sliding if window else "full_attention"
+    kinds = list(getattr(config, "layer_types", None) or [kind] * checkpoint.n_blocks)
+    columns = {shape.block: shape.sizes.head_dim for shape in model.shapes if shape.kind == "attention"}
+    reusing, latent = checkpoint.family.attention.sources(config), latent_columns(config)
+
+    def of_block(block: int, heads: int) -> int:
+        kind = kinds[block]
+        tokens = 0 if block in reusing else min(context, window or context) if kind == sliding else context
+        heads = heads or int(kind == sliding or kind not in kinds[:block])
+        elements = latent or 2 * heads * (columns.get(block) or head_dim(config, block))
+        return elements * tokens * model.itemsize
+
+    return of_block
+
+
+def latent_columns(config: Any) -> int:
+    """Elements per token of compressed keys and values (multi-head latent attention); 0 if they aren't compressed."""
+    rank = getattr(config, "kv_lora_rank", None)
+    return rank + config.qk_rope_head_dim if rank else 0
