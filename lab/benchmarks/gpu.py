@@ -1,12 +1,15 @@
-"""Acceptance on a GPU: rates, equality with the CPU, and every stage at the shapes of a 7B model, within nine minutes.
+"""Acceptance on a GPU: rates, equality with the CPU, and every stage at the shapes of a 7B model.
 
     python -m lab.benchmarks.gpu --device cuda --out gpu.json
 
-It needs no hub and no text: models have random weights, and text comes from the tests' generator. Each part is a
-separate process with a time limit, so one that runs out of memory or hangs doesn't stop the others; all limits together
-are below nine minutes. Each line is `name: value unit (bound) ok|FAIL`. The same is written as JSON after each part,
-with plans based on the measured rates. The exit status is 1 if any line failed. The model stays in `--work` for another
-run, such as that of one part.
+It needs this tree, PyTorch and transformers; other packages may come as wheels, in the folder `--wheels`. It needs no
+hub and no text: models have random weights, and text comes from the tests' generator. Each part is a separate process
+with a time limit, so one that runs out of memory or hangs doesn't stop the others. A command starts only parts whose
+limit ends within `--minutes`; the same command again goes on with the rest, and the models in `--work` stay for it.
+
+Each line is `name: value unit (bound) ok|FAIL`. All lines of all commands are written as JSON after each part. The exit
+status is 1 if any line failed, and 3 if parts are left. A disk or a device that is too small for a whole 7B model gets
+one of its shapes with fewer blocks.
 `--tiny --device cpu` runs everything in minutes on small shapes, without bounds on speed. A test does this.
 Measurements of several GPUs are in `gpu_node.py`.
 """
@@ -14,115 +17,124 @@ Measurements of several GPUs are in `gpu_node.py`.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
+import os
 import queue
 import shutil
 import sys
-import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lab.benchmarks.gpu_stages import candidates, decoding, recovery, resume, stream, training
-from lab.benchmarks.gpu_units import Line, Setup, equality, machine, moments, order, traps
-from lab.benchmarks.gpu_whole import database, model, whole
+from lab.benchmarks.gpu_units import Line, Setup
+from lab.benchmarks.gpu_wheels import NEEDED, unpack
 
-
-def plans(setup: Setup) -> None:
-    """Planned hours of the shipped recipes, from pieces of their work on this device."""
-    from transformers import AutoConfig
-
-    from darwinlm.model.families.checkpoint import Checkpoint
-    from darwinlm.recipe import load_recipe
-    from darwinlm.runs.prediction import plan_of
-    from darwinlm.runtime.context import settled
-    from darwinlm.steps.run_sizes import RunSizes
-
-    if setup.tiny:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
-        config = AutoConfig.for_model("llama", **sizes, num_key_value_heads=32, vocab_size=32000)
-        config.max_position_embeddings = 4096
-        config.save_pretrained(folder)
-        for name in PLANNED:
-            recipe = load_recipe(name, (), {"model": folder})
-            recipe = recipe.model_copy(update={"compute": settled(recipe.compute, setup.kind)})
-            plan = plan_of(RunSizes(Checkpoint.describe(Path(folder)), recipe), setup.kind)
-            for row in plan.rows:
-                setup.told("plan", f"{name} {row.step}", plan.seconds(row)[0] / 60, "min")
-            setup.told("plan", f"{name} all", plan.seconds()[0] / 3600, "h")
-
-
-PARTS: dict[str, tuple[int, Callable[[Setup], None]]] = {
-    "machine": (25, machine),
-    "moments": (10, moments),
-    "equality": (55, equality),
-    "order": (25, order),
-    "database": (30, database),
-    "model": (70, model),
-    "whole": (150, whole),
-    "stream": (15, stream),
-    "candidates": (35, candidates),
-    "training": (25, training),
-    "recovery": (45, recovery),
-    "resume": (15, resume),
-    "decoding": (15, decoding),
-    "traps": (10, traps),
-    "plan": (10, plans),
+LIMITS = {
+    "machine": 60,
+    "moments": 30,
+    "equality": 240,
+    "order": 60,
+    "database": 120,
+    "model": 240,
+    "whole": 420,
+    "stream": 60,
+    "candidates": 120,
+    "training": 120,
+    "recovery": 180,
+    "resume": 120,
+    "decoding": 90,
+    "traps": 60,
+    "plan": 60,
 }
-"""Parts by name, with a time limit in seconds."""
+"""Parts in order, with time limits in seconds, about twice what is expected of an H100."""
 
-ALL = 540
-"""Bound on the sum of all limits, in seconds."""
+MINUTES = 8.0
+"""Length of one command."""
 
-DISK = 50e9
-"""Bytes of the working folder: a 7B model, its database, smaller versions, and checkpoints of two blocks."""
+START = 15.0
+"""Seconds for which the first part waits for imports."""
 
 TINY_BOX = 300
 """Time limit in seconds of each part with `--tiny`, on a machine that may be busy."""
 
-PLANNED = ("llama2-7b-2.7b", "llama2-7b-2.7b-fast")
+BLOCKS = (32, 16, 8, 4)
+"""Numbers of blocks of the large model, of which the first one that the disk has room for is used."""
+BLOCK, OUTSIDE, FACTORS = 0.405e9, 0.525e9, 0.277e9
+"""Bytes of a 7B model's block, of its embedding and head, and of the factors of a block."""
+OTHERS, CHECKPOINTS = 5e9, 10e9
+"""Bytes of the models of two and four blocks and their databases, and of checkpoints of the former."""
+SMALLER, OF_A_RUN = 0.38, 1.2
+"""Blocks of the smaller model, and of those that a run writes, as shares of the large one's."""
+
+ROOT = Path(__file__).resolve().parents[2]
+TREE = (ROOT / "src", ROOT)
+"""Folders of this tree's packages."""
+
+LEFT = 3
+"""Exit status if parts are left for another command."""
 
 
-def _run_part(name: str, setup: Setup) -> None:
-    """Run one part inside its process."""
-    try:
-        PARTS[name][1](setup)
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is that part's result
-        text = traceback.format_exc().strip().splitlines()
-        setup.put(Line(name, f"{name} ended early", f"{type(error).__name__}: {str(error)[:300]}", ok=False))
-        setup.put(Line(name, f"{name} ended at", " | ".join(text[-5:-1])[:600], ok=False))
-    setup.lines.put(None)
+def disk_needed(blocks: int) -> float:
+    """Bytes for a model of so many blocks, its database, and smaller versions of it."""
+    stay = OTHERS + blocks * ((1 + SMALLER) * BLOCK + FACTORS) + 2 * OUTSIDE
+    return stay + max(blocks * OF_A_RUN * BLOCK + 2 * OUTSIDE, CHECKPOINTS)
 
 
-def run_parts(chosen: list[str], setup: Setup, box: int | None, out: Path) -> list[Line]:
-    """Run parts one after the other, print each line at once, and write all of them after each part."""
+def blocks_for(work: Path) -> int:
+    """Number of blocks of the large model: as before in this folder, or what the disk has room for.
+
+    Raises ValueError if there is no room for the smallest one.
+    """
+    for blocks in BLOCKS:
+        if (work / f"llama-{blocks}" / "model.safetensors.index.json").exists() and blocks > BLOCKS[-1]:
+            return blocks
+    taken = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
+    free = shutil.disk_usage(work).free + taken
+    fitting = [blocks for blocks in BLOCKS if disk_needed(blocks) <= free]
+    if not fitting:
+        needed = disk_needed(BLOCKS[-1])
+        raise ValueError(f"{work} has {free / 1e9:.0f} GB, {needed / 1e9:.0f} GB are needed: give a folder with --work")
+    return fitting[0]
+
+
+def run_parts(chosen: list[str], setup: Setup, out: Path, ends: float) -> list[str]:
+    """Run parts one after the other, print each line at once, and write all of them after each part.
+
+    A part whose time limit passes `ends`, on the monotonic clock, is left out, and so are those after it; returns them.
+    """
     # Its server imports what parts need once, and starts each from there, before anything has touched the GPU.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lab.benchmarks.gpu"])
-    results: list[Line] = []
-    for name in chosen:
+    context.set_forkserver_preload(["lab.benchmarks.gpu_parts"])
+    for place, name in enumerate(chosen):
+        limit = TINY_BOX if setup.tiny else LIMITS[name] + (0 if place else START)
+        if time.monotonic() + limit > ends and place:
+            return chosen[place:]
+        found = []
         setup.lines = context.Queue()
         process = context.Process(target=_run_part, args=(name, setup))
         begun = time.monotonic()
         process.start()
-        for line in _lines_of(process, setup.lines, name, begun + (box or PARTS[name][0])):
+        for line in _lines_of(process, setup.lines, name, begun + limit):
             print(line, flush=True)
-            results.append(line)
+            found.append(line)
         process.kill()
         process.join()
-        results.append(Line(name, f"{name} took", time.monotonic() - begun, "s"))
-        print(results[-1], flush=True)
-        failed = [line.name for line in results if line.ok is False]
-        out.write_text(json.dumps({"failed": failed, "lines": [asdict(line) for line in results]}, indent=1))
-    return results
+        found.append(Line(name, f"{name} took", time.monotonic() - begun, "s"))
+        print(found[-1], flush=True)
+        write(out, {**read(out), name: found})
+    return []
+
+
+def _run_part(name: str, setup: Setup) -> None:
+    from lab.benchmarks.gpu_parts import run_part
+
+    run_part(name, setup)
 
 
 def _lines_of(process: Any, lines: Any, name: str, ends: float) -> Iterator[Line]:
@@ -142,28 +154,73 @@ def _lines_of(process: Any, lines: Any, name: str, ends: float) -> Iterator[Line
         yield line
 
 
+def read(out: Path) -> dict[str, list[Line]]:
+    """Lines of earlier commands by part."""
+    found: dict[str, list[Line]] = {}
+    if out.exists():
+        for line in json.loads(out.read_text(encoding="utf-8"))["lines"]:
+            found.setdefault(line["part"], []).append(Line(**line))
+    return found
+
+
+def write(out: Path, found: dict[str, list[Line]]) -> None:
+    """Write all lines, in the order of the parts."""
+    lines = [line for name in LIMITS for line in found.get(name, ())]
+    failed = [line.name for line in lines if line.ok is False]
+    left = [name for name in LIMITS if name not in found]
+    text = json.dumps({"failed": failed, "left": left, "lines": [asdict(line) for line in lines]}, indent=1)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(out)
+
+
+def _find_packages(wheels: Path | None, work: Path) -> None:
+    """Start again with this tree and the unpacked wheels on the path, if they aren't. Raises ValueError."""
+    unpacked = work / "packages"
+    wanted = [*map(str, TREE), *([str(unpacked)] if wheels is not None else [])]
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if path[: len(wanted)] == wanted:
+        return
+    if wheels is not None:
+        print(f"unpacked {', '.join(unpack(wheels, unpacked))}", flush=True)
+    rest = [folder for folder in path if folder and folder not in wanted]
+    os.environ["PYTHONPATH"] = os.pathsep.join([*wanted, *rest])
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """Parse options, run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="JSON of this and earlier commands")
     parser.add_argument("--tiny", action="store_true", help="small shapes, no bounds on speed")
-    parser.add_argument("--part", action="append", choices=PARTS, help="run only this part; repeatable")
+    parser.add_argument("--part", action="append", choices=LIMITS, help="run this part, also again; repeatable")
     parser.add_argument("--work", type=Path, default=Path("gpu-work"), help="folder of models and runs; it stays")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="length of this command")
+    parser.add_argument("--wheels", type=Path, help="folder with wheels of packages that this Python lacks")
     options = parser.parse_args()
+    ends = time.monotonic() + 60 * options.minutes
     if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no GPU; --device cpu --tiny runs all parts on small shapes")
     work: Path = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    there = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
-    free = shutil.disk_usage(work).free + there
-    if not options.tiny and free < DISK:
-        parser.error(f"{work} has {free / 1e9:.0f} GB, {DISK / 1e9:.0f} GB are needed: give a folder with --work")
-    setup = Setup(options.device, tiny=options.tiny, work=work, lines=None)
-    results = run_parts(options.part or list(PARTS), setup, TINY_BOX if options.tiny else None, options.out)
-    failed = [line.name for line in results if line.ok is False]
-    print(f"{len(failed)} of {len(results)} lines failed{': ' if failed else ''}{', '.join(failed)}; {options.out}")
-    sys.exit(1 if failed else 0)
+    try:
+        _find_packages(options.wheels, work)
+        blocks = BLOCKS[-1] if options.tiny else blocks_for(work)
+    except ValueError as error:
+        parser.error(str(error))
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        print(f"this Python lacks {', '.join(missing)}, which some parts need: give their wheels with --wheels")
+    done = read(options.out)
+    chosen = options.part or [name for name in LIMITS if name not in done]
+    setup = Setup(options.device, tiny=options.tiny, work=work, lines=None, blocks=blocks)
+    left = run_parts(chosen, setup, options.out, ends)
+    lines = [line for part in read(options.out).values() for line in part]
+    failed = [line.name for line in lines if line.ok is False]
+    print(f"{len(failed)} of {len(lines)} lines failed{': ' if failed else ''}{', '.join(failed)}; {options.out}")
+    if left:
+        print(f"left are {', '.join(left)}: run the same command again")
+    sys.exit(1 if failed else LEFT if left else 0)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from darwinlm.recipe import load_recipe
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import MANIFEST, StageFolder, write_tensors
 from darwinlm.runtime.compute_settings import GPU_TOKENS
+from darwinlm.runtime.memory import all_bytes, set_limit
 from darwinlm.steps.database.block_files import Curve, block_file, module_tensors
 from darwinlm.steps.database.factors import pack_lower
 from darwinlm.steps.database.store import DatabaseReader
@@ -132,7 +133,7 @@ def stream(setup: Setup) -> None:
 
 def placed_model(setup: Setup) -> tuple[PlacedModules, tuple[int, ...]]:
     """A random model with a random database, and an allocation at the budget's share."""
-    checkpoint = model_of(setup, 4 if setup.tiny else 32)
+    checkpoint = model_of(setup, setup.blocks)
     reader = DatabaseReader(random_database(setup, checkpoint), checkpoint, units_of(setup), device=setup.kind)
     model = checkpoint.load(torch.float32 if setup.tiny else torch.bfloat16, setup.kind)
     space = SearchSpace(reader.modules)
@@ -188,9 +189,19 @@ def training(setup: Setup) -> None:
     from darwinlm.steps.search.candidate_training import CandidateTrainer
     from darwinlm.steps.search.fitness import Fitness
 
-    placed, parent = placed_model(setup)
-    checkpoint = placed.database.checkpoint
     length, n_tokens = (32, 128) if setup.tiny else (2048, 4096)
+    checkpoint = model_of(setup, setup.blocks)
+    planned = setup.plan(
+        "training",
+        checkpoint,
+        "search",
+        f"text.sequence_length={length}",
+        "search.offspring=4",
+        f"search.rounds=[{{tokens: {length}, survivors: 1, training_tokens: {n_tokens}}}]",
+    )
+    if not setup.tiny:
+        set_limit(setup.kind, min(int(planned), all_bytes(setup.kind)))  # else caches take what is free
+    placed, parent = placed_model(setup)
     text = torch.randint(checkpoint.config.vocab_size, (-(-n_tokens // length), length))
     fitness = Fitness(placed, text[:1], batch_tokens=length)
     trainer = CandidateTrainer(placed, fitness, text, setup.work)
@@ -206,14 +217,6 @@ def training(setup: Setup) -> None:
         pool = [parent, *(child for _, child in best)]
         trainer.keep(pool)
     setup.told("training", "mean KL after it", sum(losses) / len(losses), "nats a token")
-    planned = setup.plan(
-        "training",
-        checkpoint,
-        "search",
-        f"text.sequence_length={length}",
-        "search.offspring=4",
-        f"search.rounds=[{{tokens: {length}, survivors: 1, training_tokens: {n_tokens}}}]",
-    )
     setup.peak("training", planned)
 
 
@@ -284,7 +287,7 @@ def recovered(
 
 def _sizes(setup: Setup) -> tuple[int, int]:
     """Tokens in a sequence, and in a step."""
-    return (32, 256) if setup.tiny else (4096, 32768)
+    return (32, 64) if setup.tiny else (4096, 32768)
 
 
 def recovery_settings(setup: Setup) -> tuple[str, ...]:
@@ -301,7 +304,7 @@ def recovery_settings(setup: Setup) -> tuple[str, ...]:
 
 def recovery(setup: Setup) -> None:
     """Three steps of recovery, distilled from the dense model."""
-    layers = 4 if setup.tiny else 32
+    layers = setup.blocks
     size = sum(parameter.numel() for parameter in smaller_model(setup, layers).skeleton().parameters())
     _, rate = recovered(setup, layers, "recovered", checkpoints=False)
     setup.fast("recovery", "tokens trained", rate, "a second", 5500.0)
@@ -311,7 +314,7 @@ def recovery(setup: Setup) -> None:
 
 def resume(setup: Setup) -> None:
     """Recovery that is killed after a checkpoint and resumed, against one that isn't."""
-    layers = 4 if setup.tiny else 2
+    layers = 2
     often = mock.patch.object(recover_step, "SAVED_EVERY", _sizes(setup)[1])
     for name in ("uninterrupted", "interrupted"):
         shutil.rmtree(setup.work / name, ignore_errors=True)
@@ -351,7 +354,7 @@ def decoding(setup: Setup) -> None:
     from darwinlm.steps.evaluate.speed import measure_speed
     from darwinlm.steps.latency.graphs import GraphedDecoding
 
-    layers = 4 if setup.tiny else 32
+    layers = setup.blocks
     prompt, new = ([5] * 16, 4) if setup.tiny else ([5] * 512, 64)
     words = "a CUDA graph" if setup.kind.type == "cuda" else "a cache of fixed size"
     rates: dict[str, list[float]] = {"eagerly": [], f"with {words}": []}

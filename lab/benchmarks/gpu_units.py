@@ -59,17 +59,21 @@ class Setup:
         tiny: Use of small shapes, without bounds on speed.
         work: Working folder.
         lines: Queue of the results.
+        blocks: Number of blocks of the large model.
     """
 
     device: str
     tiny: bool
     work: Path
     lines: Any
+    blocks: int = 4
 
     @property
     def kind(self) -> torch.device:
-        """The device."""
-        return torch.device(self.device)
+        """The device, with the index that threads of a GPU need."""
+        from darwinlm.runtime.compute import resolve_device
+
+        return resolve_device(self.device)
 
     def put(self, line: Line) -> None:
         """Report a result."""
@@ -96,7 +100,8 @@ class Setup:
             return
         value = torch.cuda.max_memory_allocated() / 1e9
         bound = "" if plan is None else f"plan {plan / 1e9:.1f}"
-        self.put(Line(part, f"{part} peak", value, "GB", bound, None if plan is None else value <= slack * plan / 1e9))
+        ok = None if plan is None or self.tiny else value <= slack * plan / 1e9
+        self.put(Line(part, f"{part} peak", value, "GB", bound, ok))
 
     def plan(self, part: str, checkpoint: Any, stage: str, *settings: str) -> float:
         """Bytes on a device that the plan says for a stage at the benchmark's budget."""
@@ -207,9 +212,18 @@ EQUAL = {
         ),
     ),
     "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),
-    "biases, recovery": ("qwen2", ("recovery.tokens=1024", "recovery.batch_tokens=128", "compute.dtype=float32")),
+    "biases, recovery": ("qwen2", ("recovery.tokens=512", "recovery.batch_tokens=64", "compute.dtype=float32")),
 }
 """Family and assignments."""
+
+FEWER = (
+    "text.calibration_tokens=256",
+    "text.evaluation_tokens=64",
+    "refit.tokens=256",
+    "search.offspring=3",
+    "search.rounds=[{tokens: 64, survivors: 1}]",
+)
+"""Settings of the same runs with `tiny`, for less text and fewer candidates."""
 
 
 def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Path, Any]:
@@ -228,7 +242,7 @@ def _run(setup: Setup, family: str, device: str, *assignments: str) -> tuple[Pat
         tiny_text(text)
     named = {"model": str(model), "text.source": str(text), "budget.keep": "60%", "compute.device": device}
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=setup.work))
-    few = ("search.generations=1", "compute.batch_tokens=512")
+    few = ("search.generations=1", "compute.batch_tokens=512", *(FEWER if setup.tiny else ()))
     recipe = load_recipe(None, [*SETTINGS, *few, *assignments], named)
     last = "recover" if recipe.recovery.tokens else "refit"
     return folder, run_stages(open_run(recipe, folder, Reporter(Console(quiet=True))), last)

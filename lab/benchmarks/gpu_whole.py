@@ -43,16 +43,11 @@ SETTINGS = (
 )
 
 
-def layers_of(setup: Setup) -> int:
-    """Number of blocks of the whole model."""
-    return 4 if setup.tiny else 32
-
-
 def model(setup: Setup) -> None:
     """Write the whole model, a database of random factors, and the smaller model of one allocation, and keep them."""
-    checkpoint = model_of(setup, layers_of(setup))
+    checkpoint = model_of(setup, setup.blocks)
     database = random_database(setup, checkpoint)
-    smaller = smaller_model(setup, layers_of(setup))
+    smaller = smaller_model(setup, setup.blocks)
     for name, folder in (("model", checkpoint.folder), ("database", database), ("smaller model", smaller.folder)):
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         setup.told("model", f"bytes of the {name}", size / 1e9, "GB")
@@ -103,6 +98,7 @@ def run_stages(setup: Setup, part: str, layers: int, stages: Mapping[str, str], 
             setup.most(part, f"{words} peak", torch.cuda.max_memory_allocated() / 1e9, "GB", CARD / 1e9)
     for stage in stages:
         assert (folder / "stages" / stage / MANIFEST).is_file(), stage
+    shutil.rmtree(folder)
 
 
 def database(setup: Setup) -> None:
@@ -112,7 +108,7 @@ def database(setup: Setup) -> None:
 
 def whole(setup: Setup) -> None:
     """Search, stitch and refit of the whole model, whose blocks are read one after the other."""
-    folder = random_database(setup, model_of(setup, layers_of(setup)))
+    folder = random_database(setup, model_of(setup, setup.blocks))
 
     def built(run: Run[Recipe], inputs: Inputs) -> PruningDatabase:
         reader = DatabaseReader(folder, inputs.dense, run.recipe.units, device=exact_device(run.context.device))
@@ -120,4 +116,4 @@ def whole(setup: Setup) -> None:
 
     stages = {name: name for name in ("search", "stitch", "refit")}
     with mock.patch("darwinlm.pipeline.build", built):
-        run_stages(setup, "whole", layers_of(setup), stages, f"units.attention={UNITS.attention}")
+        run_stages(setup, "whole", setup.blocks, stages, f"units.attention={UNITS.attention}")

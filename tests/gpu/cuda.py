@@ -197,6 +197,21 @@ def _graph_base(gpu: Gpu) -> Any:
     return GraphBase
 
 
+class PretendGenerator(torch.Generator):
+    """A generator of random numbers that belongs to a device; it draws on the CPU."""
+
+    def __new__(cls, device: torch.device | str = "cpu") -> Any:
+        self = super().__new__(cls, "cpu")
+        self.owner = torch.device(device)
+        if self.owner.type == "cuda" and self.owner.index:
+            raise torch.AcceleratorError("CUDA error: invalid device ordinal")
+        return self
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.owner
+
+
 def _again(module: ModuleType) -> ModuleType:
     """A module of PyTorch, run once more."""
     spec = importlib.util.spec_from_file_location(f"{module.__name__}_of_tests", module.__file__)
@@ -281,6 +296,7 @@ def cuda_of(gpu: Gpu) -> Iterator[None]:
             _maybe_exchange_device=_exchanged,
             default_generators=(torch.Generator(),),
         )
+        replaced(torch, Generator=PretendGenerator)
         streams = _again(torch.cuda.streams)
         replaced(torch.cuda, Stream=streams.Stream, Event=streams.Event)
         graphs = _again(torch.cuda.graphs)

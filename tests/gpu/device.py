@@ -13,8 +13,8 @@ Also refused: a host that waits in a loop of `HOT`, main memory that is read or 
 has ended, and work of one stream on what another has not finished.
 
 PyTorch's C++ knows the device as `pretend` (PrivateUse1 with its Python backend), since a CPU build can't run anything
-on CUDA. It can't see what CUDA's own kernels, libraries and workspaces do, fragmentation, NCCL, the Trainer of
-transformers, or `torch.inference_mode`.
+on CUDA. It can't see what CUDA's own kernels, libraries and workspaces do, fragmentation, NCCL, or the Trainer of
+transformers. Inference mode is `torch.no_grad` there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -55,22 +55,22 @@ PRODUCTS = {
 }
 
 HOT = {
-    ("database/elimination.py", "_cheapest"),
-    ("database/elimination.py", "_remove"),
-    ("streaming/stream.py", "run"),
-    ("streaming/decoder.py", "through"),
-    ("streaming/decoder.py", "move"),
-    ("streaming/decoder.py", "back"),
-    ("search/fitness.py", "_walk"),
+    ("steps/database/elimination.py", "_cheapest"),
+    ("steps/database/elimination.py", "_remove"),
+    ("model/walk/stream.py", "run"),
+    ("model/walk/decoder.py", "through"),
+    ("model/walk/decoder.py", "move"),
+    ("model/walk/decoder.py", "back"),
+    ("steps/search/fitness.py", "_walk"),
 }
 """Loops over batches, candidates or removed units in which the host must not wait for the device: file and function."""
 
 KNOWN_WAITS = {
-    ("streaming/stream.py", "check"),  # once for all batches
-    ("search/gradients.py", "_levels"),  # once for each module
-    ("streaming/decoder.py", "_record"),  # before a walk, once for each shape of text
-    ("database/store.py", "_computed"),  # a file, once; what is read again is pinned
-    ("database/block_moments.py", "watch_mixture"),  # the host must know the experts of the tokens
+    ("model/walk/stream.py", "check"),  # once for all batches
+    ("steps/search/slopes.py", "_levels"),  # once for each module
+    ("model/walk/decoder.py", "_record"),  # before a walk, once for each shape of text
+    ("steps/database/store.py", "_computed"),  # a file, once; what is read again is pinned
+    ("steps/database/block_moments.py", "watch_mixture"),  # the host must know the experts of the tokens
 }
 """Functions called from them that may."""
 
@@ -212,6 +212,10 @@ class _Names(TorchFunctionMode):
             if isinstance(args[0], PretendTensor):
                 raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
             return self.gpu.pin(args[0])
+        if (generator := kwargs.get("generator")) is not None:
+            device = kwargs.get("device") or next((one.device for one in args if isinstance(one, Tensor)), "cpu")
+            if torch.device(device).type != generator.device.type:
+                self.gpu.refuse(f"{func.__name__}: a generator of {generator.device} for numbers on {device}")
         pin = kwargs.pop("pin_memory", False)
         texts = func is torch.Tensor.to
         args = tuple(_inner(one, texts=texts) for one in args)
@@ -537,6 +541,10 @@ def plain_attention(
     return scores.softmax(-1) @ value
 
 
+def _without_gradients(mode: bool = True) -> Any:
+    return torch.no_grad() if mode else nullcontext()
+
+
 def _register() -> None:
     if hasattr(torch, INNER):
         return
@@ -570,6 +578,7 @@ def pretend_gpu(*, float64: bool = True, memory: int = 1 << 36) -> Iterator[Gpu]
         with (
             mock.patch.object(functional, "scaled_dot_product_attention", attention),
             mock.patch.object(threading.Thread, "run", run_there),  # a mode belongs to its thread
+            mock.patch.object(torch, "inference_mode", _without_gradients),  # its tensors have no Python side
             mock.patch.object(compute, "WITHOUT_FLOAT64", frozenset() if float64 else frozenset({NAME})),
             torch.autograd.set_multithreading_enabled(False),
             cuda_of(gpu),

@@ -1,12 +1,15 @@
 """The pretend device itself: it computes what a CPU does, refuses what CUDA would, and counts."""
 
+import ast
 import gc
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.gpu.device import MixedDevicesError, pretend_gpu
+import darwinlm
+from tests.gpu.device import HOT, KNOWN_WAITS, MixedDevicesError, pretend_gpu
 from tests.gpu.rules import NAME
 
 CARD, OTHER = torch.device(NAME, 0), torch.device(NAME, 1)
@@ -20,6 +23,7 @@ REFUSED: dict[type[Exception], tuple[str, dict[str, Callable[[torch.Tensor], obj
             "rows picked by places in main memory": lambda there: there.index_select(0, torch.arange(2)),
             "main memory indexed from the device": lambda there: torch.ones(3, 3)[there[0].long()],
             "numpy": lambda there: there.detach().numpy(),
+            "a generator of main memory": lambda there: torch.rand(3, device=there.device, generator=torch.Generator()),
             "a 0-dim factor of a product": lambda there: torch.addmm(there, there, torch.ones(3, 3)),
         },
     ),
@@ -66,6 +70,23 @@ ALLOWED = {
 def test_what_cuda_takes_is_taken(gpu, case):
     ALLOWED[case](torch.ones(4, 4, device=NAME))
     assert not gpu.tally.mixes
+
+
+def test_generators_belong_to_a_device(gpu):
+    def drawn() -> torch.Tensor:
+        generator = torch.Generator(NAME).manual_seed(3)
+        assert generator.device.type == NAME
+        return torch.randn(4, device=NAME, generator=generator)
+
+    assert torch.equal(drawn().cpu(), drawn().cpu())
+    assert torch.equal(drawn().cpu(), torch.randn(4, generator=torch.Generator().manual_seed(3)))
+
+
+def test_loops_that_must_not_wait_exist():
+    """They are named by file and function, which may be moved."""
+    for path, function in HOT | KNOWN_WAITS:
+        defined = ast.walk(ast.parse((Path(darwinlm.__file__).parent / path).read_text(encoding="utf-8")))
+        assert function in {node.name for node in defined if isinstance(node, ast.FunctionDef)}, path
 
 
 WAITING = {

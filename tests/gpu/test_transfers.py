@@ -53,7 +53,7 @@ def test_a_stream_waits_once_for_a_block_and_reads_the_next_one_meanwhile(gpu, t
         order += [f"runs {block}"] * batches
     assert batches == 4
     assert begun == order, "the next block is on its way before this one runs"
-    assert gpu.tally.inside("streaming/stream.py")["waits"] == count
+    assert gpu.tally.inside("walk/stream.py")["waits"] == count
     assert not decoder._coming
 
 

@@ -72,15 +72,19 @@ def forked(program: str | Path, *arguments: object, status: int = 0, **more: obj
 def together(
     program: str, *arguments: object, processes: int = 2, nodes: int = 1, status: int = 0
 ) -> list[CompletedProcess[str]]:
-    """Run a program in processes that find each other as torchrun's do, on pretended nodes of equal size."""
+    """Run a program in processes that find each other as torchrun's do; all must end with `status`."""
+    done = [each.wait() for each in start_together(program, *arguments, processes=processes, nodes=nodes)]
+    assert {each.returncode for each in done} == {status}, [each.stdout[-2000:] + each.stderr[-2000:] for each in done]
+    return done
+
+
+def start_together(program: str | Path, *arguments: object, processes: int = 2, nodes: int = 1) -> list[Forked]:
+    """Start a program in processes that find each other as torchrun's do, on pretended nodes of equal size."""
     port = 20_000 + (100 * os.getpid() + next(MEETINGS)) % 12_000  # below those that systems hand out
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes}
     local = processes // nodes
     ranks = ({"RANK": rank, "LOCAL_RANK": rank % local, "LOCAL_WORLD_SIZE": local} for rank in range(processes))
-    started = [Forked(program, *arguments, **meet, **rank) for rank in ranks]
-    done = [each.wait() for each in started]
-    assert {each.returncode for each in done} == {status}, [each.stdout[-2000:] + each.stderr[-2000:] for each in done]
-    return done
+    return [Forked(program, *arguments, **meet, **rank) for rank in ranks]
 
 
 def _run(words: list[str], script: bool, said: str, cwd: str, environment: dict[str, str]) -> None:

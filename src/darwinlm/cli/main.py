@@ -41,6 +41,7 @@ SILENT = {
     "TQDM_DISABLE": "1",  # its progress bars would break ours
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # it would print stacks of C++ when another process has ended
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # a GPU's memory then has fewer gaps
     "USE_HUB_KERNELS": "NO",  # native code that transformers would fetch unasked
 }
@@ -65,7 +66,11 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
     _listen(f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}")
     code = _run(app, program, shared)
-    sys.exit(code if isinstance(code, int) else 0)
+    status = code if isinstance(code, int) else 0
+    if status:
+        parallel.leave(status)
+    parallel.shutdown()
+    sys.exit(status)
 
 
 def _listen(resume: str) -> None:
@@ -110,16 +115,19 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
         with contextlib.suppress(io.UnsupportedOperation):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except BaseException as error:
+        code = 2
         if not _interrupted:  # else it is what a library made of the interrupt
             panicked = type(error).__name__ == "PanicException"  # of the tokenizers library, which is no Exception
             if not panicked and not isinstance(error, DarwinLMError | UsageError | OSError | MemoryError):
-                raise
-            if said := shorten(_message(error), MESSAGE):  # it is empty if the help was printed
-                _tell(f"error: {said}", style="red")
-        code = 2
+                if not parallel.connected():
+                    raise
+                code = 1
+                if parallel.tells(error):
+                    sys.excepthook(type(error), error, error.__traceback__)
+            elif said := shorten(_message(error), MESSAGE):  # it is empty if the help was printed
+                _tell(f"error: {said}", style="red", error=error)
     finally:
         release_all()
-        parallel.shutdown()
     return _interrupted[0] if _interrupted else code
 
 
@@ -165,9 +173,10 @@ def _check_processes(words: list[str], program: str, shared: frozenset[str]) -> 
         )
 
 
-def _tell(message: str, *, style: str | None = None) -> None:
+def _tell(message: str, *, style: str | None = None, error: BaseException | None = None) -> None:
+    """Print a line, in one of several processes: the first one, or the one that tells the error."""
     try:
-        quiet = not parallel.is_main()
+        quiet = not (parallel.is_main() if error is None else parallel.tells(error))
     except ParallelError:  # which the message is about
         quiet = False
     console = Terminal(stderr=True, quiet=quiet)

@@ -46,7 +46,13 @@ DISK = {
 
 
 class DarwinLMError(Exception):
-    """Base class of all errors that input can cause."""
+    """Base class of all errors that input can cause.
+
+    Attributes:
+        of_another: Whether it was raised in another process of this run, or because that one has ended.
+    """
+
+    of_another = False
 
 
 class ModelError(DarwinLMError):

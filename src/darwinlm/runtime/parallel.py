@@ -3,7 +3,7 @@
 All processes run the same stages. Only the first one writes files and messages. Shared work is divided over processes;
 its results are combined by sums (`all_reduce`) or in the first process (`collect`). Work that can fail in a single
 process is done inside `agree`, so that all processes stop with the same message. Inside `main_first` a process works as
-if it were alone.
+if it were alone. A process that fails elsewhere ends the others (`runtime/failures.py`).
 
 PyTorch is imported on first use, because the command line uses this module before it parses the command.
 """
@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from darwinlm.runtime.errors import DarwinLMError, ParallelError, first_line
+from darwinlm.runtime.failures import Failures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=1)
-"""Time limit of a collective: the others may wait for hours while one works. torchrun ends them if it dies."""
+"""Time limit of a collective in main memory: the others may wait for hours while one works."""
+GPU_PATIENCE = timedelta(minutes=30)
+"""Time limit of a collective on GPUs, in which all processes do the same, and of their first meeting."""
 
 _alone = False
+_failures: Failures | None = None
 
 
 def rank() -> int:
@@ -86,22 +90,56 @@ def init_from_environment() -> None:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ParallelError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start several processes with torchrun")
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(gpu())
-        backend = "cpu:gloo,cuda:nccl"
+    distributed: Any = dist  # whose stubs lack some of its names
+    on_gpus = torch.cuda.is_available()
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        store, rank, size = next(distributed.rendezvous("env://", timeout=GPU_PATIENCE))
+        store.set_timeout(PATIENCE)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo",
+            store=distributed.PrefixStore("collectives", store),
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+        )
     except (RuntimeError, ValueError) as error:
         raise ParallelError(f"the processes can't connect to each other: {error}; start them with torchrun") from error
+    global _failures  # noqa: PLW0603 - as the process group, it is the process's
+    _failures = Failures(distributed.PrefixStore("failures", store), hosts=rank == 0, others=size - 1)
+    if on_gpus:
+        distributed.group.WORLD._get_backend(torch.device("cuda"))._set_default_timeout(GPU_PATIENCE)
+        with agree():
+            torch.cuda.set_device(gpu())
 
 
 def shutdown() -> None:
-    """Disconnect from the other processes."""
+    """Disconnect from the other processes after success."""
+    global _failures  # noqa: PLW0603 - as the process group, it is the process's
     if _initialized():
         import torch.distributed as dist
 
         dist.destroy_process_group()
+    if _failures is not None:
+        _failures.part()
+        _failures = None
+
+
+def leave(status: int) -> None:
+    """End this process at once after a failure, if it is one of several; those that wait for it end too."""
+    if _failures is not None:
+        _failures.exit(status)
+
+
+def connected() -> bool:
+    """Whether this process is connected to others."""
+    return _failures is not None
+
+
+def tells(error: BaseException) -> bool:
+    """Whether this process prints the error that ends it: the first one that fails does."""
+    if _failures is None:
+        return is_main()
+    return _failures.is_first(of_another=isinstance(error, DarwinLMError) and error.of_another)
 
 
 def place() -> int:
@@ -176,17 +214,21 @@ def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def agree() -> Iterator[None]:
-    """Context for work without communication; if it fails in any process, the first error is raised in all."""
-    raised: DarwinLMError | None = None
+    """Context for work without communication; if it fails in any process, the first error is raised in all.
+
+    A process that gets another one's error raises it as it is if it is a DarwinLMError, else as a ParallelError.
+    """
     try:
         yield
-    except DarwinLMError as error:
-        raised = error
-    failures = gather(raised)
-    failures[place()] = raised  # with its traceback
-    for failure in failures:
+    except Exception as error:
+        failures = gather(_passed_on(error))
+        first = next(index for index, failure in enumerate(failures) if failure is not None)
+        if first == place():
+            raise
+        raise _of_another(failures[first]) from error
+    for failure in gather(None):
         if failure is not None:
-            raise failure
+            raise _of_another(failure)
 
 
 def in_main(work: Callable[..., object], *arguments: Any) -> None:
@@ -222,16 +264,28 @@ def main_first() -> Iterator[None]:
             with _by_itself():
                 yield
         except BaseException as error:
-            other = ParallelError(f"the first process stopped: {type(error).__name__}: {error}")
-            broadcast(error if isinstance(error, DarwinLMError) else other)
+            broadcast(_passed_on(error))
             raise
         broadcast(None)
     else:
         failure: DarwinLMError | None = broadcast(None)
         if failure is not None:
-            raise failure
+            raise _of_another(failure)
         with _by_itself():
             yield
+
+
+def _passed_on(error: BaseException) -> DarwinLMError:
+    """What the other processes raise for an error of this one; others than ours may not survive pickling."""
+    if isinstance(error, DarwinLMError):
+        return error
+    which = "the first process" if is_main() else f"process {rank()}"
+    return ParallelError(f"{which} stopped: {type(error).__name__}: {error}")
+
+
+def _of_another(error: DarwinLMError) -> DarwinLMError:
+    error.of_another = True
+    return error
 
 
 @contextmanager
@@ -250,10 +304,11 @@ def _collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ParallelError(
+        lost = ParallelError(
             f"the connection to another process is lost ({first_line(error)[:200]}): read its messages, then rerun "
             "the same command; finished work is kept"
-        ) from error
+        )
+        raise _of_another(lost) from error
 
 
 def expected() -> int:

@@ -1,0 +1,120 @@
+"""One of several processes fails, in any way: all end within a minute, not with 0, and one message is printed.
+
+The shutdown of their connection never returns here, as NCCL's, which waits for the others.
+"""
+
+import signal
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.tiny.process import start_together
+
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import ParallelError
+
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="gloo's processes need a POSIX system")
+
+PROGRAM = """
+import os, signal, sys, time
+import torch.distributed as dist
+from darwinlm.cli import main
+from darwinlm.cli.app import command, new_app
+from darwinlm.runtime import parallel
+from darwinlm.runtime.errors import NumericsError
+
+app = new_app()
+
+@app.callback()
+def root(): pass
+
+@command("", of=app)
+def prune(kind: str, rank: int, where: str) -> None:
+    parallel.init_from_environment()
+    parallel.gather(None)
+    dist.destroy_process_group = lambda: time.sleep(600)
+    fails = parallel.rank() == rank
+    if where == "agreeing":
+        with parallel.agree():
+            if fails:
+                fail(kind)
+    elif fails:
+        fail(kind)
+    elif where == "waiting":
+        parallel.gather(None)
+    time.sleep(600)  # as a collective on GPUs, which doesn't notice
+
+def fail(kind):
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise {"ours": NumericsError("block 3: NaN"), "unknown": RuntimeError("odd"), "memory": MemoryError()}[kind]
+
+main(app)
+"""
+SAID = {
+    "ours": "error: block 3: NaN",
+    "unknown": "RuntimeError: odd",
+    "memory": "error: the machine ran out of memory",
+    "killed": "error: the connection to another process is lost",
+}
+
+
+@POSIX
+@pytest.mark.parametrize(
+    ("kind", "rank", "where"),
+    [
+        *product(("ours", "unknown", "memory"), (0, 1), ("agreeing", "waiting", "on a GPU")),
+        *product(("killed",), (0, 1), ("agreeing", "waiting")),
+    ],
+)
+def test_all_end_with_the_message_of_the_first(tmp_path: Path, kind: str, rank: int, where: str) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    begun = time.monotonic()
+    done = [process.wait(60) for process in start_together(program, "prune", kind, rank, where)]
+    assert time.monotonic() - begun < 60
+    assert 0 not in [process.returncode for process in done]
+    assert done[rank].returncode == {"killed": -signal.SIGKILL, "unknown": 1}.get(kind, 2)
+    telling = done[1 - rank if kind == "killed" else rank]
+    assert SAID[kind] in telling.stderr, done
+    assert telling.stderr.count("rror: ") == 1
+    assert [process.stderr for process in done if process is not telling] == [""]
+
+
+@POSIX
+def test_success_ends_together(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    ends = PROGRAM.replace("time.sleep(600)", "time.sleep(0.2 * parallel.rank())")
+    program.write_text(ends, encoding="utf-8")
+    done = [process.wait(60) for process in start_together(program, "prune", "ours", 2, "waiting")]
+    assert [(process.returncode, process.stderr) for process in done] == [(0, "")] * 2
+
+
+def test_only_collectives_of_gpus_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    init, given, made = dist.init_process_group, {}, {}
+
+    def with_gloo_alone(backend: str, **more: object) -> None:
+        given[backend] = more["timeout"]
+        init(backend.replace("nccl", "gloo"), **more)
+
+    store = dist.HashStore()
+    for name, value in {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 1, "MASTER_ADDR": "a", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 1)]))
+    monkeypatch.setattr(dist, "init_process_group", with_gloo_alone)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: made.update(device=index))
+    parallel.init_from_environment()
+    try:
+        options = dist.group.WORLD._get_backend(torch.device("cuda")).options
+        assert given == {"cpu:gloo,cuda:nccl": parallel.PATIENCE}
+        assert (made, options._timeout) == ({"device": 1}, parallel.GPU_PATIENCE)
+        assert parallel.tells(ParallelError("of this one"))
+        assert not parallel.tells(ParallelError("of this one"))
+    finally:
+        parallel.shutdown()
