@@ -1,12 +1,14 @@
 """The pretend device itself: it computes what a CPU does, refuses what CUDA would, and counts."""
 
 import gc
+import inspect
 from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
 
-from tests.gpu.device import MixedDevicesError, pretend_gpu
+from tests.gpu.device import HOT, KNOWN_WAITS, MixedDevicesError, pretend_gpu
 from tests.gpu.rules import NAME
 
 CARD, OTHER = torch.device(NAME, 0), torch.device(NAME, 1)
@@ -94,6 +96,11 @@ def test_kernels_and_uploads_are_counted(gpu):
     assert not sum(gpu.tally.kernels.values())
     (there @ there).double().cholesky_inverse()
     assert sum(gpu.tally.kernels.values()) == 3
+
+
+@pytest.mark.parametrize(("module", "function"), sorted(HOT | KNOWN_WAITS, key=str))
+def test_loops_in_which_the_host_must_not_wait_are_in_the_code(module: ModuleType, function: str) -> None:
+    assert f"def {function}(" in inspect.getsource(module)
 
 
 def test_memory_is_counted_while_it_is_used(gpu):
