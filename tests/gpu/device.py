@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -38,7 +39,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from darwinlm.model.walk import decoder, stream
 from darwinlm.runtime import compute
+from darwinlm.steps.database import block_moments, elimination, store
+from darwinlm.steps.search import fitness, slopes
 from tests.gpu.cuda import Clocks, Point, cuda_of
 from tests.gpu.rules import NAME, Call, written_by
 
@@ -55,24 +59,33 @@ PRODUCTS = {
 }
 
 HOT = {
-    ("steps/database/elimination.py", "_cheapest"),
-    ("steps/database/elimination.py", "_remove"),
-    ("model/walk/stream.py", "run"),
-    ("model/walk/decoder.py", "through"),
-    ("model/walk/decoder.py", "move"),
-    ("model/walk/decoder.py", "back"),
-    ("steps/search/fitness.py", "_walk"),
+    (elimination, "_cheapest"),
+    (elimination, "_remove"),
+    (stream, "run"),
+    (decoder, "through"),
+    (decoder, "move"),
+    (decoder, "back"),
+    (fitness, "_walk"),
 }
-"""Loops over batches, candidates or removed units in which the host must not wait for the device: file and function."""
+"""Loops over batches, candidates or removed units in which the host must not wait for the device: module, function."""
 
 KNOWN_WAITS = {
-    ("model/walk/stream.py", "check"),  # once for all batches
-    ("steps/search/slopes.py", "_levels"),  # once for each module
-    ("model/walk/decoder.py", "_record"),  # before a walk, once for each shape of text
-    ("steps/database/store.py", "_computed"),  # a file, once; what is read again is pinned
-    ("steps/database/block_moments.py", "watch_mixture"),  # the host must know the experts of the tokens
+    (stream, "check"),  # once for all batches
+    (slopes, "_levels"),  # once for each module
+    (decoder, "_record"),  # before a walk, once for each shape of text
+    (store, "_computed"),  # a file, once; what is read again is pinned
+    (block_moments, "watch_mixture"),  # the host must know the experts of the tokens
 }
 """Functions called from them that may."""
+
+
+def file_of(module: ModuleType) -> str:
+    """A module's file as lines are named: from the package on."""
+    assert module.__file__ is not None
+    return module.__file__.rpartition(PACKAGE)[2]
+
+
+HOT_PLACES, KNOWN_PLACES = ({(file_of(module), name) for module, name in places} for places in (HOT, KNOWN_WAITS))
 
 
 class MixedDevicesError(RuntimeError):
@@ -103,10 +116,11 @@ class Tally:
     uploads: Counter[str] = field(default_factory=Counter)
     mixes: Counter[str] = field(default_factory=Counter)
 
-    def inside(self, place: str) -> dict[str, int]:
-        """Totals over the lines whose description holds a text, such as a file's name."""
+    def inside(self, module: ModuleType) -> dict[str, int]:
+        """Totals over the lines of a module."""
         named = {name: getattr(self, name) for name in ("kernels", "waits", "uploads")}
-        return {name: sum(n for at, n in counter.items() if place in at) for name, counter in named.items()}
+        place = f"{file_of(module)}:"
+        return {name: sum(n for at, n in counter.items() if at.startswith(place)) for name, counter in named.items()}
 
 
 @dataclass(eq=False)
@@ -477,9 +491,9 @@ def _hot_loop() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         _, found, path = frame.f_code.co_filename.rpartition(PACKAGE)
-        if found and (path, frame.f_code.co_name) in KNOWN_WAITS:
+        if found and (path, frame.f_code.co_name) in KNOWN_PLACES:
             return ""
-        if found and (path, frame.f_code.co_name) in HOT:
+        if found and (path, frame.f_code.co_name) in HOT_PLACES:
             return f"{path} {frame.f_code.co_name}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""

@@ -12,8 +12,8 @@ import torch
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime import cuda_graph, memory
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.steps.latency import step as latency
 from darwinlm.steps.latency.graphs import WARM_UP, GraphedDecoding, cache_name
+from darwinlm.steps.latency.step import Latency
 from darwinlm.steps.latency.timing import ModelTimer
 from darwinlm.steps.own_text import sampler
 from darwinlm.steps.recover.schedule import plan_steps
@@ -120,8 +120,7 @@ CARD = torch.device(NAME, 0)
 
 
 def test_latencies_are_of_the_card_and_its_graphs(gpu):
-    task = SimpleNamespace(context=SimpleNamespace(device=CARD, dtype=torch.float32))
-    machine = latency._machine(task)
+    machine = Latency(dense=None).key(SimpleNamespace(context=SimpleNamespace(device=CARD, dtype=torch.float32)))
     assert machine["machine"][:2] == [torch.cuda.get_device_name(CARD), "cuda"]
     assert "CUDA graph" in machine["timed"]
     checkpoint = SimpleNamespace(config=SimpleNamespace(vocab_size=9))

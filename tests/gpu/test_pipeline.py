@@ -16,7 +16,7 @@ from darwinlm.runs.opening import open_run
 from darwinlm.runtime import memory
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.memory import CACHES
-from darwinlm.steps.database import store
+from darwinlm.steps.database import elimination, store
 from darwinlm.steps.refit import strength as refit_strength
 from tests.gpu.device import Tally, pretend_gpu
 from tests.gpu.rules import NAME
@@ -137,7 +137,7 @@ def test_a_device_without_float64_gives_the_results_of_the_cpu(model_type, make_
         there = run_stages(make_run(model, tmp_path / NAME, *few), "evaluate")
     assert not gpu.tally.mixes
     assert sum(gpu.tally.kernels.values()) > 1000, "it ran there"
-    assert not gpu.tally.inside("database/elimination.py")["kernels"], "orders are the CPU's"
+    assert not gpu.tally.inside(elimination)["kernels"], "orders are the CPU's"
     assert there.search.allocation == on_cpu.search.allocation
     assert there.search.record["kl"] == pytest.approx(on_cpu.search.record["kl"], rel=1e-3)
     assert there.refit.record["kl_after"] == pytest.approx(on_cpu.refit.record["kl_after"], rel=1e-3)

@@ -50,7 +50,7 @@ def test_a_replay_needs_one_launch_and_no_wait(gpu):
     C, G = (tensor.to(NAME) for tensor in matrices(120))
     gpu.restart()
     eliminate(C, G, 120, BLOCK)
-    found = gpu.tally.inside("database/elimination.py")
+    found = gpu.tally.inside(elimination)
     assert {recording.kernels for recording in gpu.recordings} == {20}
     # Launched one by one: the first step of each size, its recording, and the flushes.
     steps = sum(recording.replays for recording in gpu.recordings)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.walk import streamed
+from darwinlm.model.walk import stream, streamed, transfers
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.model.walk.transfers import pinned_like
@@ -31,7 +31,7 @@ def test_a_stream_moves_on_and_is_read_again(place, gpu, tmp_path):
     _ = states[4]
     states[5] = batches[0]
     assert states[5].cpu().eq(0).all(), "what was fetched ahead is old"
-    assert not any("transfers.py" in line for line in gpu.tally.waits)
+    assert gpu.tally.inside(transfers)["waits"] == 0
 
 
 def test_a_stream_waits_once_for_a_block_and_reads_the_next_one_meanwhile(gpu, tiny_llama, monkeypatch):
@@ -53,7 +53,7 @@ def test_a_stream_waits_once_for_a_block_and_reads_the_next_one_meanwhile(gpu, t
         order += [f"runs {block}"] * batches
     assert batches == 4
     assert begun == order, "the next block is on its way before this one runs"
-    assert gpu.tally.inside("walk/stream.py")["waits"] == count
+    assert gpu.tally.inside(stream)["waits"] == count
     assert not decoder._coming
 
 
