@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.surgery.fewer_tokens import cut_weights
 from darwinlm.runtime.errors import CheckpointError
-from darwinlm.steps.vocabulary.cut import cut_weights
 
 E4M3 = torch.float8_e4m3fn
 FP8 = {"quant_method": "fp8", "weight_block_size": [32, 32]}

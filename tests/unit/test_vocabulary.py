@@ -11,10 +11,10 @@ from tests.tiny.vocabulary import BYTES, KINDS, OTHERS, TOKENS, fast, wordy_chec
 from tokenizers import Tokenizer, models
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.surgery.fewer_tokens import cut_weights, rows_in, special_numbers
 from darwinlm.runtime.errors import CheckpointError, ModelError
 from darwinlm.steps.text.packing import token_ids
 from darwinlm.steps.vocabulary.choose import choose_tokens, kept_size
-from darwinlm.steps.vocabulary.cut import cut_weights, rows_in, special_numbers
 from darwinlm.steps.vocabulary.spelling import measure_spelling
 from darwinlm.steps.vocabulary.tokenizer_tree import TokenizerTree
 

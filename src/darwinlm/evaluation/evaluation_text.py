@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.model.surgery.fewer_tokens import rows_in
 from darwinlm.runtime.errors import DataError, ModelError
 from darwinlm.steps.text.packing import added_bos, token_ids
 from darwinlm.steps.text.sources import read_documents
-from darwinlm.steps.vocabulary.cut import rows_in
 
 
 def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) -> Tensor:

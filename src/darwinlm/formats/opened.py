@@ -20,10 +20,10 @@ from darwinlm.formats.resolve import resolve_finished
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.loading import check_finite, check_tokens
 from darwinlm.model.quantisation import LLAMA_CPP
+from darwinlm.model.surgery.fewer_tokens import cut_weights
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import CheckpointError, FamilyError
-from darwinlm.steps.vocabulary.cut import cut_weights
 
 
 @dataclass

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 
-from darwinlm.formats.gguf.read import dequantise, describe_gguf
+from darwinlm.formats.format import Format, Say, silent
+from darwinlm.formats.registry import format_of
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.files import LICENCES
 from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES
@@ -17,7 +17,7 @@ FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "RE
 """Files of a model that are fetched from the hub."""
 
 
-def resolve_model(model: str, work: Path, say: Callable[[str], None] = lambda message: None) -> Checkpoint:
+def resolve_model(model: str, work: Path, say: Say = silent) -> Checkpoint:
     """Find a model (hub id `owner/name[@revision]`, folder or GGUF file) and return it as a local checkpoint.
 
     Converted files go to the folder `work`; `say` hears what a user should know of it.
@@ -29,8 +29,7 @@ def resolve_model(model: str, work: Path, say: Callable[[str], None] = lambda me
         MissingExtraError: A GGUF file without the extra `gguf`.
     """
     path, source = _found(model, whole=True)
-    folder = dequantise(path, work, say) if path.is_file() else path
-    checkpoint = Checkpoint.open(folder, source)
+    checkpoint = _format(path).read(path, source, work, say)
     checkpoint.check_embeddings()
     return checkpoint
 
@@ -52,9 +51,28 @@ def describe_model(model: str) -> Checkpoint:
         FamilyError: Its architecture isn't known.
     """
     path, source = _found(model, whole=False)
-    if path.is_file():
-        return describe_gguf(path)
-    return Checkpoint.describe(path, source)
+    return _format(path).describe(path, source)
+
+
+def is_converted(model: str) -> bool:
+    """Whether reading a model on this machine converts it."""
+    kind = format_of(Path(model).expanduser())
+    return kind is not None and kind.converts
+
+
+def memory_to_read(model: str) -> float:
+    """Bytes of main memory that reading a model takes beyond that of a checkpoint, by its name on this machine."""
+    path = Path(model).expanduser()
+    kind = format_of(path)
+    return 0.0 if kind is None else kind.memory_to_read(path)
+
+
+def _format(path: Path) -> Format:
+    """The format of an existing path. Raises ModelError if it is in none."""
+    kind = format_of(path)
+    if kind is None:
+        raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
+    return kind
 
 
 def _found(model: str, *, whole: bool) -> tuple[Path, str]:
@@ -73,8 +91,7 @@ def _found(model: str, *, whole: bool) -> tuple[Path, str]:
         raise ModelError(f"there is no model at {model[:80]!r}: this isn't a path") from None
     if path.is_dir():
         return path, f"./{path}" if is_here(str(path)) else str(path)
-    if path.suffix != ".gguf":
-        raise ModelError(f"{path} is a file, but not a .gguf one: give a folder, a GGUF file or a hub id")
+    _format(path)
     return path, model
 
 

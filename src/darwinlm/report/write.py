@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from darwinlm.formats.gguf.file_sizes import predicted_sizes
+from darwinlm.formats.gguf.gguf_format import GGUF
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.origin import origin_of
 from darwinlm.model.families.shapes import module_shapes
@@ -158,10 +158,10 @@ def _time(task: Task) -> TimeFigures | None:
 def _file(dense: Checkpoint, small: Checkpoint) -> FileFigures | None:
     """Predicted sizes of GGUF files; None if llama.cpp can't run the model or doesn't know its tokenizer."""
     source = Path(dense.source)
-    of_dense, of_small = (predicted_sizes(each) for each in (dense, small))
+    of_dense, of_small = (GGUF.predict(checkpoint) for checkpoint in (dense, small))
     if not of_small or not of_dense:
         return None
-    came = source.stat().st_size if source.suffix == ".gguf" and source.is_file() else None
+    came = source.stat().st_size if GGUF.holds(source) else None
     return FileFigures(dense=of_dense, predicted=of_small, bytes=came)
 
 

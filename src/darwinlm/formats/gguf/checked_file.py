@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.formats.gguf.engine import require_engine
-from darwinlm.formats.gguf.header import GgufHeader, read_header, rounding_error
+from darwinlm.formats.gguf.header import GgufHeader, file_type, read_header, rounding_error
 from darwinlm.formats.gguf.process import EngineProcess, quantise_file
 from darwinlm.formats.gguf.rope import UnsupportedError
 from darwinlm.formats.gguf.stock_layout import Layout, choose_layout
@@ -45,7 +45,7 @@ def export_gguf(
 ) -> ExportReport:
     """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
 
-    `out` appears by rename, after a successful check. See `darwinlm.runs.exporting.export_model` for the options.
+    `out` appears by rename, after a successful check. See `WriteOptions` for the options.
 
     Raises:
         ExportError: No architecture supports the model, the quantisation doesn't fit, or the check fails.
@@ -60,30 +60,15 @@ def export_gguf(
         require_engine(LLAMA_CPP, f"quantising to {quantisation}")
     if not unchecked:
         require_engine(LLAMA_CPP, "checking the file in llama.cpp (--unchecked leaves this out)")
-    reshaper = Reshaper(checkpoint)
-    try:
-        layout = choose_layout(reshaper)
-    except UnsupportedError as error:
-        raise ExportError(
-            f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
-        ) from error
-    vocabulary = int(checkpoint.config.vocab_size)
-    tokenizer = (
-        copy_tokenizer(tokenizer_from, vocabulary)
-        if tokenizer_from is not None
-        else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
-    )
-    report = ExportReport("gguf", str(out), notes=list(layout.notes))
-    job = _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, report, unchecked)
-    if checkpoint.whole is not None:
-        report.notes.append("the file holds the language model alone, without the parts around it")
+    job = _job(checkpoint, out, quantisation, tokenizer_from, unchecked=unchecked)
+    report = job.report
     temporary = out.with_name(f".{out.name}.partial")
-    plain = out.with_name(f".{out.name}.plain.partial")
+    plain = _unrounded(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        for each in (temporary, plain):
-            each.unlink(missing_ok=True)
-        say(f"writing {layout.architecture.name} as {quantisation}")
+        for file in (temporary, plain):
+            file.unlink(missing_ok=True)
+        say(f"writing {job.layout.architecture.name} as {quantisation}")
         _write(job, temporary, plain)
         say("checking")
         _check(job, temporary)
@@ -97,6 +82,60 @@ def export_gguf(
         temporary.unlink(missing_ok=True)
         plain.unlink(missing_ok=True)
     return report
+
+
+def check_gguf(checkpoint: Checkpoint, path: Path) -> ExportReport:
+    """Compare a GGUF file with the model that it was written from: tensors, tokenizer, and logits in llama.cpp.
+
+    Raises:
+        ExportError: They differ, or the file is of no type that this package writes.
+        CheckpointError: The file is damaged.
+        MissingExtraError: A required package isn't installed.
+        StorageError: The disk is full.
+    """
+    require_engine(LLAMA_CPP, "checking a file in llama.cpp")
+    header = read_header(path)
+    quantisation = file_type(header)
+    if quantisation not in WRITTEN:
+        raise ExportError(f"{path} is of the type {quantisation}, which darwinlm doesn't write; nothing is compared")
+    job = _job(checkpoint, path, quantisation, path)
+    try:
+        _check(job, path)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    finally:
+        _unrounded(path).unlink(missing_ok=True)
+    job.report.bytes = path.stat().st_size
+    job.report.files = {path.name: file_digest(path)}
+    return job.report
+
+
+def _job(
+    checkpoint: Checkpoint, path: Path, quantisation: str, tokenizer_from: Path | None, *, unchecked: bool = False
+) -> _Job:
+    """What is written to, or expected in, a file. Raises ExportError if llama.cpp doesn't support the model."""
+    reshaper = Reshaper(checkpoint)
+    try:
+        layout = choose_layout(reshaper)
+    except UnsupportedError as error:
+        raise ExportError(
+            f"no architecture of stock llama.cpp supports this {reshaper.family.key} model: {error}"
+        ) from error
+    vocabulary = int(checkpoint.config.vocab_size)
+    tokenizer = (
+        copy_tokenizer(tokenizer_from, vocabulary)
+        if tokenizer_from is not None
+        else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
+    )
+    report = ExportReport("gguf", str(path), notes=list(layout.notes))
+    if checkpoint.whole is not None:
+        report.notes.append("the file holds the language model alone, without the parts around it")
+    return _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, report, unchecked)
+
+
+def _unrounded(path: Path) -> Path:
+    """A file beside another one, without quantisation, that is checked before it."""
+    return path.with_name(f".{path.name.removeprefix('.').removesuffix('.partial')}.plain.partial")
 
 
 def report_beside(file: Path) -> Path:
@@ -154,7 +193,7 @@ def _check(job: _Job, path: Path) -> None:
     expected = exact_logits(compared, tokens)
     if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
         exact = "f32" if checkpoint.dtype == torch.float32 else "f16"
-        unrounded = path.with_name(path.name.replace(".partial", ".plain.partial"))
+        unrounded = _unrounded(path)
         write_gguf(unrounded, reshaper, layout, tokenizer, exact)
         _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
         unrounded.unlink()

@@ -165,11 +165,6 @@ def _stored(value: Any) -> int:
     return 12 + sum(map(_stored, value)) if isinstance(value, list) else 4
 
 
-def largest_type(checkpoint: Checkpoint, bound: int) -> tuple[str, int] | None:
-    """The quantisation of the largest file within a bound in bytes, and its predicted size; None if none is."""
-    return next((each for each in predicted_sizes(checkpoint).items() if each[1] <= bound), None)
-
-
 def predicted_sizes(checkpoint: Checkpoint) -> dict[str, int]:
     """Bytes of a checkpoint's file by quantisation, the largest first.
 

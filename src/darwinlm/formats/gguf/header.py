@@ -106,6 +106,17 @@ class GgufHeader:
         return {name: shape for name, shape in self.tensors.items() if not name.startswith("rope_")}
 
 
+def file_type(header: GgufHeader) -> str:
+    """The quantisation that a file states for most of its tensors, as in `QUANTISATIONS`; empty if it states none."""
+    from gguf import LlamaFileType
+
+    try:
+        stated = LlamaFileType(header.keys.get("general.file_type", -1)).name
+    except ValueError:
+        return ""
+    return str(stated).removeprefix("ALL_").removeprefix("MOSTLY_").lower()
+
+
 def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
     """Read and check the header of a file, which without `weights` may hold a tokenizer alone.
 

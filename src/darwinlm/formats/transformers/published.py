@@ -13,8 +13,9 @@ from pathlib import Path
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
-from darwinlm.formats.logits_check import REPORT, ExportReport, text_tokens
-from darwinlm.formats.transformers.saved import check_saved, save_model, saved_bytes, saved_digests, unchecked
+from darwinlm.formats.format import check_target
+from darwinlm.formats.logits_check import ExportReport
+from darwinlm.formats.transformers.transformers_format import TRANSFORMERS, write_folder
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.config import read_config
 from darwinlm.model.families.family import PREFIX, Family, families
@@ -23,8 +24,6 @@ from darwinlm.model.families.stored import Stored, is_buffer
 from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.surgery.layer_table import ATTENTION_HEADS, KV_HEADS, layer_table
 from darwinlm.model.surgery.smaller_config import smaller_config
-from darwinlm.runs.exporting import check_target
-from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import shorten
 from darwinlm.runtime.lock import hold_target
@@ -64,18 +63,12 @@ def import_model(
     """
     if not folder.is_dir():
         raise ModelError(f"there is no model at '{folder}': give the folder of a published DarwinLM model")
-    check_target(out, folder, folder=True, overwrite=overwrite)
+    check_target(TRANSFORMERS, out, folder, overwrite=overwrite)
     checkpoint = open_published(folder, sharing=sharing)
     say("reading")
     report = ExportReport("import", str(out), details={"family": checkpoint.family.model_type})
-    model = checkpoint.load(checkpoint.dtype)
-    with hold_target(out), unchecked(out) as temporary:
-        save_model(model, temporary, tokenizer=checkpoint.tokenizer())
-        say("checking")
-        check_saved(model, temporary, text_tokens(checkpoint)[None])
-        report.bytes, report.files = saved_bytes(temporary), saved_digests(temporary)
-        write_json(temporary / REPORT, report.as_json())
-    return report
+    with hold_target(out):
+        return write_folder(checkpoint, out, report, say=say)
 
 
 def open_published(folder: Path, *, sharing: str | None = None) -> Checkpoint:

@@ -6,16 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from darwinlm.formats.gguf.file_sizes import (
-    FileSizes,
-    file_tensors,
-    header_bytes,
-    joins_projections,
-    predicted_sizes,
-)
+from darwinlm.formats.gguf.file_costs import file_costs as costs_in_file
+from darwinlm.formats.gguf.gguf_format import GGUF
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import ModuleShape, head_dim
-from darwinlm.model.quantisation import WRITTEN
 from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.space import SearchSpace
 from darwinlm.model.units.unit_settings import UnitsSettings
@@ -71,22 +65,12 @@ def file_costs(model: Counted) -> CostModel:
     Raises RecipeError if the type isn't one of GGUF files, BudgetError if llama.cpp doesn't run the model.
     """
     checkpoint, kind = model.checkpoint, model.recipe.section(UnitsSettings).quantisation
-    if kind not in WRITTEN:
-        named = ", ".join(WRITTEN)
+    if kind not in GGUF.types:
+        named = ", ".join(GGUF.types)
         raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {named}")
-    header = header_bytes(checkpoint)
-    if not predicted_sizes(checkpoint):
+    if GGUF.refusal(checkpoint) is not None:
         raise BudgetError(f"budget.file: llama.cpp doesn't run {checkpoint.family.model_type} models like this one")
-    sizes = FileSizes(checkpoint, kind, joins_projections(checkpoint, equal=model.equal))
-    shapes = {name: tuple(weight.shape) for name, weight in checkpoint.outline.named_parameters()}
-    inside = f"{checkpoint.family.layers}."
-    outside = {name: size for name, size in file_tensors(checkpoint, shapes).items() if not name.startswith(inside)}
-    by_place = {shape.place: shape for shape in model.shapes}
-    costs = [
-        tuple(sizes.module(by_place[module.place], level.sizes.in_even_groups()) for level in module.levels)
-        for module in model.space.modules
-    ]
-    return CostModel("bytes", tuple(costs), header + sizes.whole(outside))
+    return costs_in_file(checkpoint, model.space, model.shapes, kind, equal=model.equal)
 
 
 def _kv_bytes(model: Counted) -> Callable[[int, int], int]:

@@ -174,10 +174,10 @@ class File(Bound):
 
     def check(self, cost: CostModel, model: Counted) -> None:
         """Where quantising alone makes the file small enough, the error has the command."""
-        from darwinlm.formats.gguf.file_sizes import largest_type
+        from darwinlm.formats.gguf.gguf_format import GGUF
         from darwinlm.runtime.errors import BudgetError
 
-        if self.value < cost.dense or (fits := largest_type(model.checkpoint, self.value)) is None:
+        if self.value < cost.dense or (fits := GGUF.largest(model.checkpoint, self.value)) is None:
             return
         name, size = fits
         raise BudgetError(

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from darwinlm.formats.gguf.rope import UnsupportedError
-from darwinlm.formats.gguf.stock_layout import choose_layout
+from darwinlm.formats.gguf.gguf_format import GGUF
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import is_custom
 from darwinlm.model.layer_sizes import BlockSizes, block_sizes
 from darwinlm.model.quantisation import in_gguf
 from darwinlm.model.surgery.depth import can_lose_blocks, without_blocks
 from darwinlm.model.surgery.layer_table import layer_table
-from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.model.surgery.smaller_config import smaller_config
 from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.space import Allocation, SearchSpace
@@ -95,9 +93,4 @@ def _only_equal_in_gguf(checkpoint: Checkpoint, space: SearchSpace) -> bool:
 def _why_not_gguf(checkpoint: Checkpoint, config: Any, sizes: list[BlockSizes]) -> str | None:
     """Why llama.cpp doesn't run a model with such blocks; None if it does."""
     numbered = [replace(block, block=number) for number, block in enumerate(sizes)]
-    described = Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source)
-    try:
-        choose_layout(Reshaper(described, numbered))
-    except UnsupportedError as error:
-        return error.reason
-    return None
+    return GGUF.refusal(Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source), numbered)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darwinlm.formats.gguf.checked_file import export_gguf
+from darwinlm.formats.format import WriteOptions
 from darwinlm.formats.gguf.engine import require_engine
-from darwinlm.formats.gguf.file_sizes import largest_type
+from darwinlm.formats.gguf.gguf_format import GGUF, SUFFIX
 from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.quantisation import LLAMA_CPP
@@ -39,14 +39,14 @@ def write_bounded_file(
     """
     path, dense_path = folder / f"model-{kind}.gguf", scratch / "dense.gguf"
     source = Path(dense.source)
-    same_tokens = source.suffix == ".gguf" and dense.config.vocab_size == small.config.vocab_size
+    same_tokens = source.suffix == SUFFIX and dense.config.vocab_size == small.config.vocab_size
     tokenizer = source if same_tokens else None
 
     wanted = {"saved": (small, kind, path)}
-    if (fits := largest_type(dense, bound)) is not None:
+    if (fits := GGUF.largest(dense, bound)) is not None:
         wanted["dense"] = dense, fits[0], dense_path
     for checkpoint, quantisation, file in wanted.values():
-        export_gguf(checkpoint, file, quantisation=quantisation, tokenizer_from=tokenizer)
+        GGUF.write(checkpoint, file, WriteOptions(quantisation, tokenizer))
     if (size := path.stat().st_size) > EXCESS * bound:
         raise BudgetError(f"the file has {size:,} bytes, more than the {bound:,} of budget.file: please report this")
     opened = {name: open_in_llama_cpp(file)[0] for name, (*_, file) in wanted.items()}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from darwinlm.formats.resolve import resolve_model
+from darwinlm.formats.resolve import is_converted, memory_to_read, resolve_model
 from darwinlm.model.families.checkpoint import GENERATION_SETTINGS, Checkpoint
 from darwinlm.model.families.stored import tensors_in
 from darwinlm.runtime import parallel
@@ -35,7 +34,7 @@ def open_model(context: Context, model: str | None) -> Checkpoint:
     assert model is not None
     folder = context.path("source")
     with parallel.main_first():
-        if Path(model).suffix != ".gguf":
+        if not is_converted(model):
             return resolve_model(model, folder)
         with guarded(folder), context.reporter.stage(CONVERSION):
             return resolve_model(model, folder, say=context.reporter.say)
@@ -43,12 +42,8 @@ def open_model(context: Context, model: str | None) -> Checkpoint:
 
 def conversion_cost(load: Workload) -> Cost | None:
     """Memory of the conversion of a GGUF file; None for other models."""
-    from darwinlm.formats.gguf.read import conversion_bytes
-
-    source = load.sizes.checkpoint.source
-    if not load.on_cpu or not source.endswith(".gguf"):
-        return None
-    return Cost(0, {"weights in float32": conversion_bytes(Path(source))})
+    memory = memory_to_read(load.sizes.checkpoint.source) if load.on_cpu else 0.0
+    return Cost(0, {"weights in float32": memory}) if memory else None
 
 
 def load_whole(task: Task, checkpoint: Checkpoint) -> Any:

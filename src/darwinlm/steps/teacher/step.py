@@ -24,7 +24,7 @@ class Teacher(Step["Checkpoint"]):
 
     def work(self, task: Task) -> None:
         """Write the model, unless it has all of these tokens and more rows."""
-        from darwinlm.steps.vocabulary.cut import cut_weights, rows_in
+        from darwinlm.model.surgery.fewer_tokens import cut_weights, rows_in
 
         original, small = self.original, self.small
         tokenizers = small.tokenizer(), original.tokenizer()

@@ -11,6 +11,7 @@ from typing import Any
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.loading import check_tokens
+from darwinlm.model.surgery.fewer_tokens import cut_weights, special_numbers, write_tokenizer
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.context import Context
@@ -20,7 +21,6 @@ from darwinlm.steps.text.sources import read_domains
 from darwinlm.steps.text.splits import purpose_of
 from darwinlm.steps.text.step import TextSettings
 from darwinlm.steps.vocabulary.choose import choose_tokens, kept_size
-from darwinlm.steps.vocabulary.cut import cut_weights, special_numbers, write_tokenizer
 from darwinlm.steps.vocabulary.spelling import measure_bits, measure_spelling
 from darwinlm.steps.vocabulary.step import VocabularyFigures
 from darwinlm.steps.vocabulary.tokenizer_tree import TokenizerTree
