@@ -24,6 +24,7 @@ from darwinlm import pipeline
 from darwinlm.formats.gguf.stock_layout import UNKNOWN
 from darwinlm.model.families.family import Family, families
 from darwinlm.recipe import Recipe
+from darwinlm.recipe.recipe import field_order
 from darwinlm.runtime import errors
 from darwinlm.runtime.registry import Extension
 from darwinlm.runtime.section import Section
@@ -62,9 +63,8 @@ def default_recipe() -> str:
     """A recipe with every default, each explained above it: a file to copy and shorten."""
     lines = ["# Every setting with its default. Keep the lines that you change: a preset fills those that are absent."]
     tree, before = Recipe().model_dump(mode="json"), [""]
-    fields = list(fields_of(Recipe))
-    order = list(dict.fromkeys(parts[0] for parts, _ in fields))
-    for parts, meaning in sorted(fields, key=lambda each: (len(each[0]) > 1, order.index(each[0][0]), len(each[0]))):
+    order = field_order()
+    for parts, meaning in sorted(fields_of(Recipe), key=lambda field: (order.index(field[0][0]), len(field[0]))):
         *sections, field = parts
         if sections != before:
             lines += ["", *(f"{'  ' * (len(sections) - 1)}{section}:" for section in sections[-1:])]

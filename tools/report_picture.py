@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from darwinlm.report.page import render_page
-from darwinlm.report.summary import read_summary
+from darwinlm.runs.finished import read_summary
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

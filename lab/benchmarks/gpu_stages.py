@@ -351,6 +351,7 @@ class _KilledError(Exception):
 
 def decoding(setup: Setup) -> None:
     """Measure tokens per second of both models in eager decoding, and as a graph with a cache of fixed size."""
+    from darwinlm.steps.evaluate.metrics import DecodeRate, PromptRate
     from darwinlm.steps.evaluate.speed import measure_speed
     from darwinlm.steps.latency.graphs import GraphedDecoding
 
@@ -361,7 +362,7 @@ def decoding(setup: Setup) -> None:
     for name, checkpoint in (("dense", model_of(setup, layers)), ("smaller", smaller_model(setup, layers))):
         model = checkpoint.load(checkpoint.dtype, setup.kind)
         eager = measure_speed({name: model}, torch.tensor([prompt]))[name]
-        setup.told("decoding", f"{name}: prompt", eager["tokens_per_second"], "tokens/s")
+        setup.told("decoding", f"{name}: prompt", PromptRate().of(eager), "tokens/s")
         with torch.inference_mode():
             tokens = torch.tensor([prompt], device=setup.kind)
             steps = GraphedDecoding(model, tokens, new)
@@ -371,7 +372,7 @@ def decoding(setup: Setup) -> None:
                 steps.step()
             setup.wait()
         for (way, of_way), rate in zip(
-            rates.items(), (eager["decode_tokens_per_second"], new / (time.perf_counter() - begun)), strict=True
+            rates.items(), (DecodeRate().of(eager), new / (time.perf_counter() - begun)), strict=True
         ):
             of_way.append(rate)
             setup.told("decoding", f"{name}: decoding {way}", rate, "tokens/s")

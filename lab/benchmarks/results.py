@@ -39,7 +39,7 @@ from pathlib import Path
 
 from darwinlm.evaluation.suites import parse_suite
 from darwinlm.runs.demo_recipe import demo_model
-from darwinlm.runtime.tables import markdown
+from darwinlm.runtime.tables import Table, markdown
 from lab.comparison.entries import everywhere
 from lab.comparison.record import ComparisonRecord, read_comparison
 from lab.comparison.table import comparison_cells
@@ -119,8 +119,7 @@ def tables(done: dict[str, ComparisonRecord]) -> str:
     """Tables of all parts, and the spread over seeds, as Markdown."""
     text = []
     for name, comparison in done.items():
-        headings, cells, remarks = comparison_cells(comparison)
-        text.append(f"## {name}\n\n{markdown(headings, cells, remarks)}")
+        text.append(f"## {name}\n\n{markdown(comparison_cells(comparison))}")
     seeds = [comparison for name, comparison in done.items() if name.startswith("half-")]
     if len(seeds) > 1:
         text.append(f"## Half, {len(seeds)} seeds: mean and standard deviation\n\n{spread(seeds)}")
@@ -143,7 +142,7 @@ def spread(seeds: Sequence[ComparisonRecord]) -> str:
                 values = [getattr(row.texts[place], figure) for row in rows]
                 line.append(f"{statistics.mean(values):.4g} ± {statistics.stdev(values):.2g}")
         cells.append(tuple(line))
-    return markdown(headings, cells)
+    return markdown(Table(headings, cells))
 
 
 def main() -> None:

@@ -57,5 +57,5 @@ def compare(
     record = compare_methods(chosen, out, terminal.reporter(), wanted)
     table = comparison_cells(record)
     terminal.show_tables([table])
-    parallel.in_main(write_text, page, tables.markdown(*table))
+    parallel.in_main(write_text, page, tables.markdown(table))
     terminal.console().print(f"table {page}\nfigures {out / 'comparison.json'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from darwinlm.runtime.run import Run
 from darwinlm.runtime.step import Step, Task
 from darwinlm.runtime.version import VERSION
 from darwinlm.steps.database.step import Database, PruningDatabase
+from darwinlm.steps.evaluate.metric import TokenMetric, measured_by, token_metrics
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.gradients.step import Gradients
 from darwinlm.steps.recover.step import Recover
@@ -76,7 +78,7 @@ class Measure(Step[Facts]):
     """
 
     name = "measure"
-    version = 2
+    version = 3
     writes = "sizes, perplexity and KL of a row"
     arithmetic = True
     together = True
@@ -91,6 +93,15 @@ class Measure(Step[Facts]):
     def label(self) -> str:
         """Says which row."""
         return f"measure {self.row}"
+
+    @property
+    def extensions(self) -> tuple[TokenMetric, ...]:
+        """The metrics of tokens."""
+        return tuple(token_metrics())
+
+    def key(self, task: Task) -> Mapping[str, Any]:
+        """Versions of the metrics."""
+        return {"metrics": measured_by(self.extensions)}
 
     def work(self, task: Task) -> None:
         """Measure the model on every text."""
@@ -183,10 +194,10 @@ class _Comparison:
         facts["title"] = " + ".join((facts["title"].removesuffix(", one shot"), *row.steps))
         facts["seconds"] += _seconds(run, Refit.name)
         facts["resumed"] |= _resumed(run, Refit.name)
-        if corrected.refit is not None:
-            facts["record"]["refit"] = corrected.refit.record
-        if corrected.recovered is not None:
-            record = {name: value for name, value in corrected.recovered.record.items() if name != "log"}
+        if (refitted := run.results.get(Refit.name)) is not None:
+            facts["record"]["refit"] = refitted.record
+        if (recovered := run.results.get(Recover.name)) is not None:
+            record = {name: value for name, value in recovered.record.items() if name != "log"}
             facts["seconds"] += max(_seconds(run, Recover.name), float(record["seconds"]))
             facts["training_tokens"] += record["tokens"]
             facts["record"]["recovery"] = record

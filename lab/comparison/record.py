@@ -54,7 +54,7 @@ class ComparedMethod(Figures):
 class ComparisonRecord(Figures):
     """A comparison, possibly unfinished; the dense model is the first row."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     version: str
     model: str
     budget: ComparedBudget

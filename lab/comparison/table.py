@@ -12,7 +12,7 @@ from lab.comparison.record import ComparedMethod, ComparisonRecord
 
 
 def comparison_cells(compared: ComparisonRecord) -> Table:
-    """Headings, cells and remarks from the record of `lab.comparison.compare`."""
+    """The table from the record of `lab.comparison.compare`."""
     places = list(compared.texts)
     trains = any(row.training_tokens for row in compared.rows)
     headings = ["method", "block params", "kept, %", "weights", "minutes", *(["trained on, tokens"] if trains else [])]
@@ -39,7 +39,7 @@ def comparison_cells(compared: ComparisonRecord) -> Table:
                 line.append(summary.with_error(*summary.average(scores)))
             remarks += [f"{row.title}: {note}" for note in summary.notes(scores)]
         cells.append(tuple(line))
-    return tuple(headings), cells, [*remarks, *_footing(compared)]
+    return Table(tuple(headings), cells, [*remarks, *_footing(compared)])
 
 
 def _minutes(row: ComparedMethod) -> str:

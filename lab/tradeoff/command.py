@@ -38,7 +38,7 @@ def tradeoff(
     from darwinlm.recipe import load_recipes, options
     from darwinlm.runtime.errors import RecipeError
     from lab.tradeoff.measure import Timed, measure_tradeoff
-    from lab.tradeoff.table import HEADINGS, cells, remarks
+    from lab.tradeoff.table import tradeoff_table
 
     if held_out is None:
         raise RecipeError("name the text for the loss with --held-out, from another source than that of --text")
@@ -53,5 +53,5 @@ def tradeoff(
         timed=Timed(prompt_tokens, new_tokens, runs, threads),
         reporter=terminal.reporter(),
     )
-    terminal.show_tables([(HEADINGS, cells(found), remarks(found))])
+    terminal.show_tables([tradeoff_table(found)])
     terminal.console().print(f"table {out / 'tradeoff.md'}\nfigures {out / 'tradeoff.json'}")

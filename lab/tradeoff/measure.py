@@ -30,7 +30,7 @@ from darwinlm.runtime.output import claim, mark
 from darwinlm.runtime.places import check_output
 from darwinlm.steps.export.step import Export
 from lab.tradeoff.files import FileMaker
-from lab.tradeoff.table import HEADINGS, FileLoss, FileRow, Rate, Tradeoff, cells, draw_by_size, draw_by_speed, remarks
+from lab.tradeoff.table import FileLoss, FileRow, Rate, Tradeoff, draw_by_size, draw_by_speed, tradeoff_table
 
 FILES, SIZES = "files", "sizes"
 WARM_UP = 32
@@ -98,7 +98,7 @@ def measure_tradeoff(
     write_json(out / "tradeoff.json", tradeoff.as_json())
     draw_by_size(tradeoff, out / "size.svg")
     draw_by_speed(tradeoff, out / "speed.svg")
-    table = tables.markdown(HEADINGS, cells(tradeoff), remarks(tradeoff))
+    table = tables.markdown(tradeoff_table(tradeoff))
     write_text(out / "tradeoff.md", f"{table}\n![KL against size](size.svg)\n\n![KL against speed](speed.svg)\n")
     if lock is not None:
         lock.release()

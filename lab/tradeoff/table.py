@@ -11,9 +11,10 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from darwinlm.report import wording
+from darwinlm.runtime import amounts
 from darwinlm.runtime.figures import Figures
 from darwinlm.runtime.published import short_source
+from darwinlm.runtime.tables import Table
 from darwinlm.runtime.version import VERSION
 
 HEADINGS = ("model", "type", "file", "KL", "perplexity", "prompt tokens/s", "decode tokens/s", "on the front")
@@ -82,6 +83,11 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return found
 
 
+def tradeoff_table(tradeoff: Tradeoff) -> Table:
+    """A row for each file, and what the table says."""
+    return Table(HEADINGS, cells(tradeoff), remarks(tradeoff))
+
+
 def cells(tradeoff: Tradeoff) -> list[tuple[str, ...]]:
     """Rows of cells under `HEADINGS`."""
     on_front = front([(row.bytes, row.kl) for row in tradeoff.rows])
@@ -89,9 +95,9 @@ def cells(tradeoff: Tradeoff) -> list[tuple[str, ...]]:
         (
             row.model,
             row.quantisation,
-            wording.size(row.bytes),
-            wording.kl(row.kl),
-            wording.perplexity(row.perplexity),
+            amounts.size(row.bytes),
+            amounts.nats(row.kl),
+            amounts.perplexity(row.perplexity),
             _rate(row.prompt),
             _rate(row.decode),
             "yes" if index in on_front else "no",
@@ -105,7 +111,7 @@ def remarks(tradeoff: Tradeoff) -> list[str]:
     rows, settings = tradeoff.rows, tradeoff.settings
     best = [rows[index] for index in front([(row.bytes, row.kl) for row in rows])]
     groups = [(way, list(group)) for way, group in groupby(best, key=_way)]
-    parts = [f"{way} from {wording.size(group[0].bytes)}" for way, group in groups]
+    parts = [f"{way} from {amounts.size(group[0].bytes)}" for way, group in groups]
     return [
         f"Least loss for its size: {', '.join(parts)} on.",
         f"KL to the original and perplexity: {tradeoff.tokens:,} tokens of {short_source(tradeoff.text)}, "
@@ -138,7 +144,7 @@ def _way(row: FileRow) -> str:
 
 
 def _rate(rate: Rate) -> str:
-    return f"{wording.rate(rate.median)} ({wording.rate(rate.low)} to {wording.rate(rate.high)})"
+    return f"{amounts.rate(rate.median)} ({amounts.rate(rate.low)} to {amounts.rate(rate.high)})"
 
 
 def draw_by_size(tradeoff: Tradeoff, to: Path) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from darwinlm.runtime.run import Ended, Run
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Step
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.chats.step import Chats
 from darwinlm.steps.database.step import Database, DatabaseSettings
-from darwinlm.steps.evaluate.step import Evaluate
+from darwinlm.steps.evaluate.step import RECOVERED, STITCHED, Evaluate
 from darwinlm.steps.export.step import Export
 from darwinlm.steps.file.step import BoundedFile
 from darwinlm.steps.gradients.step import Gradients
@@ -32,8 +31,10 @@ from darwinlm.steps.vocabulary.step import Vocabulary, VocabularySettings
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.report.summary import Summary
+    from darwinlm.runtime.run import Run
     from darwinlm.steps.budget.problem import Problem
     from darwinlm.steps.database.step import PruningDatabase
+    from darwinlm.steps.refit.step import Refitted
     from darwinlm.steps.search.step import SearchResult
     from darwinlm.steps.stitch.step import Stitched
 
@@ -62,6 +63,8 @@ ORDER = (*(step.name for step in STEPS), REPORT)
 
 def prune(run: Run[Any]) -> Summary | None:
     """Prune a model to one size; None if the run ends before its report. Raises DarwinLMError."""
+    from darwinlm.runtime.run import Ended
+
     try:
         inputs = read_inputs(run)
         problem = plan(run, inputs)
@@ -151,15 +154,16 @@ def correct(run: Run[Any], inputs: Inputs, stitched: Stitched, *, reserved: Iter
 
     recipe, dense, text = run.recipe, inputs.dense, inputs.text
     validation = text["validation"]
-    refit, recovered = None, None
+    name: str = STITCHED
+    smaller: Stitched | Refitted = stitched
     if recipe.section(RefitSettings).tokens:
-        refit = run(Refit(stitched, dense, text["calibration"], validation))
+        name, smaller = "refit", run(Refit(stitched, dense, text["calibration"], validation))
     if recipe.section(RecoverySettings).tokens:
         own_tokens = OwnTextForRecovery.amount(recipe, {})
         own_text = run(OwnTextForRecovery(inputs.original, own_tokens)) if own_tokens else None
         documents = tuple(sorted({*documents_of(text), *reserved}))
-        recovered = run(Recover(dense, dense, refit or stitched, validation, documents, own_text))
-    return Corrected(refit, recovered, run(Export(dense, dense, recovered or refit or stitched, validation)))
+        name, smaller = RECOVERED, run(Recover(dense, dense, smaller, validation, documents, own_text))
+    return Corrected(name, run(Export(dense, dense, smaller, validation)))
 
 
 def make(run: Run[Any], inputs: Inputs, problem: Problem, database: PruningDatabase) -> Summary:
@@ -170,13 +174,12 @@ def make(run: Run[Any], inputs: Inputs, problem: Problem, database: PruningDatab
     recipe, dense, text = run.recipe, inputs.dense, inputs.text
     search, stitched = cut(run, inputs, problem, database)
     corrected = correct(run, inputs, stitched)
-    models = models_of_run(
-        run.context, dense, database, search, stitched, corrected.refit, corrected.recovered, corrected.exported
-    )
+    models = models_of_run(run.context, dense, database, search, stitched, corrected)
     answers = recipe.section(TextSettings).answer_tokens
-    chats = run(Chats(dense, models, answers)) if answers else None
+    if answers:
+        run(Chats(dense, models, answers))
     measured = run(Evaluate(dense, models, corrected.exported, text["evaluation"]))
-    bounded = recipe.section(BudgetSettings).kind == "file"
-    file = run(BoundedFile(dense, corrected.exported, text["evaluation"])) if bounded else None
+    if recipe.section(BudgetSettings).kind == "file":
+        run(BoundedFile(dense, corrected.exported, text["evaluation"]))
     run.reach(REPORT)
-    return write_summary(run.task(REPORT), inputs, problem, search, corrected, chats, measured, file)
+    return write_summary(run, inputs, problem, search, corrected.exported, measured)

@@ -13,8 +13,8 @@ from darwinlm.formats.gguf.engine import ENGINES
 from darwinlm.formats.gguf.file_sizes import predicted_sizes
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.quantisation import LLAMA_CPP, SMALLEST
-from darwinlm.report.summary import read_summary
-from darwinlm.report.wording import bounded_file
+from darwinlm.runs.finished import read_summary
+from darwinlm.steps.file.step import BoundedFileFigures
 
 CHEAP = ("units.mlp_multiple=32", "refit.tokens=0", "search.generations=1", "budget.tolerance=0.02")
 SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
@@ -42,16 +42,14 @@ def test_the_file_keeps_the_bound_and_the_quantised_dense_model_stands_beside_it
     ended = given("--file", bound, "--for", "q8_0").succeeded()
     file = tmp_path / "out" / "model-q8_0.gguf"
     assert 0.97 * bound < file.stat().st_size <= 1.01 * bound
-    found = read_summary(tmp_path / "out" / "summary.json").bounded
+    found = read_summary(tmp_path / "out" / "summary.json").of(BoundedFileFigures)
     fits = next(name for name, size in dense.items() if size <= bound)
     assert (found.saved.bytes, found.dense.quantisation) == (file.stat().st_size, fits)
     assert found.dense.kl < found.saved.kl
     assert f"darwinlm export model --quant {fits}" in ended.out
     assert found.dense.bytes <= bound
     better = {"saved": {**found.saved.as_json(), "kl": 0.0}}
-    summary = read_summary(tmp_path / "out" / "summary.json")
-    said = bounded_file(summary.model_copy(update={"bounded": type(found).model_validate(found.as_json() | better)}))
-    assert "loses less than quantising alone" in said
+    assert "loses less than quantising alone" in BoundedFileFigures.model_validate(found.as_json() | better).note()
     assert not list((tmp_path / "out" / "stages" / "file").glob("*.gguf"))
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["budget"]["kind"] == "file"
 
@@ -63,7 +61,7 @@ def test_without_a_type_the_model_is_pruned_to_the_smallest_one_that_is_worth_it
     ended = given("--file", bound).succeeded()
     file = tmp_path / "out" / "model-q3_k_m.gguf"
     assert 0.9 * bound < file.stat().st_size <= 1.01 * bound
-    found = read_summary(tmp_path / "out" / "summary.json").bounded
+    found = read_summary(tmp_path / "out" / "summary.json").of(BoundedFileFigures)
     assert (found.saved.bytes, found.saved.quantisation, found.dense) == (file.stat().st_size, SMALLEST, None)
     assert "No type makes the dense model that small" in ended.out
     again = given("--file", bound).succeeded()

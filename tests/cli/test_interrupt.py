@@ -20,7 +20,7 @@ kill()
 """What a command does after Ctrl-C, whose process gets it by `kill()`."""
 COMMAND = """
 import os, signal, sys, time
-import darwinlm.report.summary
+import darwinlm.runs.finished
 from darwinlm.cli import main
 
 def kill():
@@ -30,7 +30,7 @@ def kill():
 def command(path):
     exec(body, {"kill": kill})
 
-darwinlm.report.summary.read_summary = command
+darwinlm.runs.finished.read_summary = command
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell lets it be ignored
 body, sys.argv = sys.argv[1], ["darwinlm", "show", os.getcwd()]
 open("summary.json", "w").close()

@@ -16,7 +16,7 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tests.tiny.summaries import SUMMARIES, made, recovered, searched
 
 from darwinlm.cli import demo
-from darwinlm.report.summary import read_summary
+from darwinlm.runs.finished import read_summary
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import install
 
@@ -62,7 +62,7 @@ def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("params", 0), ("params", 10**400), ("kl", float("nan"))])
 def test_figures_that_no_run_has(command, run: Path, field: str, value: float) -> None:
-    edit(run / "summary.json", lambda tree: tree["models"]["dense"].update({field: value}))
+    edit(run / "summary.json", lambda tree: tree["models"]["dense"]["metrics"].update({field: value}))
     command("show", run, *["--json"] * (field == "kl")).refused("summary.json is damaged (its figures aren't those of")
 
 

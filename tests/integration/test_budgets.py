@@ -150,7 +150,7 @@ def test_a_family_shares_its_database(tiny_llama, make_run, tmp_path):
         for shared in ("gradients", "database"):
             assert not (folder / "stages" / shared).exists()
         assert saved(folder).num_parameters() == summary.saved.params
-        assert json.loads((folder / "summary.json").read_text())["search"]["kl"] >= 0
+        assert json.loads((folder / "summary.json").read_text())["steps"]["search"]["kl"] >= 0
     sizes = [summary.saved.params for summary in sweep.values()]
     assert sizes == sorted(sizes, reverse=True)
     assert linked(tmp_path / "out") == [f"{name}/report.html" for name in sweep]

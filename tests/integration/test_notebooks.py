@@ -94,7 +94,7 @@ def check_multiplications(printed):
 
 
 def check_reverse(printed):
-    assert summary("reverse")["recovery"]["tokens"] == 2048
+    assert summary("reverse")["steps"]["recover"]["tokens"] == 2048
 
 
 def check_compared(printed):

@@ -49,13 +49,14 @@ def test_a_run_needs_no_text(command, chatting, tmp_path, monkeypatch):
     assert all(set(each) >= {"messages", "tokens"} for each in chats)
     assert sum(each["tokens"] for each in chats) >= 640
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["text"]["source"] == "self"
+    assert summary["steps"]["text"]["source"] == "self"
     page, card = ((out / path).read_text() for path in ("report.html", "model/README.md"))
     assert "text that the dense model wrote" in page
-    assert list(summary["chats"]["answers"]) == ["uniform", "refit"]
-    assert all(each["kl"] > 0 and each["tokens"] >= 16 for each in summary["chats"]["answers"].values())
+    answers = summary["steps"]["chats"]["answers"]
+    assert list(answers) == ["uniform", "refit"]
+    assert all(answer["metrics"]["kl"] > 0 and answer["tokens"] >= 16 for answer in answers.values())
     for words in (page, card, command("show", out).out):
-        assert "same first" in words
+        assert "answers of the dense model" in words
     again = command("prune", chatting, "--keep", "75%", "--out", out, *sets(SMALL)).succeeded()
     assert "the model's own text: already done, reused" in again.out
     assert "the model's own text: already done" not in first.out
@@ -67,7 +68,8 @@ def test_a_run_needs_no_text(command, chatting, tmp_path, monkeypatch):
     new = written(recovered, "own_text_recovery")
     assert min(each["number"] for each in new) >= 1 << 20
     assert sum(each["tokens"] for each in new) >= 512
-    assert list(json.loads((recovered / "summary.json").read_text())["chats"]["answers"]) == ["before", "recovered"]
+    summary = json.loads((recovered / "summary.json").read_text())
+    assert list(summary["steps"]["chats"]["answers"]) == ["before", "recovered"]
 
 
 def test_own_text_beside_a_file(command, tiny_llama, tmp_path):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.recipe import shipped_recipes
 from darwinlm.runs.recovery import recover
 from darwinlm.runtime.console import Reporter
+from darwinlm.steps.recover.step import RecoveryFigures
 
 
 @pytest.mark.parametrize(
@@ -59,6 +60,6 @@ def test_a_run_is_trained_in_the_phases_of_the_bundled_recipes(finished_llama, t
         path = tmp_path / f"{phase}.yaml"
         path.write_text(yaml.safe_dump(tree), encoding="utf-8")
         summary = recover(run, tmp_path / phase, recipe=path, reporter=Reporter(quiet=True))
-        steps.append(summary.recovery.steps)
+        steps.append(summary.of(RecoveryFigures).steps)
         run = tmp_path / phase
     assert steps == [8, 3]

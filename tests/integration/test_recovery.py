@@ -15,12 +15,13 @@ from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from darwinlm.report.summary import read_summary
+from darwinlm.runs.finished import read_summary
 from darwinlm.runs.recovery import recover
 from darwinlm.runtime import artifact, parallel
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import ArtifactError, DataError, ModelError, ParallelError, RecipeError, StorageError
 from darwinlm.steps.recover.sharding import sharding_mesh
+from darwinlm.steps.recover.step import RecoveryFigures
 from darwinlm.steps.recover.train import TrainingLoop
 
 WORK, PROGRAM = Path("stages/recover-work"), "tests.tiny.recovering"
@@ -54,11 +55,11 @@ def assert_same_recovery(out, other, summary, expected):
 
 def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
     out, summary = whole
-    assert summary.recovery.steps == 12
-    assert summary.recovery.tokens == 6144
+    assert summary.of(RecoveryFigures).steps == 12
+    assert summary.of(RecoveryFigures).tokens == 6144
     models = summary.models
     assert models["recovered"].kl < 0.97 * models["before"].kl
-    held_out = [point.eval_kl for point in summary.recovery.log if point.eval_kl is not None]
+    held_out = [point.eval_kl for point in summary.of(RecoveryFigures).log if point.eval_kl is not None]
     assert len(held_out) == 4
     assert held_out[-1] < held_out[0]
     before, after = load_file(inputs[0] / "model.safetensors"), weights(out)
@@ -97,7 +98,7 @@ def test_a_run_recovers_as_one_of_its_stages(tiny_folder, make_run, tmp_path, mo
     summary = run_stages(make_run(tiny_folder(model_type), tmp_path / "out", *settings), "report").report
     models = summary.models
     assert {"dense", "uniform", "stitched", "recovered"} == models.keys()
-    assert summary.recovery.steps == 4
+    assert summary.of(RecoveryFigures).steps == 4
     assert "recovery" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -105,7 +106,7 @@ def test_two_processes_do_what_one_does(inputs, whole, tmp_path):
     """With the same global batches."""
     together(PROGRAM, *inputs, tmp_path / "out", *MICRO)
     summary = read_summary(tmp_path / "out" / "summary.json")
-    assert (summary.recovery.processes, summary.recovery.sharded) == (2, False)
+    assert (summary.of(RecoveryFigures).processes, summary.of(RecoveryFigures).sharded) == (2, False)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])
 
 
@@ -117,7 +118,7 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     assert [path.name for path in work.glob("checkpoint-*")] == ["checkpoint-4"]
     together(PROGRAM, *command)
     summary = read_summary(tmp_path / "out" / "summary.json")
-    assert (summary.recovery.processes, summary.recovery.sharded) == (2, True)
+    assert (summary.of(RecoveryFigures).processes, summary.of(RecoveryFigures).sharded) == (2, True)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])
     assert not list((tmp_path / "out").rglob("*.bin")), "nothing is a pickle"
 
@@ -127,19 +128,19 @@ def test_nodes_that_replicate_the_weights_do_what_one_process_does(inputs, whole
     command = (*inputs, tmp_path / "out", "--set", "recovery.sharding=hsdp", "--set", "compute.batch_tokens=32")
     together(PROGRAM, *command, processes=4, nodes=2)
     summary = read_summary(tmp_path / "out" / "summary.json")
-    assert (summary.recovery.processes, summary.recovery.sharded) == (4, True)
+    assert (summary.of(RecoveryFigures).processes, summary.of(RecoveryFigures).sharded) == (4, True)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])
 
 
 def test_a_single_process_takes_the_recipe_of_many(inputs, whole, tmp_path):
     summary = recover_tiny(*inputs, tmp_path / "out", "recovery.sharding=fsdp")
-    assert (summary.recovery.processes, summary.recovery.sharded) == (1, False)
+    assert (summary.of(RecoveryFigures).processes, summary.of(RecoveryFigures).sharded) == (1, False)
     assert losses(summary) == losses(whole[1])
 
 
 def test_a_training_that_is_no_better_on_held_out_text_is_not_kept(inputs, tmp_path):
     summary = recover_tiny(*inputs, tmp_path / "out", "recovery.learning_rate=1")
-    assert summary.recovery.kept == "before"
+    assert summary.of(RecoveryFigures).kept == "before"
     assert summary.models["recovered"].kl == summary.models["before"].kl
     assert_same(weights(tmp_path / "out"), load_file(inputs[0] / "model.safetensors"))
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from darwinlm.pipeline import build, make, plan, read_inputs
-from darwinlm.report.summary import Summary, read_summary
+from darwinlm.report.summary import Summary
+from darwinlm.runs.finished import read_summary
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.steps.text.step import Text

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.recipe import parse_recipe
-from darwinlm.report.summary import read_summary
+from darwinlm.runs.finished import read_summary
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import DataError, ModelError, RecipeError
 from darwinlm.steps.run_sizes import RunSizes
+from darwinlm.steps.vocabulary.step import VocabularyFigures
 
 SIZE = 320
 
@@ -67,7 +68,8 @@ def test_the_model_is_a_plain_one_with_fewer_tokens(dense, finished):
     assert summary.budget.used <= summary.budget.upper
     made = AutoModelForCausalLM.from_pretrained(finished / "model", trust_remote_code=True)
     assert sum(weight.numel() for weight in made.parameters()) == summary.budget.used
-    assert summary.dense.params == summary.vocabulary.params < summary.vocabulary.dense_params
+    figures = summary.of(VocabularyFigures)
+    assert summary.dense.params == figures.params < figures.dense_params
     recipe = parse_recipe({"model": str(dense), "vocabulary": SIZE}, "here")
     assert RunSizes(Checkpoint.open(dense), recipe).params == summary.dense.params
     end = tokenizer.convert_tokens_to_ids("<|user|>")
@@ -79,7 +81,7 @@ def test_the_model_is_a_plain_one_with_fewer_tokens(dense, finished):
 
 def test_the_report_says_what_the_vocabulary_cost(finished):
     summary = read_summary(finished / "summary.json")
-    figures = summary.vocabulary
+    figures = summary.of(VocabularyFigures)
     assert figures.longer > 0.01
     assert figures.affected > 0.01
     assert figures.dense_bits_per_byte != figures.bits_per_byte
@@ -108,7 +110,7 @@ def test_recovery_learns_from_the_dense_model_with_the_same_tokens(command, dens
     out = tmp_path / "recovered"
     command("recover", finished, "--tokens", 512, "--out", out, "--set", "recovery.batch_tokens=256").succeeded()
     summary = read_summary(out / "summary.json")
-    assert summary.dense.params == summary.vocabulary.params
+    assert summary.dense.params == summary.of(VocabularyFigures).params
     assert read_json(out / "model" / "config.json")["vocab_size"] == SIZE
 
 

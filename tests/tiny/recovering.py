@@ -40,7 +40,9 @@ def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
 
 
 def losses(summary: Summary) -> list[float]:
-    return [point.loss for point in summary.recovery.log if point.loss is not None]
+    from darwinlm.steps.recover.step import RecoveryFigures
+
+    return [point.loss for point in summary.of(RecoveryFigures).log if point.loss is not None]
 
 
 def watch_text(monkeypatch: Any) -> tuple[list[Any], list[Any]]:

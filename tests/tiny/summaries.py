@@ -8,7 +8,8 @@ import yaml
 
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
-from darwinlm.report.summary import Summary
+from darwinlm.report.summary import KINDS, Summary
+from darwinlm.runs.finished import FIGURES
 
 NASTY = '<script>alert("x")</script> & "quotes" `ticks` | pipe'
 DROPPED = {"kept": "stitched", "strength": 0.0}
@@ -17,7 +18,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 def model(params, blocks, perplexity, kl, speed, decode, texts):
-    return {
+    metrics = {
         "params": params,
         "block_params": blocks,
         "bytes": 2 * params,
@@ -26,8 +27,8 @@ def model(params, blocks, perplexity, kl, speed, decode, texts):
         "tokens_per_second": speed,
         "decode_tokens_per_second": decode,
         "speed_spread": 0.05,
-        "continuations": texts,
     }
+    return {"metrics": metrics, "continuations": texts}
 
 
 def searched(blocks=30):
@@ -45,7 +46,7 @@ def searched(blocks=30):
         for block in range(blocks)
     ]
     return {
-        "format": 1,
+        "format": 2,
         "version": "0.1.0",
         "model": "HuggingFaceTB/SmolLM2-135M",
         "budget": {
@@ -68,32 +69,44 @@ def searched(blocks=30):
         "origin": {"base_model": "HuggingFaceTB/SmolLM2-135M", "license": "apache-2.0", "languages": ["en"]},
         "prompts": ["The capital of France is", "Water boils when"],
         "allocation": allocation,
-        "search": {
-            "method": "gradient",
-            "start_kl": 0.92,
-            "uniform_kl": 1.3,
-            "kl": 0.516,
-            "evaluations": 229,
-            "seconds": 303.4,
-            "ended": "all generations done",
-            "generations": 19,
-        },
-        "refit": {"fitted": 2 * (blocks - -(-blocks // 9)), "modules": 2 * blocks, "kept": "refit", "strength": 0.5},
-        "text": {
-            "source": "hf:HuggingFaceFW/fineweb-edu",
-            "sequence_length": 512,
-            "purposes": {
-                "calibration": {"tokens": 65536, "documents": 71},
-                "fitness": {"tokens": 8192, "documents": 9},
-                "validation": {"tokens": 8192, "documents": 10},
-                "evaluation": {"tokens": 16384, "documents": 17},
+        "steps": {
+            "text": {
+                "source": "hf:HuggingFaceFW/fineweb-edu",
+                "sequence_length": 512,
+                "purposes": {
+                    "calibration": {"tokens": 65536, "documents": 71},
+                    "fitness": {"tokens": 8192, "documents": 9},
+                    "validation": {"tokens": 8192, "documents": 10},
+                    "evaluation": {"tokens": 16384, "documents": 17},
+                },
             },
+            "search": {
+                "method": "gradient",
+                "described": "guided by gradients",
+                "start_kl": 0.92,
+                "uniform_kl": 1.3,
+                "kl": 0.516,
+                "evaluations": 229,
+                "seconds": 303.4,
+                "ended": "all generations done",
+                "generations": 19,
+            },
+            "refit": {
+                "fitted": 2 * (blocks - -(-blocks // 9)),
+                "modules": 2 * blocks,
+                "kept": "refit",
+                "strength": 0.5,
+            },
+            "export": {"folder": "model", "custom_code": True, "dtype": "bfloat16"},
+        },
+        "text_use": {
+            "calibration": ["second moments of the database", "the refit"],
+            "validation": ["strength of the refit", "check of the saved model"],
         },
         "stages": [
             {"name": "database", "seconds": 61.25, "reused": True},
             {"name": "search", "seconds": 303.4, "reused": False},
         ],
-        "export": {"folder": "model", "custom_code": True, "dtype": "bfloat16"},
         "machine": {
             "device": "cpu",
             "threads": 2,
@@ -108,11 +121,11 @@ def searched(blocks=30):
 def plain():
     """A run without search and refit: equal layers, no custom code."""
     summary = searched()
-    summary["search"] = summary["refit"] = None
+    del summary["steps"]["search"], summary["steps"]["refit"]
     del summary["models"]["refit"], summary["models"]["uniform"]
     for entry in summary["allocation"]:
         entry.update(groups=2, heads=6, width=704)
-    summary["export"]["custom_code"] = False
+    summary["steps"]["export"]["custom_code"] = False
     return summary
 
 
@@ -121,8 +134,9 @@ def recovered():
     summary = searched()
     del summary["models"]["refit"]
     summary["models"]["recovered"] = model(81312128, 53000000, 40.1, 0.61, 541.2, 24.6, [" Paris.", " it is 100 °C."])
-    summary["search"].update(method="paper", generations=1)
-    summary["recovery"] = {
+    summary["steps"]["search"].update(method="paper", described="with the paper's level switch", generations=1)
+    summary["steps"]["recover"] = {
+        "source": "hf:HuggingFaceFW/fineweb-edu",
         "steps": 12,
         "tokens": 24576,
         "seconds": 300.0,
@@ -132,16 +146,15 @@ def recovered():
             {"tokens": 24576, "eval_kl": 0.61},
         ],
     }
-    summary["text"]["training_source"] = "hf:HuggingFaceFW/fineweb-edu"
     return summary
 
 
 def given():
     """A recovery on its own, of a model of which nothing is known."""
-    summary = recovered()
+    summary = without(recovered(), "search", "refit")
     models = summary["models"]
     summary["models"] = {"dense": models["dense"], "before": models["stitched"], "recovered": models["recovered"]}
-    summary["search"] = summary["refit"] = summary["budget"] = None
+    summary["budget"] = None
     return summary
 
 
@@ -149,13 +162,25 @@ SUMMARIES = {"searched": searched, "plain": plain, "recovered": recovered, "give
 
 
 def made(tree):
-    return Summary.model_validate(json.loads(json.dumps(tree)))
+    return Summary.model_validate(json.loads(json.dumps(tree)), context={KINDS: FIGURES})
 
 
 def changed(tree, **sections):
     """The tree with other sections; those that are mappings are changed in some fields only."""
     for name, value in sections.items():
         tree[name] = {**(tree.get(name) or {}), **value} if isinstance(value, dict) else value
+    return tree
+
+
+def told(tree, **steps):
+    """The tree with other figures of steps, which are changed in some fields only."""
+    changed(tree["steps"], **steps)
+    return tree
+
+
+def without(tree, *steps):
+    """The tree without some steps."""
+    tree["steps"] = {name: figures for name, figures in tree["steps"].items() if name not in steps}
     return tree
 
 

@@ -13,6 +13,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime import memory
 from darwinlm.runtime.artifact import read_json
 from darwinlm.steps.evaluate import measured_models, speed
+from darwinlm.steps.evaluate.metric import speed_metrics
 from darwinlm.steps.evaluate.speed import measure_speed
 from darwinlm.steps.source.whole_model import load_whole
 
@@ -39,9 +40,11 @@ def test_whole_models_that_do_not_fit_on_a_gpu_are_measured_without_speeds(
     run_stages(make_run(tiny_llama, out), "report")
     streamed, whole = (read_json(folder / "stages" / "evaluate" / "models.json") for folder in (out, finished_llama))
     for name, figures in streamed.items():
-        assert figures["tokens_per_second"] is None
+        metrics, expected = figures["metrics"], whole[name]["metrics"]
+        assert metrics["tokens_per_second"] is None
         assert figures["continuations"] == []
-        assert all(figures[each] == whole[name][each] for each in ("params", "perplexity", "kl", "looking_back"))
+        assert figures["looking_back"] == whole[name]["looking_back"]
+        assert all(metrics[kind] == expected[kind] for kind in ("params", "perplexity", "kl"))
 
 
 def on_a_gpu(use, task, *rest):
@@ -75,7 +78,6 @@ def test_speeds_are_tokens_by_seconds_of_rounds_after_the_first(monkeypatch, sec
     found = measure_speed(models, torch.zeros(1, 32, dtype=torch.int64))
     spread = 0.0 if passes > 2 else None
     for name, prompt, decode in (("dense", 16.0, 2.0), ("small", 64.0, 4.0)):
-        assert found[name] == {
-            "tokens_per_second": prompt, "decode_tokens_per_second": decode, "speed_spread": spread
-        }  # fmt: skip
+        expected = {"tokens_per_second": prompt, "decode_tokens_per_second": decode, "speed_spread": spread}
+        assert {metric.name: metric.of(found[name]) for metric in speed_metrics()} == expected
     assert {model.passes for model in models.values()} == {passes}

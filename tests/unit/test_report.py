@@ -19,13 +19,17 @@ from tests.tiny.summaries import (
     plain,
     recovered,
     searched,
+    told,
+    without,
 )
 
 from darwinlm.report.card import model_card
-from darwinlm.report.comparison import COLUMNS, comparison_rows, comparison_table, looking_back_rows
+from darwinlm.report.comparison import comparison
 from darwinlm.report.page import render_page
-from darwinlm.report.summary import read_summary
+from darwinlm.runs.finished import read_summary
+from darwinlm.runtime import tables
 from darwinlm.runtime.errors import ArtifactError
+from darwinlm.steps.evaluate.step import copying_passage
 
 
 @pytest.fixture(params=SUMMARIES)
@@ -48,7 +52,7 @@ def test_page_tells_everything_that_was_made():
     summary = made(searched())
     text = Page(render_page(summary)).text
     for expected in (
-        *(cell for row in comparison_rows(summary) for cell in row),
+        *(cell for row in comparison(summary).rows for cell in row),
         "from an earlier run",
         "6 min 5 s",
         "256 of 1,536",
@@ -69,10 +73,12 @@ def test_page_tells_everything_that_was_made():
 
 def test_page_survives_missing_figures():
     summary = plain()
-    summary["models"]["stitched"].update(perplexity=math.exp(700), kl=None, tokens_per_second=None, continuations=[])
-    del summary["models"]["stitched"]["decode_tokens_per_second"]
-    summary.update(prompts=[], stages=[], allocation=[], recipe={})
-    summary["text"] = {"source": None, "sequence_length": 64, "purposes": {}}
+    stitched = summary["models"]["stitched"]
+    stitched["continuations"] = []
+    stitched["metrics"].update(perplexity=math.exp(700), kl=None, tokens_per_second=None)
+    del stitched["metrics"]["decode_tokens_per_second"]
+    summary.update(prompts=[], stages=[], allocation=[], recipe={}, text_use={})
+    summary["steps"]["text"] = {"source": None, "sequence_length": 64, "purposes": {}}
     text = Page(render_page(made(summary))).text
     assert "1e304" in text
     assert "decode speed" not in text
@@ -83,11 +89,11 @@ def test_names_with_html_are_escaped():
     summary = searched()
     summary["model"] = NASTY
     summary["prompts"][0] = NASTY
-    summary["text"]["source"] = NASTY
-    summary["export"]["folder"] = NASTY
+    summary["steps"]["text"]["source"] = NASTY
+    summary["steps"]["export"]["folder"] = NASTY
     summary["recipe"]["model"] = NASTY
     summary["stages"][0]["name"] = NASTY
-    summary["search"]["ended"] = NASTY
+    summary["steps"]["search"]["ended"] = NASTY
     for entry in summary["models"].values():
         entry["continuations"][0] = NASTY
     page = Page(render_page(made(summary)))  # refuses scripts that aren't ours
@@ -95,7 +101,7 @@ def test_names_with_html_are_escaped():
 
 
 def test_rows_of_the_comparison():
-    rows = comparison_rows(made(searched()))
+    rows = comparison(made(searched())).rows
     assert len(rows) == 4
     assert rows[0] == ("dense", "134.5 M", "106.2 M", "269 MB", "24.9", "0.000", "254", "13.3")
     assert rows[3][1:] == ("81.3 M", "53.0 M (49.9 %)", "163 MB", "48.4", "0.871", "541 (×2.1)", "24.6 (×1.8)")
@@ -114,26 +120,32 @@ FULL = "searched + refit + recovery"
     ],
 )
 def test_models_are_named_after_the_steps_that_made_them(tree, rows):
-    assert [row[0] for row in comparison_rows(made(tree))] == ["dense", *rows]
+    assert named(tree) == ["dense", *rows]
     if rows[-1] == FULL:
-        assert comparison_rows(made(changed(tree, refit=DROPPED)))[-1][0] == FULL.replace("t +", "t (no gain) +")
-        assert comparison_rows(made(tree | {"refit": None}))[-1][0] == "searched + recovery"
+        assert named(told(tree, refit=DROPPED))[-1] == FULL.replace("t +", "t (no gain) +")
+        assert named(without(tree, "refit"))[-1] == "searched + recovery"
+
+
+def named(tree):
+    """The names of the models of a run."""
+    return [row[0] for row in comparison(made(tree)).rows]
 
 
 def printed(summary, width):
     console = Console(file=io.StringIO(), width=width)
-    console.print(comparison_table(summary))
+    console.print(tables.terminal(comparison(summary)))
     return console.file.getvalue()
 
 
 def test_table_of_the_terminal(summary):
     shown = printed(summary, 200)
-    headings = [word for heading in COLUMNS for word in heading.split()]
-    for words in (*headings, *(cell for row in comparison_rows(summary) for cell in row)):
+    table = comparison(summary)
+    headings = [word for heading in table.headings for word in heading.split()]
+    for words in (*headings, *(cell for row in table.rows for cell in row)):
         assert words in shown
     narrow = printed(summary, 80)
     assert "…" not in narrow
-    for row in comparison_rows(summary):
+    for row in table.rows:
         assert all(part in narrow for cell in row[1:] for part in cell.split())
 
 
@@ -142,9 +154,16 @@ def test_table_of_the_terminal(summary):
     [
         ([1, 2], "isn't a summary of a run"),
         ({"rows": []}, "isn't a summary of a run"),
-        ({**searched(), "format": 2}, r"or another version of darwinlm wrote it \(format: "),
-        ({**searched(), "export": None}, r"or another version of darwinlm wrote it \(export: "),
+        ({**searched(), "format": 1}, r"or another version of darwinlm wrote it \(format: "),
+        ({**searched(), "budget": 1}, r"or another version of darwinlm wrote it \(budget: "),
         ({**searched(), "surprise": 1}, r"or another version of darwinlm wrote it \(surprise: "),
+        (without(searched(), "export"), r"\(steps: no ExportFigures\)"),
+        (told(searched(), refit={"fitted": "most"}), r"\(steps: refit.fitted: "),
+        (told(searched(), refit={"surprise": 1}), r"\(steps: refit.surprise: "),
+        (told(searched(), nothing={}), r"\(steps: there is no step nothing\)"),
+        (changed(searched(), steps=3), r"\(steps: the figures of steps aren't there\)"),
+        (changed(searched(), models={"dense": {"metrics": {}}}), r"\(models.dense.metrics: no whole number for params"),
+        ({**searched(), "models": dict([*searched()["models"].items()][::-1])}, "models: the first model isn't dense"),
     ],
 )
 def test_another_summary_is_refused_in_one_sentence(tmp_path, content, said):
@@ -162,8 +181,7 @@ def test_looking_back_is_told_everywhere():
         assert expected in text
         assert expected in card
     assert "No lists of <words>" in text, "escaped, and said"
-    _, rows, _ = looking_back_rows(summary)
-    assert "20 %" in rows[-1]
+    assert "20 %" in copying_passage(summary.models, summary.name).tables[0].rows[-1]
 
 
 def test_marks_that_reorder_text_do_not_reach_the_page():

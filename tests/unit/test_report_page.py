@@ -13,12 +13,15 @@ from tests.tiny.summaries import (
     recovered,
     searched,
     text_of,
+    told,
 )
 from tests.unit.test_docs import parse
 
 from darwinlm.report.page import render_page
 from darwinlm.report.sweep_page import sweep_page
 from darwinlm.report.usage import next_steps
+from darwinlm.steps.recover.step import RecoveryFigures
+from darwinlm.steps.vocabulary.step import VocabularyFigures
 
 
 @pytest.mark.parametrize("name", SUMMARIES)
@@ -31,8 +34,8 @@ def test_commands_are_ones_that_the_program_takes(name):
         if not line.startswith("hf upload"):
             parse(line)
     trains = [line for _, line in steps if line.startswith("darwinlm recover")]
-    assert len(trains) == (summary.recovery is None)
-    pruned = summary.budget is not None and summary.vocabulary is None
+    assert len(trains) == (summary.of(RecoveryFigures) is None)
+    pruned = summary.budget is not None and summary.of(VocabularyFigures) is None
     large = pruned and summary.dense.block_params < 0.8 * summary.dense.params
     assert any("--vocab" in line for _, line in steps) == large
 
@@ -40,7 +43,7 @@ def test_commands_are_ones_that_the_program_takes(name):
 def swept(second_kl, second_params=80_000_000):
     large, small = searched(), recovered()
     for tree, params, kl in ((large, 110_000_000, 0.6), (small, second_params, second_kl)):
-        list(tree["models"].values())[-1].update(params=params, kl=kl)
+        list(tree["models"].values())[-1]["metrics"].update(params=params, kl=kl)
     sizes = {"keep-75": made(large), "keep-50": made(small)}
     return sizes, sweep_page(sizes)
 
@@ -84,7 +87,7 @@ def one_gone():
 
 def fitted():
     """A run in which every module was fitted."""
-    return changed(searched(), refit={"fitted": searched()["refit"]["modules"]})
+    return told(searched(), refit={"fitted": searched()["steps"]["refit"]["modules"]})
 
 
 VOCABULARY = {
@@ -101,15 +104,15 @@ TIME = {"limit": 600, "seconds": 500, "preset": "quick"}
 LEARNT = "Facts and other abilities that this text does not teach have not returned"
 UNLEARNT = "after pruning did not help on held-out text, so the weights from before it were kept"
 PAGE = [
-    (changed(given(), recovery={"kept": "before"}), ["on held-out text did not fall, so the weights"], []),
-    (searched(), ["second moments of the database; the refit", "strength of the refit"], ["while training"]),
-    (changed(searched(), refit={"strength": 0.75}), ["took 75% of the way to these weights"], ["(KL 0.5"]),
-    (changed(searched(), refit=DROPPED), ["not better with them on validation text, so the weights b"], ["(KL 0.5"]),
-    (changed(searched(), refit={"kl_before": 0.5, "kl_after": 0.4}), ["(KL 0.500 before, 0.400 after)"], []),
+    (told(given(), recover={"kept": "before"}), ["on held-out text did not fall, so the weights"], []),
+    (searched(), ["second moments of the database; the refit", "strength of the refit; check of"], ["while training"]),
+    (told(searched(), refit={"strength": 0.75}), ["took 75% of the way to these weights"], ["(KL 0.5"]),
+    (told(searched(), refit=DROPPED), ["not better with them on validation text, so the weights b"], ["(KL 0.5"]),
+    (told(searched(), refit={"kl_before": 0.5, "kl_after": 0.4}), ["(KL 0.500 before, 0.400 after)"], []),
     (fitted(), ["60 of 60 modules were fitted toward the dense model. "], []),
     (plain(), ["How the sizes were chosen isn't recorded"], ["Refit", "Recovery", "trust_remote_code"]),
     (recovered(), ["to the dense model and ended"], []),
-    (changed(recovered(), search={"generations": 0}), ["without a generation of search. It started from"], [",."]),
+    (told(recovered(), search={"generations": 0}), ["without a generation of search. It started from"], [",."]),
     (never_there(), ["never there", "No attention or MLP is removed"], []),
     (searched(), ["The budget was 50 % of the block parameters, 53,101,440; 53,000,000 were used"], []),
     (changed(searched(), budget=IN_TIME), ["was 30 ms of the dense model's 60 ms; 29 ms were used"], []),
@@ -118,14 +121,14 @@ PAGE = [
 ]
 CARD = [
     (recovered(), ["was then trained on 24,576 tokens of hf:HuggingFaceFW/fineweb-edu"], []),
-    (changed(recovered(), refit=DROPPED), ["on validation text and was dropped"], ["refitted by ridge"]),
+    (told(recovered(), refit=DROPPED), ["on validation text and was dropped"], ["refitted by ridge"]),
     (plain(), ["How its sizes were chosen isn't recorded"], ["trust_remote_code", "ridge"]),
-    (changed(recovered(), search={"method": "gradient"}), ["1 generation guided by gradients"], []),
-    (changed(recovered(), search={"generations": 0}), ["equal layers", "without a generation of search"], []),
+    (told(recovered(), search={"described": "guided by gradients"}), ["1 generation guided by gradients"], []),
+    (told(recovered(), search={"generations": 0}), ["equal layers", "without a generation of search"], []),
     (one_gone(), ["1 attention sub-layer of 30 blocks is gone."], []),
-    (changed(searched(), vocabulary=VOCABULARY), ["tokens: 24,000 of 48,000 tokens of the voc"], []),
+    (told(searched(), vocabulary=VOCABULARY), ["tokens: 24,000 of 48,000 tokens of the voc"], []),
     (
-        changed(searched(), vocabulary=VOCABULARY | {"dense_params": 2 * 134_515_008}),
+        told(searched(), vocabulary=VOCABULARY | {"dense_params": 2 * 134_515_008}),
         ["81.3 M of 269.0 M parameters (49.9 % of the block parameters), 163 MB of weights instead of 538 MB"],
         [],
     ),
@@ -136,15 +139,15 @@ BOTH = [
     (searched(), ["was not trained after"], ["was trained on", "was then trained", "How its sizes"]),
     (recovered(), ["was trained on 24,576 tokens after pruning", LEARNT], ["was not trained"]),
     (given(), ["was trained on 24,576 tokens after pruning", LEARNT], ["evolution", "refitted"]),
-    (changed(recovered(), recovery={"kept": "before"}), [UNLEARNT], [LEARNT, "was then trained"]),
+    (told(recovered(), recover={"kept": "before"}), [UNLEARNT], [LEARNT, "was then trained"]),
     (searched(), ["an evolutionary search of 19 generations guided by gradients"], []),
     (recovered(), ["1 generation with the paper's level switch"], ["guided by gradients"]),
     (changed(searched(), kept="attention of 4 blocks is kept"), ["Attention of 4 blocks is k"], []),
     (changed(searched(), left_out="multi-token prediction is left out"), ["Multi-token prediction is"], []),
-    (changed(searched(), export={"whole": True}), ["Its parts around the language model are unc"], []),
+    (told(searched(), export={"whole": True}), ["Its parts around the language model are unc"], []),
     (searched(), [], ["blocks is kept", "left out", "around the language model", "of its vocabulary"]),
     (
-        changed(searched(), vocabulary=VOCABULARY),
+        told(searched(), vocabulary=VOCABULARY),
         [
             "block parameters and half of its vocabulary",
             "24,000 of 48,000 tokens of the vocabulary kept, held-out text spelt in 10.0 % more tokens: 5.0 % of its t",
@@ -154,7 +157,9 @@ BOTH = [
         [],
     ),
     (
-        changed(searched(), machine={"threads": 1}, text={"purposes": {"evaluation": {"tokens": 512, "documents": 1}}}),
+        changed(
+            told(searched(), text={"purposes": {"evaluation": {"tokens": 512, "documents": 1}}}), machine={"threads": 1}
+        ),
         ["512 tokens (1 document) of hf:", "1 thread,"],
         [],
     ),

@@ -104,13 +104,13 @@ def test_no_average_over_failed_tasks_and_a_count_of_some_items() -> None:
     assert summary.average(scores) == (None, None)
     assert summary.rows(scores)[-1] == ("average", "", "", "-", "-", "")
     assert summary.notes(scores) == ["B failed: ValueError: broken"]
-    text = tables.markdown(summary.HEADINGS, summary.rows([score("a", 0.4, items=5)]))
+    text = tables.markdown(tables.Table(summary.HEADINGS, summary.rows([score("a", 0.4, items=5)])))
     assert "| A | 0 | acc | 40.00 | 2.00 | 5 of 10 |" in text
 
 
 def test_names_in_markdown_are_neither_html_nor_cells():
     evil = "a|b <script>alert(1)</script>\x1b[2J\n| c"
-    text = tables.markdown(["text", "KL"], [[evil, "**0.1**"]], [evil])
+    text = tables.markdown(tables.Table(["text", "KL"], [[evil, "0.1"]], [evil], final=True))
     assert "<script>" not in text
     assert "\x1b" not in text
     assert "**0.1**" in text

@@ -4,12 +4,12 @@ import ast
 import math
 
 import pytest
-from tests.tiny.summaries import NASTY, changed, front_matter, made, plain, searched
+from tests.tiny.summaries import NASTY, front_matter, made, plain, searched, told
 
 from darwinlm.report import wording
 from darwinlm.report.card import model_card
 from darwinlm.report.usage import loading_code
-from darwinlm.runtime import amounts
+from darwinlm.runtime import amounts, published
 
 
 def test_what_was_gained_and_lost():
@@ -34,19 +34,19 @@ def test_what_was_gained_and_lost():
 def test_the_line_of_speed_claims_what_was_measured(rate, spread, words):
     summary = plain()
     for model in summary["models"].values():
-        model.update(speed_spread=spread, tokens_per_second=rate and 100.0, decode_tokens_per_second=None)
-    summary["models"][made(summary).saved_key]["tokens_per_second"] = rate
+        model["metrics"].update(speed_spread=spread, tokens_per_second=rate and 100.0, decode_tokens_per_second=None)
+    summary["models"][made(summary).saved_key]["metrics"]["tokens_per_second"] = rate
     assert wording.faster(made(summary)) == words
 
 
 FIGURES = {
-    wording.count: {820: "820", 999_999: "1.0 M", 53_101_440: "53.1 M", 1_235_814_400: "1.24 B", None: "–"},
-    wording.size: {52_000: "52 kB", 2_471_645_608: "2.47 GB", None: "–"},
-    wording.perplexity: {4.312: "4.31", 9.999: "10.0", 999.96: "1,000", 2.5e7: "2e7", math.inf: "∞", math.nan: "–"},
-    wording.kl: {0.87149: "0.871", math.inf: "∞"},
-    wording.rate: {1234.5: "1,234", math.nan: "–"},
+    amounts.count: {820: "820", 999_999: "1.0 M", 53_101_440: "53.1 M", 1_235_814_400: "1.24 B", None: "–"},
+    amounts.size: {52_000: "52 kB", 2_471_645_608: "2.47 GB", None: "–"},
+    amounts.perplexity: {4.312: "4.31", 9.999: "10.0", 999.96: "1,000", 2.5e7: "2e7", math.inf: "∞", math.nan: "–"},
+    amounts.nats: {0.87149: "0.871", math.inf: "∞"},
+    amounts.rate: {1234.5: "1,234", math.nan: "–"},
     amounts.duration: {0.04: "0.0 s", 59.97: "1 min", 4350: "1 h 12 min", 3599.9: "1 h", 2533: "42 min"},
-    wording.short_source: {
+    published.short_source: {
         "/home/someone/models/tiny.gguf": "tiny.gguf",
         "hf:owner/name:config": "hf:owner/name:config",
         "/data/boolq/none/validation#question+passage": "validation#question+passage",
@@ -54,13 +54,13 @@ FIGURES = {
         "hf:owner/name,../CLIENT/a.txt": "hf:owner/name and a.txt",
         None: "unnamed",
     },
-    wording.short_model: {
+    published.short_model: {
         "owner/name@main": "owner/name@main",
         "../CLIENT/model": "model",
         "~/models/tiny.gguf": "tiny.gguf",
     },
-    wording.hub_id: {"owner/name": "owner/name", "./models/tiny": None, "models/tiny.gguf": None},
-    wording.factor: {
+    published.hub_id: {"owner/name": "owner/name", "./models/tiny": None, "models/tiny.gguf": None},
+    amounts.factor: {
         **{(18, 10): "1.8", (10, 10): "1.0", (9, 10): "0.9", (0.947, 1): "0.9"},
         **{(1, 30): "0.033", (99.9, 10): "10", (None, 1): "", (1, 0): ""},
     },
@@ -103,7 +103,7 @@ def test_card_of_a_searched_model():
 
 
 def test_card_of_a_plain_model_with_images_and_a_licence_of_its_own():
-    tree = changed(plain() | {"origin": {"license_name": "ours"}}, export={"whole": True})
+    tree = told(plain() | {"origin": {"license_name": "ours"}}, export={"whole": True})
     fields, body = front_matter(model_card(made(tree)))
     assert "custom_code" not in fields["tags"]
     assert (fields["license"], fields["pipeline_tag"]) == ("other", "image-text-to-text")
@@ -114,7 +114,7 @@ def test_card_keeps_paths_and_markup_out():
     summary = searched()
     del summary["origin"]
     summary["model"] = "/home/someone/secret/we`ird\n.gguf"
-    summary["text"]["source"] = "/home/someone/secret/<b>_text_.txt"
+    summary["steps"]["text"]["source"] = "/home/someone/secret/<b>_text_.txt"
     card = model_card(made(summary))
     fields, body = front_matter(card)
     assert "base_model" not in fields

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
+
+if TYPE_CHECKING:
+    from darwinlm.report.summary import Summary
 
 
 @command(SHRINK, "darwinlm demo")
@@ -23,31 +26,36 @@ def demo(out: arguments.Out = Path("runs/demo"), assignments: arguments.Set = No
     recipe = demo_recipe(tuple(assignments or ()))
     run = open_size(recipe, out, terminal.reporter(), until=pipeline.REPORT, begun=terminal.BEGUN)
     summary = pipeline.prune(run)
+    assert summary is not None, "the run goes to its report"
     _screen(terminal.console(), summary, out)
 
 
-def _screen(console: Console, summary: Any, out: Path) -> None:
+def _screen(console: Console, summary: Summary, out: Path) -> None:
     """Print sizes, what was lost, answers of both models, and next steps: one screen, the rest is for `show`."""
     from darwinlm.report import wording
     from darwinlm.report.write import PAGE
+    from darwinlm.runtime.amounts import count, nats, plural, size
+    from darwinlm.steps.recover.step import RecoveryFigures
+    from darwinlm.steps.search.step import SearchFigures
 
-    dense, small, generations = summary.dense, summary.saved, summary.search.generations
-    trained = "not trained" if summary.recovery is None else f"then trained on {summary.recovery.tokens:,} tokens"
-    weights = f"{wording.size(dense.bytes)} → {wording.size(small.bytes)}"
+    dense, small = summary.dense, summary.saved
+    search, recovery = summary.of(SearchFigures), summary.of(RecoveryFigures)
+    trained = "not trained" if recovery is None else f"then trained on {recovery.tokens:,} tokens"
     console.print(f"\n{wording.title(summary)}", style="bold")
-    lines = [
-        ("done", f"sizes searched for {generations} generation{'s' * (generations != 1)}; {trained}"),
-        ("size", f"{wording.count(dense.params)} → {wording.count(small.params)} parameters, {weights} of weights"),
-    ]
+    lines = []
+    if search is not None:
+        lines.append(("done", f"sizes searched for {plural(search.generations, 'generation')}; {trained}"))
+    weights = f"{size(dense.bytes)} → {size(small.bytes)}"
+    lines.append(("size", f"{count(dense.params)} → {count(small.params)} parameters, {weights} of weights"))
     if (file := summary.file) is not None and file.bytes is not None:
-        sizes = f"{wording.size(file.dense[file.smaller])} → {wording.size(file.predicted[file.smaller])}"
-        lines.append(("file", f"{sizes} as {file.smaller}, estimated; it came with {wording.size(file.bytes)}"))
+        sizes = f"{size(file.dense[file.smaller])} → {size(file.predicted[file.smaller])}"
+        lines.append(("file", f"{sizes} as {file.smaller}, estimated; it came with {size(file.bytes)}"))
     lines += [
-        ("lost", f"KL {wording.kl(small.kl)} nats per token to the original; 0 means the same predictions"),
+        ("lost", f"KL {nats(small.kl)} nats per token to the original; 0 means the same predictions"),
         ("", f"on {wording.measured_on(summary)}"),
     ]
-    if (uniform := summary.models.get("uniform")) is not None:
-        lines.append(("", f"{wording.kl(uniform.kl)} if all layers are cut alike, without a search or training"))
+    if (uniform := summary.uniform) is not None:
+        lines.append(("", f"{nats(uniform.kl)} if all layers are cut alike, without a search or training"))
     for name, value in lines:
         console.print(f"  {name:<11} {value}", soft_wrap=True)
     for number, question in enumerate(summary.prompts):

@@ -57,7 +57,7 @@ def evaluate(
     A finished run is compared with its dense model on texts and chats. Give the run's folder `model` to leave this out.
     """
     from darwinlm.evaluation.evaluate_model import EvaluationRequest, evaluate_model
-    from darwinlm.report.summary import dense_of
+    from darwinlm.runs.finished import dense_of
     from darwinlm.runtime.errors import DataError
 
     request = EvaluationRequest(

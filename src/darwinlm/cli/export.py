@@ -64,7 +64,7 @@ def show_report(console: Console, report: ExportReport) -> None:
         for row in report.comparisons
     ]
     if rows:
-        console.print(tables.terminal(HEADINGS, rows))
+        console.print(tables.terminal(tables.Table(HEADINGS, rows)))
     for note in report.notes:
         console.print(f"- {note}", soft_wrap=True)
     console.print(f"{report.path}: {size(report.bytes)} written")

@@ -34,11 +34,10 @@ def plan(
     **budget: Any,
 ) -> None:
     """Predict what each stage of a run takes: passes of the model, time and memory. No weights are read."""
-    from darwinlm.report.wording import count
     from darwinlm.runs.prediction import notes_of
     from darwinlm.runs.prediction import plan as make
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
-    from darwinlm.runtime.amounts import duration, size
+    from darwinlm.runtime.amounts import count, duration, size
 
     console = terminal.console()
     made = make(
@@ -64,7 +63,7 @@ def plan(
 
     cells = [(row.step, f"{made.passes(row):,.0f}", times(row), size(row.cost.bytes)) for row in made.rows]
     last = ("all", f"{made.passes():,.0f}", times(), size(made.peak.cost.bytes))
-    console.print(tables.terminal(("stage", "passes", "time", "memory"), [*cells, last]))
+    console.print(tables.terminal(tables.Table(("stage", "passes", "time", "memory"), [*cells, last])))
     most = size(max(row.cost.bytes + row.cost.caches for row in made.rows))
     console.print(f"up to {most} with the search's caches; compute.memory limits both", soft_wrap=True)
     if made.rates[0] != made.rates[1]:

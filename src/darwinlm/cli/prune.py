@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
+
+if TYPE_CHECKING:
+    from darwinlm.report.summary import Summary
 
 
 @command(
@@ -66,20 +71,20 @@ def prune(
         show_result(console, result.summary, out)
 
 
-def _show_sweep(console: Any, sweep: Any, out: Path) -> None:
+def _show_sweep(console: Console, sweep: Mapping[str, Summary], out: Path) -> None:
     """Print the result of a sweep."""
-    from darwinlm.report.sweep_page import HEADINGS, sweep_cells
+    from darwinlm.report.comparison import sweep_table
     from darwinlm.runs.sweep import PAGE
     from darwinlm.runtime import tables
 
     console.print("size against loss")
-    console.print(tables.terminal(HEADINGS, sweep_cells(sweep)))
+    console.print(tables.terminal(sweep_table(sweep)))
     console.print(f"models  {out}/*/model\npage    {out / PAGE}", soft_wrap=True)
     one = shlex.quote(str(out / next(iter(sweep))))
     console.print(f"\ndarwinlm show {one}    show all figures of a size, and next steps", soft_wrap=True)
 
 
-def show_result(console: Any, summary: Any, out: Path) -> None:
+def show_result(console: Console, summary: Summary, out: Path) -> None:
     """Print what was gained and lost in three lines, and where the rest is."""
     from darwinlm.report import wording
 

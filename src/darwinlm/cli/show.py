@@ -15,7 +15,7 @@ from darwinlm.runtime import tables
 from darwinlm.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.table import Table as TerminalTable
 
     from darwinlm.report.summary import Summary
 
@@ -36,7 +36,7 @@ def show(
     ] = False,
 ) -> None:
     """Show what is kept of every block, what was lost, and next steps."""
-    from darwinlm.report.summary import read_summary
+    from darwinlm.runs.finished import read_summary
     from darwinlm.runtime.artifact import damaged
 
     if verify:
@@ -73,8 +73,8 @@ def _summary_of(run: Path) -> Path:
     if path.is_file():
         return path
     if (run / "index.html").is_file():
-        each = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
-        raise ArtifactError(f"{run} holds several sizes: show one of {each}; {run / 'index.html'} compares them")
+        sizes = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
+        raise ArtifactError(f"{run} holds several sizes: show one of {sizes}; {run / 'index.html'} compares them")
     if (run / MARKER).is_file():
         done = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
         raise ArtifactError(
@@ -85,7 +85,7 @@ def _summary_of(run: Path) -> Path:
 
 def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report import usage, wording
-    from darwinlm.report.comparison import comparison_table
+    from darwinlm.report.comparison import comparison
 
     console.print(Text(wording.title(summary), style="bold"))
     for name, words in wording.gains(summary):
@@ -93,7 +93,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
     console.print()
     plain = not (console.encoding or "").startswith("utf")
     console.print(_blocks(summary, plain=plain), "")
-    console.print(comparison_table(summary))
+    _show_table(console, comparison(summary))
     _show_figures(console, summary)
     console.print()
     beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
@@ -103,34 +103,39 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
 
 
 def _show_figures(console: Console, summary: Summary) -> None:
-    """Print copying, sizes of GGUF files, the bounded file, figures on chats, and an answer."""
-    from darwinlm.report import wording
-    from darwinlm.report.comparison import chat_rows, file_rows, looking_back_rows
+    """Print what steps measured besides, sizes of GGUF files, and an answer."""
+    from darwinlm.report.comparison import file_table, passages
 
-    if (copied := looking_back_rows(summary)) is not None:
-        headings, rows, remarks = copied
-        table = [tables.terminal(headings, rows, bold=len(rows) - 1)] if len(headings) > 1 else []
-        console.print("", *table, *remarks)
-    if (files := file_rows(summary)) is not None:
-        console.print("", tables.terminal(files[0], files[1], bold=1), *files[2])
-    for headings, rows, remarks in chat_rows(summary):
-        console.print("", tables.terminal(headings, rows, bold=len(rows) - 1))
-        console.print("; ".join(remarks), style="dim")
+    for passage in passages(summary):
+        console.print()
+        if passage.text:
+            console.print(passage.text, soft_wrap=True)
+        for table in passage.tables:
+            _show_table(console, table)
+    if (files := file_table(summary)) is not None:
+        console.print()
+        _show_table(console, files)
     if summary.prompts and summary.dense.continuations:
         console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
-        for key in ("dense", summary.saved_key):
+        for key in (next(iter(summary.models)), summary.saved_key):
             text = summary.models[key].continuations[0].rstrip()
-            console.print(f"  {wording.model_name(key, summary)}: {text!r}")
+            console.print(f"  {summary.name(key)}: {text!r}")
 
 
-def _blocks(summary: Summary, *, plain: bool) -> Table:
+def _show_table(console: Console, table: tables.Table) -> None:
+    console.print(tables.terminal(table))
+    for remark in table.remarks:
+        console.print(remark, style="dim", soft_wrap=True)
+
+
+def _blocks(summary: Summary, *, plain: bool) -> TerminalTable:
     """A row for each block with the kept parts of its attention and MLP; `plain` draws with ASCII characters."""
     marks = "#." if plain else "█░"
     rows = [
         (str(row.block), _kept(row.heads, row.dense_heads, marks), _kept(row.channels, row.dense_channels, marks))
         for row in summary.allocation
     ]
-    return tables.terminal(("block", "query heads", "MLP channels"), rows)
+    return tables.terminal(tables.Table(("block", "query heads", "MLP channels"), rows))
 
 
 def _kept(part: int, whole: int, marks: str) -> str:

@@ -46,9 +46,9 @@ def say(message: str) -> None:
 def show_tables(several: Iterable[tables.Table]) -> None:
     """Print tables with remarks."""
     output = console()
-    for headings, cells, remarks in several:
-        output.print(tables.terminal(headings, cells))
-        for remark in remarks:
+    for table in several:
+        output.print(tables.terminal(table))
+        for remark in table.remarks:
             output.print(remark, soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -26,10 +26,12 @@ from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.tables import Table
-from darwinlm.steps.chats.answers import chat_tables, measure_chats
+from darwinlm.steps.chats.answers import measure_chats
 from darwinlm.steps.chats.step import ChatFigures
 from darwinlm.steps.evaluate.looking_back import all_copying, longest_sequence, measure_copying
-from darwinlm.steps.evaluate.quality import measure_quality
+from darwinlm.steps.evaluate.metric import TokenMetric, token_metrics
+from darwinlm.steps.evaluate.metrics import Divergence
+from darwinlm.steps.evaluate.quality import Quality, measure_quality
 from darwinlm.steps.evaluate.step import CopyingScore
 
 
@@ -96,20 +98,20 @@ class Evaluated:
     chats: ChatFigures | None = None
 
     def tables(self) -> Iterator[Table]:
-        """Each table: headings, cells and remarks."""
+        """Each table."""
         if self.texts:
-            yield from _text_tables(self.texts, self.engine)
+            yield _text_table(self.texts, self.engine)
         if self.copying:
             names = [score.name for score in next(iter(self.copying.values()))]
-            cells = [
-                (model, *([f"{summary.percent(each.accuracy)} ({each.loss:.2f})" for each in row] or ["not measured"]))
-                for model, row in self.copying.items()
-            ]
-            yield ("copied, %, and loss in nats", *(names or [""])), cells, self.left_out
+            rows = []
+            for model, scores in self.copying.items():
+                copied = [f"{summary.percent(score.accuracy)} ({score.loss:.2f})" for score in scores]
+                rows.append((model, *(copied or ["not measured"])))
+            yield Table(("copied, %, and loss in nats", *(names or [""])), rows, self.left_out)
         if self.chats is not None:
-            yield from chat_tables(self.chats)
+            yield from self.chats.tables()
         if self.scores:
-            yield summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores)
+            yield Table(summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores))
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for --out."""
@@ -129,18 +131,35 @@ class Evaluated:
         }
 
 
-def _text_tables(texts: list[dict[str, Any]], engine: str) -> Iterator[Table]:
-    """Perplexity and, of texts that were measured against another model, KL and agreement."""
-    number, percent = summary.number, summary.percent
-    cells: list[tuple[str, ...]] = []
-    for text in texts:
-        perplexities = (number(text["perplexity"], ".4g"), number(text["dense_perplexity"], ".4g"))
-        kl, same = number(text["kl"], ".4f"), percent(text["agreement"])
-        cells.append((text["source"], f"{text['tokens']}", *perplexities, kl, same))
+def _text_table(texts: list[dict[str, Any]], engine: str) -> Table:
+    """The metrics of tokens on each text; those that don't compare two models also of the dense one."""
+    headings, rows = ["text", "tokens"], [[str(text["source"]), str(text["tokens"])] for text in texts]
     remarks = [f"run by {engine}"]
-    if len(compared := [text for text in texts if text["kl"] is not None]) > 1:
-        remarks.append(f"the highest KL is on {max(compared, key=itemgetter('kl'))['source']}")
-    yield ("text", "tokens", "perplexity", "dense perplexity", "KL, nats per token", "same token, %"), cells, remarks
+    for metric in token_metrics():
+        names = [(metric.name, metric.heading)]
+        if not metric.compares:
+            names.append((f"dense_{metric.name}", f"dense {metric.heading}"))
+        for name, heading in names:
+            headings.append(heading)
+            for row, text in zip(rows, texts, strict=True):
+                row.append(metric.precise(text[name]))
+    compared = [text for text in texts if text[Divergence.name] is not None]
+    if len(compared) > 1:
+        remarks.append(f"the highest KL is on {max(compared, key=itemgetter(Divergence.name))['source']}")
+    return Table(headings, rows, remarks)
+
+
+def _text_figures(
+    source: str, tokens: torch.Tensor, metrics: Sequence[TokenMetric], own: Quality, dense: Quality | None
+) -> dict[str, Any]:
+    """The figures of one text, as in the JSON: those that compare two models are None without a dense one."""
+    figures: dict[str, Any] = {"source": source, "sequences": len(tokens), "tokens": own.tokens}
+    for metric in metrics:
+        alone = dense is None and metric.compares
+        figures[metric.name] = None if alone else own.values[metric.name]
+        if not metric.compares:
+            figures[f"dense_{metric.name}"] = None if dense is None else dense.values[metric.name]
+    return figures
 
 
 def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
@@ -198,9 +217,9 @@ def _opened(request: EvaluationRequest) -> dict[str, Opened]:
         dense = request.open(request.against, dequantised=True)
         cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
         models[f"{dense.source} (dense{cut})"] = dense
-    for each in models.values():
-        if request.chat and each.engine != "PyTorch":
-            raise RecipeError(f"--chat: PyTorch can't run {each.source}: give a folder instead of a GGUF file")
+    for model in models.values():
+        if request.chat and model.engine != "PyTorch":
+            raise RecipeError(f"--chat: PyTorch can't run {model.source}: give a folder instead of a GGUF file")
     return models
 
 
@@ -220,17 +239,16 @@ def _measure_texts(request: EvaluationRequest, models: dict[str, Opened], result
         )
     batch_tokens = request.batch_size * request.sequence_length
     sequences, result.left_out = all_copying(opened.tokenizer, next(iter(packed.values())), longest)
-    read = torch.cat([text.flatten() for text in (*packed.values(), *(each.tokens for each in sequences))])
-    readers = {name: each.decoder(read) for name, each in models.items()}
+    read = torch.cat([text.flatten() for text in (*packed.values(), *(sequence.tokens for sequence in sequences))])
+    readers = {name: model.decoder(read) for name, model in models.items()}
     with TemporaryDirectory(prefix="darwinlm-") as folder:  # for text whose streams have no room in memory
         memory = HiddenMemory(Path(folder))
         for source, tokens in packed.items():
             dense = [*readers.values()][-1]
             quality = measure_quality(dense, readers, tokens, batch_tokens=batch_tokens, memory=memory)
             own, *others = quality.values()
-            figures = {"source": source, "sequences": len(tokens), "dense_perplexity": None, **asdict(own)}
-            figures |= {"dense_perplexity": others[0].perplexity} if others else {"kl": None, "agreement": None}
-            result.texts.append(figures)
+            against = others[0] if others else None
+            result.texts.append(_text_figures(source, tokens, token_metrics(), own, against))
     result.copying = measure_copying(readers, sequences, batch_tokens=batch_tokens)
 
 

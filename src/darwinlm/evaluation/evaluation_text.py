@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from darwinlm.formats.opened import Opened
 from darwinlm.model.surgery.fewer_tokens import rows_in
 from darwinlm.runtime.errors import DataError, ModelError
 from darwinlm.steps.text.packing import added_bos, token_ids
@@ -39,10 +40,10 @@ def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) 
     return sequences
 
 
-def share_vocabulary(model: Any, dense: Any) -> bool:
+def share_vocabulary(model: Opened, dense: Opened) -> bool:
     """Give a dense model the tokens of a smaller model.
 
-    Both are `engines.opened.Opened`. If the dense one has all tokens of the smaller model and more, its embedding
+    If the dense one has all tokens of the smaller model and more, its embedding
     and head are cut. Returns whether it was cut. Raises ModelError if the vocabularies differ, and as `Opened.cut`.
     """
     rows = rows_in(model.tokenizer, dense.tokenizer, model.vocabulary, dense.vocabulary)

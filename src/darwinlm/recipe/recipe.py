@@ -1,19 +1,20 @@
 """The whole configuration: one schema for Python, YAML files and the command line.
 
-Each step declares its own section; here they are put together, in the order of the steps. Every field has a default
-that suits a first run; `recipe.default.yaml` lists them. Unknown fields are errors, with a suggestion if a similar one
-exists.
+Each step declares its own section; here they are put together. Every field has a default that suits a first run;
+`recipe.default.yaml` lists them. Unknown fields are errors, with a suggestion if a similar one exists.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
 
 from darwinlm.model.quantisation import SMALLEST, UNCHOSEN
 from darwinlm.model.units.unit_settings import UnitsSettings
+from darwinlm.pipeline import STEPS
 from darwinlm.recipe.presets import PRESETS, completed
+from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.database.step import DatabaseSettings
@@ -24,8 +25,8 @@ from darwinlm.steps.text.step import TextSettings
 from darwinlm.steps.vocabulary.step import VocabularySettings
 
 
-class Recipe(Sections):
-    """A whole run."""
+class CoreRecipe(Sections):
+    """The sections that the code of a run names itself, checked by type."""
 
     preset: Literal["default", "quick", "thorough", "paper"] = "default"
     """Values of the fields that aren't given. `quick`: about two fifths of the work; `thorough`: four times as much.
@@ -62,10 +63,48 @@ class Recipe(Sections):
         return units.model_copy(update={"quantisation": SMALLEST})
 
     @model_validator(mode="after")
-    def _equal_layers_have_equal_groups(self) -> Recipe:
+    def _equal_layers_have_equal_groups(self) -> CoreRecipe:
         if self.search.layers == "equal" and self.units.attention == "query_head":
             raise ValueError(
                 "search.layers is equal, but units.attention=query_head removes single heads, after which KV heads "
                 "serve different numbers of them; use units.attention=lattice"
             )
         return self
+
+
+def _further_sections() -> dict[str, tuple[type[Section], Section]]:
+    """Sections of the pipeline's steps that aren't among those of the core, with their defaults, by name."""
+    settings = {step.section: step.Settings for step in STEPS if step.Settings is not None}
+    return {name: (kind, kind()) for name, kind in settings.items() if name not in CoreRecipe.model_fields}
+
+
+if TYPE_CHECKING:
+
+    class Recipe(CoreRecipe):
+        """A whole run: the core's sections, and those of all further steps of the pipeline."""
+
+else:
+    Recipe = create_model(
+        "Recipe", __base__=CoreRecipe, __module__=__name__, __doc__="A whole run.", **_further_sections()
+    )
+
+
+def field_order() -> list[str]:
+    """Names of all fields of a recipe in the order in which people read them.
+
+    Plain values come first. A further step's section follows that of the step before it.
+    """
+    fields = Recipe.model_fields
+    further = _further_sections()
+    plain = [name for name, field in fields.items() if not _is_section(field.annotation)]
+    order = [*plain, *(name for name in fields if name not in plain and name not in further)]
+    before = order[-1]
+    for step in STEPS:
+        if step.section in further:
+            order.insert(order.index(before) + 1, step.section)
+        before = step.section or before
+    return order
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)

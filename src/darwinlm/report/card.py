@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
-from darwinlm.report.comparison import COLUMNS, COPIED, chat_rows, comparison_rows, looking_back_rows
+from darwinlm.report.comparison import comparison, passages
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary
 from darwinlm.runtime import tables
 from darwinlm.runtime.limits import visible
+from darwinlm.steps.recover.step import RecoveryFigures
 
 
 def model_card(summary: Summary) -> str:
@@ -19,15 +21,16 @@ def model_card(summary: Summary) -> str:
 
     Files on disk are named without their folders, since cards are published.
     """
-    looking_back, rows = looking_back_rows(summary), comparison_rows(summary)
-    figures = [*rows[:-1], [f"**{cell}**" for cell in rows[-1]]]
+    compared = comparison(summary)
+    recovery = summary.of(RecoveryFigures)
     return render(
         "card.md.j2",
         summary=summary,
         front_matter=_front_matter(summary),
-        figures=tables.markdown(COLUMNS, figures, ["In bold: this model."]),
-        looking_back=tables.markdown(*looking_back[:2], [COPIED]) if looking_back else None,
-        chats=[tables.markdown(*each) for each in chat_rows(summary)],
+        compared=tables.markdown(replace(compared, remarks=["In bold: this model.", *compared.remarks])),
+        passages=passages(summary),
+        trained=recovery is not None and recovery.kept == "trained",
+        markdown=tables.markdown,
         plain=_plain,
         code=_code,
     )

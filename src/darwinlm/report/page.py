@@ -5,10 +5,12 @@ from __future__ import annotations
 import yaml
 
 from darwinlm.report import wording
-from darwinlm.report.comparison import COLUMNS, COPIED, chat_rows, comparison_rows, file_rows, looking_back_rows
+from darwinlm.report.comparison import comparison, file_table, passages
 from darwinlm.report.render import render
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.runtime.published import without_folders
+from darwinlm.steps.evaluate.metric import tiles
+from darwinlm.steps.evaluate.step import DENSE
 
 
 def render_page(summary: Summary) -> str:
@@ -17,19 +19,17 @@ def render_page(summary: Summary) -> str:
     Nothing is loaded from elsewhere, and names, prompts and continuations are escaped. What wasn't done or isn't known
     is left out or said to be unknown.
     """
+    uniform = summary.uniform
     return render(
         "run.html.j2",
         summary=summary,
         version=summary.version,
         title=wording.title(summary),
-        columns=COLUMNS,
-        rows=comparison_rows(summary),
-        files=file_rows(summary),
+        tiles=tiles(summary.saved.metrics, summary.dense.metrics, uniform.metrics if uniform else None),
+        compared=comparison(summary),
+        files=file_table(summary),
+        passages=passages(summary),
         block_rows=[(entry.block, _kept_cells(entry)) for entry in summary.allocation],
-        vocabulary_rows=_vocabulary_rows(summary),
-        copied=looking_back_rows(summary),
-        chats=chat_rows(summary),
-        copied_words=COPIED,
         samples=_samples(summary),
         recipe=yaml.safe_dump(without_folders(summary.recipe), sort_keys=False, allow_unicode=True),
     )
@@ -48,27 +48,13 @@ def _kept_cells(entry: BlockFigures) -> list[tuple[float, str]]:
     return cells
 
 
-def _vocabulary_rows(summary: Summary) -> list[tuple[str, ...]]:
-    return [
-        (
-            name,
-            f"{text.bytes:,}",
-            f"{text.dense_tokens / text.bytes:.3f}",
-            f"{text.tokens / text.bytes:.3f}",
-            f"{100 * (text.tokens / text.dense_tokens - 1):.1f} %",
-            wording.percent(text.affected, text.dense_tokens),
-        )
-        for name, text in (summary.vocabulary.domains if summary.vocabulary else {}).items()
-    ]
-
-
 def _samples(summary: Summary) -> list[tuple[str, list[tuple[str, str]]]]:
     """Continuations of each prompt by the dense and the saved model, as (name, text)."""
-    shown = [(key, model) for key, model in summary.measured() if key in ("dense", summary.saved_key)]
+    shown = [(key, summary.models[key]) for key in (DENSE, summary.saved_key)]
     samples = []
     for number, prompt in enumerate(summary.prompts):
         texts = [
-            (wording.model_name(key, summary), model.continuations[number].rstrip())
+            (summary.name(key), model.continuations[number].rstrip())
             for key, model in shown
             if number < len(model.continuations)
         ]

@@ -1,31 +1,30 @@
 """What a run leaves for people and tools: `summary.json` as a closed, versioned model.
 
-The page, the model card, the terminal, sweeps and `darwinlm recover` read this model and nothing else of a run. A new
-figure is a new field with a default; a change of what a field means is a new `format`.
+The page, the model card, the terminal, sweeps and `darwinlm recover` read this model and nothing else of a run. What
+steps tell is in `steps`, each in the words of its own figures. A change of what a field means is a new `format`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from darwinlm.model.families.origin import Origin
 from darwinlm.model.layer_sizes import BlockSizes
-from darwinlm.runtime.figures import Figures, StageTime, TimeFigures, read_figures
-from darwinlm.steps.chats.step import ChatFigures
-from darwinlm.steps.evaluate.step import ModelFigures, ModelKey
+from darwinlm.runtime.figures import Figures, StageTime, StepFigures, TimeFigures, first_mistake, read_figures
+from darwinlm.steps.evaluate.step import BEFORE, DENSE, STITCHED, UNIFORM, ModelFigures
 from darwinlm.steps.export.step import ExportFigures
-from darwinlm.steps.file.step import FileChoice
-from darwinlm.steps.recover.step import RecoveryFigures
-from darwinlm.steps.refit.step import RefitFigures
 from darwinlm.steps.search.step import SearchFigures
 from darwinlm.steps.text.step import TextFigures
-from darwinlm.steps.vocabulary.step import VocabularyFigures
 
 FILE = "summary.json"
+KINDS = "kinds"
+"""Where the context of a validation holds the classes of figures by step."""
+
+AnyStepFigures = TypeVar("AnyStepFigures", bound=StepFigures)
 
 
 class BudgetFigures(Figures):
@@ -122,77 +121,118 @@ class Summary(Figures):
     Attributes:
         model: the original dense model, as the user named it.
         budget: None where the model was pruned elsewhere.
-        models: what was measured; the last one is the saved model.
+        models: what was measured: the dense model first, the saved one last. If the vocabulary was cut, the dense one
+            has the smaller vocabulary too.
         chat: whether prompts are questions in the model's chat template; else they are beginnings of a text.
-        chats: figures on chats; None where they weren't wanted.
         kept, left_out: the modules that are never cut, and what the original has and no step reads, each as a clause;
             empty where there is nothing.
-        search, refit, recovery: None where there was none, or none is known of.
+        steps: what each step tells, by its name, in the order of the steps.
+        text_use: what text was used for, by purpose.
         file: None where llama.cpp can't run the saved model.
-        bounded: the file that the budget bounds; None for other budgets.
-        vocabulary: None where all tokens are kept; otherwise `dense` among the models has the smaller one, too.
         time: None where no limit was given.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     version: str
     model: str
     budget: BudgetFigures | None = None
-    models: dict[ModelKey, ModelFigures]
+    models: dict[str, ModelFigures] = Field(min_length=2)
     origin: Origin = Origin()
     prompts: tuple[str, ...] = ()
     chat: bool = False
-    chats: ChatFigures | None = None
     allocation: tuple[BlockFigures, ...] = ()
     kept: str = ""
     left_out: str = ""
-    search: SearchFigures | None = None
-    refit: RefitFigures | None = None
-    recovery: RecoveryFigures | None = None
-    vocabulary: VocabularyFigures | None = None
-    text: TextFigures
+    steps: dict[str, SerializeAsAny[StepFigures]]
+    text_use: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     stages: tuple[StageTime, ...] = ()
     time: TimeFigures | None = None
-    export: ExportFigures
     file: FileFigures | None = None
-    bounded: FileChoice | None = None
     machine: MachineFigures
     recipe: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("models")
+    @classmethod
+    def _has_the_dense_model(cls, models: dict[str, ModelFigures]) -> dict[str, ModelFigures]:
+        if next(iter(models)) != DENSE:
+            raise ValueError(f"the first model isn't {DENSE}")
+        return models
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _figures_of_steps(cls, steps: object, info: ValidationInfo) -> dict[str, StepFigures]:
+        """The figures of each step as its own class, from those in the context."""
+        kinds: Mapping[str, type[StepFigures]] = (info.context or {}).get(KINDS, {})
+        if not isinstance(steps, dict):
+            raise ValueError("the figures of steps aren't there")  # noqa: TRY004 - pydantic reports ValueError
+        figures: dict[str, StepFigures] = {}
+        for name, given in steps.items():
+            if not isinstance(given, StepFigures) and name not in kinds:
+                raise ValueError(f"there is no step {name}")
+            try:
+                figures[name] = given if isinstance(given, StepFigures) else kinds[name].model_validate(given)
+            except ValidationError as error:
+                raise ValueError(f"{name}.{first_mistake(error)}") from error
+        for needed in (TextFigures, ExportFigures):
+            if not any(isinstance(found, needed) for found in figures.values()):
+                raise ValueError(f"no {needed.__name__}")
+        return figures
 
     @property
     def dense(self) -> ModelFigures:
         """The dense model."""
-        return self.models["dense"]
+        return self.models[DENSE]
 
     @property
-    def saved_key(self) -> ModelKey:
-        """Name of the model that is saved: the last one made."""
-        return list(self.measured())[-1][0]
+    def uniform(self) -> ModelFigures | None:
+        """The best model with equal layers."""
+        return self.models.get(UNIFORM)
+
+    @property
+    def saved_key(self) -> str:
+        """Name of the model that is saved."""
+        return next(reversed(self.models))
 
     @property
     def saved(self) -> ModelFigures:
         """The model that is saved."""
         return self.models[self.saved_key]
 
-    def measured(self) -> Iterator[tuple[ModelKey, ModelFigures]]:
-        """Models that were measured, in the order in which they are made."""
-        for key in ModelKey.__args__:  # type: ignore[attr-defined]
-            if key in self.models:
-                yield key, self.models[key]
+    @property
+    def text(self) -> TextFigures:
+        """The text of the run."""
+        return self._needed(TextFigures)
+
+    @property
+    def export(self) -> ExportFigures:
+        """The saved model."""
+        return self._needed(ExportFigures)
+
+    @property
+    def searched(self) -> bool:
+        """Whether it is known how the sizes were chosen."""
+        return self.of(SearchFigures) is not None
+
+    def of(self, kind: type[AnyStepFigures]) -> AnyStepFigures | None:
+        """The figures of a class; None where no step told any."""
+        return next((figures for figures in self.steps.values() if isinstance(figures, kind)), None)
+
+    def _needed(self, kind: type[AnyStepFigures]) -> AnyStepFigures:
+        figures = self.of(kind)
+        assert figures is not None, "every summary has them"
+        return figures
+
+    def name(self, key: str) -> str:
+        """What a model is called; it names the steps that made it, and no others."""
+        if key == BEFORE:
+            return "before recovery"
+        labels = [figures.label for figures in self.steps.values() if figures.label]
+        labels = labels if self.searched else ["pruned", *labels]
+        if key == STITCHED:
+            return labels[0]
+        return " + ".join(labels) if key == self.saved_key else key
 
 
-def read_summary(path: Path) -> Summary:
-    """Read a summary.json. Raises ArtifactError as `read_figures`."""
-    return read_figures(path, Summary, "summary of a run")
-
-
-def dense_of(source: str) -> str | None:
-    """The original model of a finished run, which `source` names by its folder; None if it is something else.
-
-    Raises ArtifactError if the run's summary is damaged.
-    """
-    run = Path(source).expanduser()
-    if not (run / FILE).is_file():
-        return None
-    converted = run / "stages" / "source"  # of a GGUF file
-    return str(converted) if converted.is_dir() else read_summary(run / FILE).model
+def read_summary(path: Path, kinds: Mapping[str, type[StepFigures]]) -> Summary:
+    """Read a summary.json, with the figures of steps as these classes. Raises ArtifactError as `read_figures`."""
+    return read_figures(path, Summary, "summary of a run", {KINDS: kinds})

@@ -9,6 +9,8 @@ import shlex
 from darwinlm.report.summary import Summary
 from darwinlm.report.wording import large_embedding
 from darwinlm.runtime.errors import install
+from darwinlm.steps.recover.step import RecoveryFigures
+from darwinlm.steps.vocabulary.step import VocabularyFigures
 
 _PACKAGES = {"eval": "lm_eval", "gguf": "cyllama"}
 """Extras that next steps need, and the package that shows that each is installed."""
@@ -52,14 +54,14 @@ def next_steps(
         f"darwinlm recover {run} --tokens 300M --text TEXT --out {recovered}",
     )
     cut: list[tuple[str, str]] = []
-    if model and summary.budget and not summary.vocabulary:
+    if model and summary.budget and summary.of(VocabularyFigures) is None:
         keep = summary.budget.block_params / summary.budget.dense_block_params
         if large := large_embedding(summary.dense.params, summary.dense.block_params):
             do = f"darwinlm prune {shlex.quote(model)} --keep {keep:.1%} --vocab 50% --text TEXT"
             cut = [(f"cut its vocabulary too: {large}", f"{do} --out {shlex.quote(f'{beside}-vocab')}")]
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
-        *([train] if summary.recovery is None else []),
+        *([train] if summary.of(RecoveryFigures) is None else []),
         *cut,
         (f"measure it on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite quick"),
         (

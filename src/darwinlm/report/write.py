@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import transformers
 
 from darwinlm.formats.gguf.gguf_format import GGUF
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.families.origin import origin_of
+from darwinlm.model.families.origin import Origin, origin_of
 from darwinlm.model.families.shapes import module_shapes
-from darwinlm.model.families.whole import is_whole
 from darwinlm.model.layer_sizes import BlockSizes, block_sizes
 from darwinlm.model.surgery.depth import numbers_in
 from darwinlm.model.units.space import kept_whole
@@ -22,59 +22,36 @@ from darwinlm.report.summary import FILE, BlockFigures, BudgetFigures, FileFigur
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_record, validated, write_json, write_text
 from darwinlm.runtime.errors import BudgetError
-from darwinlm.runtime.figures import TimeFigures
-from darwinlm.runtime.step import Task
+from darwinlm.runtime.figures import StepFigures, TimeFigures
+from darwinlm.runtime.run import Run
 from darwinlm.runtime.version import VERSION
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.problem import Problem
-from darwinlm.steps.chats.step import ChatFigures
 from darwinlm.steps.evaluate.speed import prompts_for
 from darwinlm.steps.evaluate.step import Measured
-from darwinlm.steps.export.step import Exported, ExportFigures
-from darwinlm.steps.file.step import FileChoice
+from darwinlm.steps.export.step import Exported
 from darwinlm.steps.own_text.script import is_chat
-from darwinlm.steps.recover.step import RecoveryFigures, RecoverySettings
-from darwinlm.steps.refit.step import RefitFigures
-from darwinlm.steps.results import Corrected, Inputs
-from darwinlm.steps.search.search_method import SEARCH_METHODS
-from darwinlm.steps.search.step import SearchFigures, SearchResult, SearchSettings
-from darwinlm.steps.text.sequences import TokenSequences
-from darwinlm.steps.text.step import PurposeFigures, TextFigures, TextSettings
+from darwinlm.steps.results import Inputs
+from darwinlm.steps.search.step import SearchResult
 
 PAGE = "report.html"
 
 
 def write_summary(
-    task: Task,
-    inputs: Inputs,
-    problem: Problem,
-    search: SearchResult,
-    made: Corrected,
-    chats: ChatFigures | None,
-    measured: Measured,
-    file: FileChoice | None,
+    run: Run[Any], inputs: Inputs, problem: Problem, search: SearchResult, exported: Exported, measured: Measured
 ) -> Summary:
-    """Write the summary, the page and the card, on every run."""
-    dense, refit, recovered, vocabulary = inputs.dense, made.refit, made.recovered, inputs.vocabulary
-    method, generations = task.settings(SearchSettings).method, len(search.record["history"]) - 1
-    ran = {"method": SEARCH_METHODS.name_of(type(method)), "described": method.words, "generations": generations}
+    """Write the summary, the page and the card of a run that prunes, on every run. Raises BudgetError."""
+    dense = inputs.dense
     summary = summary_of(
-        task,
+        run,
         dense,
-        inputs.text,
-        made.exported,
-        chats,
+        exported,
         measured,
-        budget=_budget(task, problem, search, measured),
+        budget=_budget(run.recipe.section(BudgetSettings), problem, search, measured),
         origin=origin_of(dense.folder, dense.source),
         kept=kept_whole(problem.space, dense.family),
-        search=SearchFigures.model_validate({**ran, **search.record}),
-        refit=None if refit is None else RefitFigures.model_validate(refit.record),
-        recovery=None if recovered is None else RecoveryFigures.model_validate(recovered.record),
-        vocabulary=None if vocabulary is None else vocabulary.figures,
-        bounded=file,
     )
-    write_report(task.context.folder, made.exported.folder, summary)
+    write_report(run.folder, exported.folder, summary)
     return summary
 
 
@@ -93,44 +70,34 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
 
 
 def summary_of(
-    task: Task,
+    run: Run[Any],
     dense: Checkpoint,
-    texts: dict[str, TokenSequences],
     exported: Exported,
-    chats: ChatFigures | None,
-    models: Measured,
-    **made: Any,
+    measured: Measured,
+    *,
+    origin: Origin,
+    budget: BudgetFigures | None = None,
+    kept: str = "",
+    earlier: Mapping[str, StepFigures] | None = None,
 ) -> Summary:
-    """Summary of a run or of a recovery alone; `made` holds the fields in which they differ."""
-    context, tokenizer = task.context, exported.checkpoint.tokenizer()
-    text, recovery = task.settings(TextSettings), task.settings(RecoverySettings)
+    """The summary of a run or of a recovery alone; `earlier` is what steps of the run that pruned the model told."""
+    context, tokenizer = run.context, exported.checkpoint.tokenizer()
     return Summary(
         version=VERSION,
         model=dense.source,
-        models=models,
+        budget=budget,
+        models=measured,
+        origin=origin,
         prompts=prompts_for(tokenizer),
         chat=is_chat(tokenizer),
-        chats=chats,
-        left_out=dense.left_out,
         allocation=allocation_figures(dense, Checkpoint.describe(exported.folder)),
+        kept=kept,
+        left_out=dense.left_out,
+        steps={**(earlier or {}), **run.figures},
+        text_use=run.text_use,
+        stages=run.times,
+        time=_time(run),
         file=_file(dense, exported.checkpoint),
-        text=TextFigures(
-            source=text.source,
-            sequence_length=text.sequence_length,
-            purposes={
-                purpose: PurposeFigures(tokens=part.n_tokens, documents=len(part.document_hashes))
-                for purpose, part in texts.items()
-            },
-            training_source=(recovery.text or text.source) if recovery.tokens else None,
-        ),
-        stages=task.times,
-        time=_time(task),
-        export=ExportFigures(
-            folder=exported.folder.name,
-            custom_code=exported.custom_code,
-            dtype=str(exported.dtype).removeprefix("torch."),
-            whole=is_whole(exported.folder),
-        ),
         machine=MachineFigures(
             device=str(context.device),
             threads=torch.get_num_threads(),
@@ -138,18 +105,17 @@ def summary_of(
             transformers=transformers.__version__,
             compute_dtype=str(context.dtype).removeprefix("torch."),
         ),
-        recipe=task.recipe.model_dump(mode="json"),
-        **made,
+        recipe=run.recipe.model_dump(mode="json"),
     )
 
 
-def _time(task: Task) -> TimeFigures | None:
+def _time(run: Run[Any]) -> TimeFigures | None:
     """The time limit and its use; a rerun that only reused stages keeps what the run said."""
-    before = task.context.folder / FILE
-    if all(each.reused for each in task.times) and before.is_file():
+    before = run.folder / FILE
+    if all(stage.reused for stage in run.times) and before.is_file():
         time = read_record(before).get("time")
         return None if time is None else validated(before, TimeFigures, time)
-    limit = task.context.limit
+    limit = run.context.limit
     if limit is None:
         return None
     return TimeFigures(limit=limit.seconds, seconds=round(limit.used, 1), preset=limit.preset)
@@ -165,10 +131,10 @@ def _file(dense: Checkpoint, small: Checkpoint) -> FileFigures | None:
     return FileFigures(dense=of_dense, predicted=of_small, bytes=came)
 
 
-def _budget(task: Task, problem: Problem, search: SearchResult, models: Measured) -> BudgetFigures:
+def _budget(settings: BudgetSettings, problem: Problem, search: SearchResult, models: Measured) -> BudgetFigures:
     """The budget and its use by the saved model. Raises BudgetError if it differs from the plan."""
-    settings, allocation = task.settings(BudgetSettings), search.allocation
-    dense, final = models["dense"], list(models.values())[-1]
+    allocation = search.allocation
+    dense, *_, final = models.values()
     planned = problem.space.params(allocation)
     used = problem.cost.of(allocation)
     if (final.block_params, final.params) != (planned, planned + problem.outside) or used > problem.budget.limit:

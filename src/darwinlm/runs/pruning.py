@@ -11,7 +11,8 @@ from typing import Any, Unpack
 from darwinlm import pipeline
 from darwinlm.pipeline import ORDER, REPORT
 from darwinlm.recipe import BudgetArguments, Recipe, load_recipe, options
-from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.report.summary import FILE, Summary
+from darwinlm.runs.finished import read_summary
 from darwinlm.runs.loaded import Model, load
 from darwinlm.runs.opening import check_inputs, named_here, open_run
 from darwinlm.runtime.artifact import read_record, validated

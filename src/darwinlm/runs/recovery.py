@@ -10,8 +10,9 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.origin import Origin, origin_of
 from darwinlm.pipeline import text_shares
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
-from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.report.summary import FILE, Summary
 from darwinlm.report.write import summary_of, write_report
+from darwinlm.runs.finished import read_summary
 from darwinlm.runs.opening import open_run
 from darwinlm.runs.pruning import check_replaced
 from darwinlm.runtime.artifact import STAGES
@@ -20,12 +21,12 @@ from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.run import Run
 from darwinlm.steps.chats.step import Chats
-from darwinlm.steps.evaluate.measured_models import Models
-from darwinlm.steps.evaluate.step import Evaluate
+from darwinlm.steps.evaluate.measured_models import Models, StoredModel
+from darwinlm.steps.evaluate.step import BEFORE, DENSE, RECOVERED, Evaluate
 from darwinlm.steps.export.step import Export
 from darwinlm.steps.own_text.step import FOLDER, Documents, OwnText, OwnTextForRecovery
 from darwinlm.steps.recover.recovery_run import check_recovery
-from darwinlm.steps.recover.step import Recover, RecoveryFigures
+from darwinlm.steps.recover.step import Recover
 from darwinlm.steps.source.whole_model import open_model
 from darwinlm.steps.stitch.step import Stitched
 from darwinlm.steps.teacher.step import Teacher
@@ -55,19 +56,22 @@ def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_
     new_text = run(OwnTextForRecovery(original, new_tokens)) if new_tokens else None
     recovered = run(Recover(small, teacher, Stitched(small), validation, documents_of(text), new_text))
     exported = run(Export(small, teacher, recovered, validation))
-    models = Models.of(context, {"dense": teacher, "before": small, "recovered": exported.checkpoint})
-    answers = recipe.text.answer_tokens
-    chats = run(Chats(teacher, models, answers)) if answers else None
+    models = Models(
+        {
+            DENSE: StoredModel(context, teacher),
+            BEFORE: StoredModel(context, small),
+            RECOVERED: StoredModel(context, exported.checkpoint),
+        }
+    )
+    if answers := recipe.text.answer_tokens:
+        run(Chats(teacher, models, answers))
     measured = run(Evaluate(small, models, exported, text["evaluation"]))
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (teacher, exported.checkpoint))
     # What the dense model doesn't say of itself, the smaller one may.
     origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
-    recovery = RecoveryFigures.model_validate(recovered.record)
-    of_the_run = ("budget", "search", "refit", "vocabulary")
-    pruning = {} if pruned is None else {name: getattr(pruned, name) for name in of_the_run}
-    summary = summary_of(
-        run.task("report"), teacher, text, exported, chats, measured, origin=origin, recovery=recovery, **pruning
-    )
+    earlier = {} if pruned is None else {name: told for name, told in pruned.steps.items() if told.lasting}
+    budget = None if pruned is None else pruned.budget
+    summary = summary_of(run, teacher, exported, measured, origin=origin, budget=budget, earlier=earlier)
     write_report(context.folder, exported.folder, summary)
     return summary
 
@@ -104,11 +108,11 @@ def recover(
     check_output(Path(out).expanduser(), [folder])
     small = model_folder(folder)
     student, of_a_run = Checkpoint.open(small), small != folder
-    made = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
+    pruned = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
     overrides = {"recovery.tokens": tokens, "recovery.text": text}
     if not of_a_run and text is not None:
         overrides["text.source"] = text
-    of_run = parse_recipe(made.recipe, str(folder / FILE)) if made is not None else Recipe()
+    of_run = parse_recipe(pruned.recipe, str(folder / FILE)) if pruned is not None else Recipe()
     resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "model": teacher})
     settings = resolved.text
     if "source" not in settings.model_fields_set:  # the run's text, with its split
@@ -127,4 +131,4 @@ def recover(
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     check_replaced(resolved, Path(out).expanduser(), "delete that one")
     run = open_run(resolved, Path(out).expanduser(), reporter or Reporter())
-    return _train(run, student, made, of_a_run=of_a_run)
+    return _train(run, student, pruned, of_a_run=of_a_run)

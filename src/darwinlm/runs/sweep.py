@@ -8,8 +8,9 @@ from pathlib import Path
 
 from darwinlm.pipeline import REPORT, build, make, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
-from darwinlm.report.summary import FILE, Summary, read_summary
+from darwinlm.report.summary import FILE, Summary
 from darwinlm.report.sweep_page import sweep_page
+from darwinlm.runs.finished import read_summary
 from darwinlm.runs.opening import open_run
 from darwinlm.runs.pruning import open_size
 from darwinlm.runtime import parallel
@@ -78,15 +79,15 @@ def prune_sweep(
     return summaries
 
 
-def _with_earlier(folder: Path, made: Mapping[str, Summary]) -> dict[str, Summary]:
-    """The largest first: `made`, and earlier sizes of a folder whose recipes differ in the budget alone."""
-    found = dict(made)
+def _with_earlier(folder: Path, summaries: Mapping[str, Summary]) -> dict[str, Summary]:
+    """These and earlier sizes of a folder whose recipes differ in the budget alone, the largest first."""
+    sizes = dict(summaries)
     for path in folder.glob(f"*/{FILE}"):
         with suppress(ArtifactError):  # of another version, or damaged: it has no row
-            found.setdefault(path.parent.name, read_summary(path))
-    shared = {**next(iter(made.values())).recipe, "budget": None}
-    rows = ((name, each) for name, each in found.items() if {**each.recipe, "budget": None} == shared)
-    return dict(sorted(rows, key=lambda row: row[1].saved.params, reverse=True))
+            sizes.setdefault(path.parent.name, read_summary(path))
+    shared = {**next(iter(summaries.values())).recipe, "budget": None}
+    alike = {name: size for name, size in sizes.items() if {**size.recipe, "budget": None} == shared}
+    return dict(sorted(alike.items(), key=lambda named: named[1].saved.params, reverse=True))
 
 
 def member_name(budget: BudgetSettings) -> str:
@@ -101,7 +102,7 @@ def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
     if len(set(names)) < len(names):
         raise RecipeError(f"a sweep's budgets must differ; these are {', '.join(names)}")
     others = [recipe.model_copy(update={"budget": BudgetSettings()}) for recipe in recipes]
-    if len(kinds) != 1 or any(each != others[0] for each in others):
+    if len(kinds) != 1 or any(other != others[0] for other in others):
         raise RecipeError("a sweep's recipes differ in their bound alone, which is of one kind")
     falling = recipes[0].budget.bound.falling
     return sorted(recipes, key=lambda recipe: recipe.budget.bound.value, reverse=not falling)

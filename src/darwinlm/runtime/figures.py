@@ -1,15 +1,17 @@
-"""What is measured: the closed models in `summary.json` and other files of figures, and their reader."""
+"""What is measured and told: the closed models in `summary.json` and other files of figures, and their reader."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.tables import Table
 
 
 class Figures(BaseModel):
@@ -24,24 +26,101 @@ class Figures(BaseModel):
 
 AnyFigures = TypeVar("AnyFigures", bound=Figures)
 
+ModelNames = Callable[[str], str]
+"""The name of a measured model for people, by its key."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Part of a report: what a step measured, for the page, the card and the terminal.
+
+    Attributes:
+        heading: Heading on the page and the card.
+        text: Paragraph above the tables; empty for none.
+        tables: Tables with their remarks.
+    """
+
+    heading: str
+    text: str = ""
+    tables: tuple[Table, ...] = ()
+
+
+class StepFigures(Figures):
+    """What a step tells of its work, and the words in which reports show it.
+
+    A subclass overrides what it has to say. All words are plain text: whoever draws them escapes them.
+
+    Attributes:
+        heading: Heading of `account` on the page.
+        lasting: Whether the figures still hold for the model after it was trained by a later run.
+    """
+
+    heading: ClassVar[str] = ""
+    lasting: ClassVar[bool] = True
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any], **further: Any) -> Self:
+        """Figures from the fields of a step's own record that are among them, and `further` fields."""
+        return cls.model_validate({name: record[name] for name in cls.model_fields if name in record} | further)
+
+    @property
+    def label(self) -> str:
+        """The step's part of the name of models that it made, such as `refit`; empty if it makes none."""
+        return ""
+
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """Lines of what was gained and lost, for the terminal and the top of the card: their names and words."""
+        return ()
+
+    def note(self) -> str:
+        """Sentences below the comparison of models on the page."""
+        return ""
+
+    def passages(self, name: ModelNames) -> tuple[Passage, ...]:
+        """Sections for the page, the card and the terminal; `name` gives a model's name for people."""
+        del name
+        return ()
+
+    def account(self) -> tuple[str, ...]:
+        """Paragraphs for the page, under `heading`, on how the model was made."""
+        return ()
+
+    def card(self) -> str:
+        """Sentences for the card on how the model was made."""
+        return ""
+
+    def expectation(self) -> str:
+        """What a reader must expect of the weights: the page's first sentence. That of the last step counts."""
+        return ""
+
 
 class Extract(BaseModel):
-    """Base of models that take a part of a stage's own record; other fields are ignored."""
+    """Base of models that take a part of a line in a step's record; other fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-def read_figures(path: Path, kind: type[AnyFigures], words: str) -> AnyFigures:
-    """Read a file of figures; `words` name the content and what to give. Raises ArtifactError."""
+def read_figures(
+    path: Path, kind: type[AnyFigures], words: str, context: Mapping[str, Any] | None = None
+) -> AnyFigures:
+    """Read a file of figures; `words` name the content and what to give. Raises ArtifactError.
+
+    The `context` is for the validators of `kind`.
+    """
     try:
-        return kind.model_validate(read_json(path))
+        return kind.model_validate(read_json(path), context=dict(context or {}))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         raise ArtifactError(
-            f"{path} isn't a {words}, or another version of darwinlm wrote it ({where}: {first['msg']}): rerun the "
+            f"{path} isn't a {words}, or another version of darwinlm wrote it ({first_mistake(error)}): rerun the "
             "command that did"
         ) from error
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first wrong field and what is wrong with it, in one line."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {str(first['msg']).removeprefix('Value error, ')}"
 
 
 @dataclass(frozen=True)

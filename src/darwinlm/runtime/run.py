@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from darwinlm.runtime.console import Reporter
+    from darwinlm.runtime.figures import StepFigures
     from darwinlm.runtime.time_limit import TimeLimit
 
 Recipe = TypeVar("Recipe", bound=Sections)
@@ -71,6 +72,8 @@ class Run(Generic[Recipe]):
         self._lock = claim(folder)
         self.order, self.until, self._parent = order, until, parent
         self.results: dict[str, Any] = {}
+        self._figures: dict[str, StepFigures] = {}
+        self._text_use: dict[str, tuple[str, ...]] = {}
         self._steps: dict[str, str] = {} if parent is None else dict(parent._steps)
         self._times: dict[str, StageTime] = {}
         self._unread: set[type] = set()
@@ -91,6 +94,19 @@ class Run(Generic[Recipe]):
         earlier = () if self._parent is None else self._parent.times
         times = {time.name: replace(time, reused=True) for time in earlier} | self._times
         return tuple(times.values())
+
+    @property
+    def figures(self) -> dict[str, StepFigures]:
+        """What the steps so far tell in reports, by their names and in their order; those of the parent come first."""
+        return self._figures if self._parent is None else self._parent.figures | self._figures
+
+    @property
+    def text_use(self) -> dict[str, tuple[str, ...]]:
+        """What the steps so far used text for, by purpose."""
+        uses = {} if self._parent is None else self._parent.text_use
+        for purpose, words in self._text_use.items():
+            uses[purpose] = tuple(dict.fromkeys((*uses.get(purpose, ()), *words)))
+        return uses
 
     def task(self, name: str) -> Task:
         """What work of this name gets that is no step: it may read the whole recipe."""
@@ -116,10 +132,21 @@ class Run(Generic[Recipe]):
         if not parallel.is_main():
             folder.await_manifest()
         self._times[step.folder_name] = taken or _earlier(folder, step.folder_name)
-        result = step.read(self._task_of(step, folder))
+        task = self._task_of(step, folder)
+        result = step.read(task)
         self.results[step.folder_name] = result
         self._steps[folder.digest] = step.folder_name
+        self._tell(step, task, result)
         return result
+
+    def _tell(self, step: Step[Result], task: Task, result: Result) -> None:
+        """Keep what a finished step tells in reports."""
+        figures = step.figures(task, result)
+        if figures is not None:
+            assert type(figures) is step.Figures, f"the figures of {step.name} are of the class that it declares"
+            self._figures[step.name] = figures
+        for purpose, words in step.text_use:
+            self._text_use[purpose] = (*self._text_use.get(purpose, ()), words)
 
     def _task_of(self, step: Step[Any], folder: StageFolder) -> Task:
         return Task(self.context, self.recipe, folder, self.times, step.sections)
@@ -139,9 +166,10 @@ class Run(Generic[Recipe]):
         return key
 
     def _extensions(self, step: Step[Any]) -> dict[str, Any]:
-        """Versions and sources of the extensions from outside the package that a step's settings name."""
+        """Versions and sources of the extensions from outside the package that a step or its settings name."""
         identities: dict[str, Any] = {}
-        for kind in (type(extension) for used in step.settings for extension in used.extensions(self.recipe)):
+        named = [extension for used in step.settings for extension in used.extensions(self.recipe)]
+        for kind in map(type, (*named, *step.extensions)):
             identity = identity_of(kind)
             if identity is None:
                 continue

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from darwinlm.runtime.artifact import StageFolder
     from darwinlm.runtime.context import Context
-    from darwinlm.runtime.figures import StageTime
+    from darwinlm.runtime.figures import StageTime, StepFigures
 
-Result_co = TypeVar("Result_co", covariant=True)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Task:
         return math.inf if self.context.limit is None else self.context.limit.left(step, self.times)
 
 
-class Step(ABC, Generic[Result_co]):
+class Step(ABC, Generic[Result]):
     """One step. A subclass is a frozen dataclass whose fields are the step's inputs.
 
     An input is a plain value, a tuple or a mapping of inputs, or an object whose `digest` identifies it. The digest of
@@ -124,6 +124,8 @@ class Step(ABC, Generic[Result_co]):
         version: Number that the step's author raises when its results change for the same key.
         writes: What is in its folder, for the table in the docs.
         Settings: The step's own section of the recipe, and `section`, its name there.
+        Figures: What the step tells in reports, if it does.
+        text_use: Purposes of text, and what the step uses each for, in words for the page.
         settings: Sections and fields of the recipe that the result depends on.
         consults: Further sections that the step reads; what matters of them is in `key`.
         arithmetic: Whether the result depends on the device and the element type of passes.
@@ -137,6 +139,8 @@ class Step(ABC, Generic[Result_co]):
     writes: ClassVar[str] = ""
     Settings: ClassVar[type[Section] | None] = None
     section: ClassVar[str] = ""
+    Figures: ClassVar[type[StepFigures] | None] = None
+    text_use: ClassVar[tuple[tuple[str, str], ...]] = ()
     settings: ClassVar[tuple[Uses, ...]] = ()
     consults: ClassVar[tuple[type[Section], ...]] = ()
     arithmetic: ClassVar[bool] = False
@@ -148,12 +152,16 @@ class Step(ABC, Generic[Result_co]):
         """Write the folder's files. Work that was interrupted finds the files that it had finished."""
 
     @abstractmethod
-    def read(self, task: Task) -> Result_co:
+    def read(self, task: Task) -> Result:
         """The result, from the folder."""
 
     def key(self, task: Task) -> Mapping[str, Any]:
         """Further properties that the result depends on."""
         return {}
+
+    def figures(self, task: Task, result: Result) -> StepFigures | None:
+        """What the step tells in reports, an instance of `Figures`; None if it has nothing to tell."""
+        return None
 
     def spoiled(self, task: Task) -> str | None:
         """Why a finished result can't be used, if files outside the step's folder were changed."""
@@ -168,6 +176,11 @@ class Step(ABC, Generic[Result_co]):
     def text_needed(cls, recipe: Sections) -> Mapping[str, int]:
         """Number of tokens of text that the step reads, by purpose. Steps that share a purpose read the same tokens."""
         return {}
+
+    @property
+    def extensions(self) -> tuple[object, ...]:
+        """Registered objects, besides those that settings name, on which the result depends."""
+        return ()
 
     @property
     def label(self) -> str:

@@ -4,47 +4,64 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from textwrap import fill
-from typing import Any
-
-from rich import box
-from rich.table import Table as TerminalTable
-from rich.text import Text
+from typing import TYPE_CHECKING, Literal
 
 from darwinlm.runtime.limits import visible
 
-Table = tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]]
-"""Headings, rows of cells, and remarks below."""
+if TYPE_CHECKING:
+    from rich.table import Table as TerminalTable
 
 
-def terminal(headings: Sequence[str], rows: Sequence[Sequence[str]], *, bold: int | None = None) -> TerminalTable:
-    """A table for the terminal: names on the left, and figures on the right, which aren't cut.
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
 
-    `bold` is the index of a row to stress.
+    Attributes:
+        headings: One heading for each column. The first column has names, the others have figures.
+        rows: Cells under the headings.
+        remarks: Sentences below the table.
+        final: Whether the last row is the one to stress.
     """
-    table = TerminalTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for place, heading in enumerate(headings):
-        figures = [part for row in rows for part in re.split(r" (?=\()", row[place])] if place else []
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    remarks: Sequence[str] = ()
+    final: bool = False
+
+
+def terminal(table: Table) -> TerminalTable:
+    """A table for the terminal, without its remarks: names on the left, and figures on the right, which aren't cut."""
+    from rich import box
+    from rich.table import Table as TerminalTable
+    from rich.text import Text
+
+    drawn = TerminalTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for column, heading in enumerate(table.headings):
+        figures = [part for row in table.rows for part in re.split(r" (?=\()", row[column])] if column else []
         least = max(map(len, [*heading.split(), *figures]))
-        justify: Any = "right" if place else "left"
-        table.add_column(
-            Text(fill(heading, 10) if place else heading), justify=justify, overflow="fold", min_width=least
+        justify: Literal["left", "right"] = "right" if column else "left"
+        drawn.add_column(
+            Text(fill(heading, 10) if column else heading), justify=justify, overflow="fold", min_width=least
         )
-    for number, row in enumerate(rows):
-        table.add_row(*map(Text, row), style="bold" if number == bold else None)
-    return table
+    for number, row in enumerate(table.rows, 1):
+        drawn.add_row(*map(Text, row), style="bold" if table.final and number == len(table.rows) else None)
+    return drawn
 
 
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]], remarks: Sequence[str] = ()) -> str:
-    """A Markdown table, names on the left and figures on the right, with remarks below.
+def markdown(table: Table) -> str:
+    """A Markdown table, names on the left and figures on the right, with its remarks below; a final row is bold.
 
-    Names from outside become neither HTML nor further cells; bold figures stay so.
+    Names from outside become neither HTML nor further cells.
     """
-    quoted = [[_plain(cell) for cell in row] for row in (headings, *rows)]
-    lines = [quoted[0], ["---", *["---:"] * (len(headings) - 1)], *quoted[1:]]
+    headings, *rows = ([_plain(cell) for cell in row] for row in (table.headings, *table.rows))
+    if table.final and rows:
+        rows[-1] = [f"**{cell}**" for cell in rows[-1]]
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([text, *map(_plain, remarks)]) + "\n"
+    return "\n\n".join([text, *map(_plain, table.remarks)]) + "\n"
 
 
 def _plain(text: str) -> str:

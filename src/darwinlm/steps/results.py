@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.model.units.cost import CostModel
     from darwinlm.steps.export.step import Exported
-    from darwinlm.steps.recover.step import Recovered
-    from darwinlm.steps.refit.step import Refitted
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.vocabulary.step import CutVocabulary
 
@@ -35,8 +33,11 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Corrected:
-    """The smaller model after refit and training, and as it is saved."""
+    """The smaller model after all corrections, as it is saved.
 
-    refit: Refitted | None
-    recovered: Recovered | None
+    Attributes:
+        name: Name of the model among those that are measured.
+    """
+
+    name: str
     exported: Exported

@@ -5,23 +5,25 @@ Closeness is that of next tokens of answers, given the prompt and the earlier to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from darwinlm.evaluation.score_tables import percent
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
-from darwinlm.runtime.tables import Table
 from darwinlm.steps.chats.code import compare_code, write_code
 from darwinlm.steps.chats.step import AnswerFigures, ChatFigures
+from darwinlm.steps.evaluate.metric import token_metrics
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.own_text.sampler import Sampled, Sampler
 from darwinlm.steps.own_text.script import chats
+
+if TYPE_CHECKING:
+    from darwinlm.formats.opened import Opened
 
 FIRST = 1 << 40
 """Number of the first chat, which no text for pruning reaches."""
@@ -78,17 +80,20 @@ def measure_answers(
 
     Models are decoders, or whole models of transformers; streams of decoders may go where `memory` says.
     """
-    how: dict[str, Any] = {"batch_tokens": batch_tokens, "where": answers.answer, "memory": memory}
-    quality = measure_quality(dense, models, answers.tokens, **how)
+    quality = measure_quality(
+        dense, models, answers.tokens, batch_tokens=batch_tokens, where=answers.answer, memory=memory
+    )
+    names = [metric.name for metric in token_metrics(comparing=True)]
     return {
-        name: AnswerFigures(tokens=each.tokens, kl=each.kl, agreement=each.agreement) for name, each in quality.items()
+        name: AnswerFigures(tokens=figures.tokens, metrics={metric: figures.values[metric] for metric in names})
+        for name, figures in quality.items()
     }
 
 
-def measure_chats(models: Mapping[str, Any], *, tokens: int, batch_tokens: int) -> ChatFigures:
+def measure_chats(models: Mapping[str, Opened], *, tokens: int, batch_tokens: int) -> ChatFigures:
     """Measure a model against the dense one; processes share the work.
 
-    `models` are these two by name, `engines.opened.Opened`. The dense one writes at least `tokens` tokens of answers.
+    `models` are these two by name. The dense one writes at least `tokens` tokens of answers.
     Raises ModelError if the models can't chat.
     """
     (name, small), (original, dense) = models.items()
@@ -100,18 +105,3 @@ def measure_chats(models: Mapping[str, Any], *, tokens: int, batch_tokens: int) 
     blocks = {key: write_code(each.model, small.tokenizer) for key, each in models.items()}
     code = {key: compare_code(each, blocks[original]) for key, each in blocks.items()}
     return ChatFigures(answers=answers, code={key: each for key, each in code.items() if each is not None})
-
-
-def chat_tables(found: ChatFigures, name: Callable[[str], str] = str) -> Iterator[Table]:
-    """Closeness to the dense model, and code; `name` gives a model's name for people."""
-    if found.answers:
-        cells = [(name(key), f"{each.kl:.3f}", f"{percent(each.agreement)} %") for key, each in found.answers.items()]
-        tokens = next(iter(found.answers.values())).tokens
-        remarks = [f"{tokens:,} tokens of new answers that the dense model wrote itself"]
-        yield ("answers of the dense model", "KL", "same first token"), cells, remarks
-    if found.code:
-        both = ((name(key), each.parsed, each.same) for key, each in found.code.items())
-        shares = [(key, f"{percent(parsed)} %", f"{percent(same)} %") for key, parsed, same in both]
-        tasks = next(iter(found.code.values())).tasks
-        remarks = [f"code: {tasks} Python functions that the dense model writes; same: the same syntax tree"]
-        yield ("coding answers", "parse as Python", "same as the dense model's"), shares, remarks

@@ -8,6 +8,7 @@ from darwinlm.runtime.step import Task
 from darwinlm.steps.chats.answers import measure_answers, write_answers
 from darwinlm.steps.chats.step import AnswerFigures
 from darwinlm.steps.evaluate.measured_models import Models
+from darwinlm.steps.evaluate.step import BEFORE, DENSE, UNIFORM
 from darwinlm.steps.own_text.script import chat_parts
 from darwinlm.steps.source.whole_model import load_whole, why_not_whole
 
@@ -24,12 +25,12 @@ def measure_chats(task: Task, dense: Checkpoint, models: Models, tokens: int) ->
         return parts
     if reason := why_not_whole(task, params):
         return reason
-    last = [*models.readers][-1]
-    chosen = [name for name in models.readers if name in ("uniform", "before", last)]
+    last = [*models.models][-1]
+    chosen = [name for name in models.models if name in (UNIFORM, BEFORE, last)]
     written = write_answers(load_whole(task, dense), dense.tokenizer(), tokens)
     if isinstance(written, str):
         return f"dense writes no chats: {written}"
-    reader, *others = (models.readers[name](written.tokens) for name in ("dense", *chosen))
+    reader, *others = (models.models[name].read(written.tokens) for name in (DENSE, *chosen))
     return measure_answers(
         reader,
         dict(zip(chosen, others, strict=True)),

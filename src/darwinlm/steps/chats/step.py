@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.amounts import percent
+from darwinlm.runtime.figures import Figures, ModelNames, Passage, StepFigures
 from darwinlm.runtime.step import Cost, Step, Task
+from darwinlm.runtime.tables import Table
+from darwinlm.steps.evaluate.metric import TokenMetric, measured_by, token_metrics
+from darwinlm.steps.evaluate.metrics import Agreement, Divergence
 from darwinlm.steps.text.step import TextSettings
 
 if TYPE_CHECKING:
@@ -26,13 +31,21 @@ CHATS_AT_ONCE = 16
 class AnswerFigures(Figures):
     """How close a model is to the dense one on the dense model's own answers to its own prompts.
 
-    KL(dense ‖ model) is in nats per token. `agreement` is the share of tokens at which both rank the same token first:
-    of greedy tokens that the dense model accepts from a draft.
+    `metrics` are those that compare two models, by name.
     """
 
     tokens: int
-    kl: float
-    agreement: float
+    metrics: dict[str, float]
+
+    @property
+    def kl(self) -> float:
+        """KL(dense ‖ model) in nats per token."""
+        return self.metrics[Divergence.name]
+
+    @property
+    def agreement(self) -> float:
+        """Share of tokens at which both models rank the same token first."""
+        return self.metrics[Agreement.name]
 
 
 class CodeFigures(Figures):
@@ -43,11 +56,42 @@ class CodeFigures(Figures):
     same: float
 
 
-class ChatFigures(Figures):
+class ChatFigures(StepFigures):
     """What models do as chat models, by name: on answers of the dense one, and with coding tasks."""
+
+    lasting: ClassVar[bool] = False
 
     answers: dict[str, AnswerFigures]
     code: dict[str, CodeFigures] = Field(default_factory=dict)
+
+    def passages(self, name: ModelNames) -> tuple[Passage, ...]:
+        """Tables of both, if there are figures."""
+        tables = self.tables(name, final=True)
+        return (Passage("Chats", tables=tables),) if tables else ()
+
+    def tables(self, name: ModelNames = str, *, final: bool = False) -> tuple[Table, ...]:
+        """Closeness to the dense model, and code.
+
+        `name` gives a model's name for people; `final` stresses the last one.
+        """
+        tables = []
+        if self.answers:
+            metrics = token_metrics(comparing=True)
+            rows = [
+                (name(key), *(metric.words(model.metrics.get(metric.name)) for metric in metrics))
+                for key, model in self.answers.items()
+            ]
+            tokens = next(iter(self.answers.values())).tokens
+            remark = f"Measured on {tokens:,} tokens of new answers that the dense model wrote itself."
+            headings = ("answers of the dense model", *(metric.heading for metric in metrics))
+            tables.append(Table(headings, rows, [remark], final))
+        if self.code:
+            shares = [(name(key), percent(model.parsed), percent(model.same)) for key, model in self.code.items()]
+            tasks = next(iter(self.code.values())).tasks
+            remark = f"Code: {tasks} Python functions that the dense model writes; same: the same syntax tree."
+            headings = ("coding answers", "parse as Python", "same as the dense model's")
+            tables.append(Table(headings, shares, [remark], final))
+        return tuple(tables)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +103,24 @@ class Chats(Step[ChatFigures]):
     """
 
     name = "chats"
-    version = 3
+    version = 4
     writes = "figures of chats, if the model is a chat model"
+    Figures = ChatFigures
     arithmetic = True
     together = True
 
     dense: Checkpoint
     models: Models
     tokens: int
+
+    @property
+    def extensions(self) -> tuple[TokenMetric, ...]:
+        """The metrics that compare two models."""
+        return tuple(token_metrics(comparing=True))
+
+    def key(self, task: Task) -> Mapping[str, Any]:
+        """Versions of the metrics."""
+        return {"metrics": measured_by(self.extensions)}
 
     def work(self, task: Task) -> None:
         """Write answers, and compare the models on them."""
@@ -85,6 +139,10 @@ class Chats(Step[ChatFigures]):
         from darwinlm.runtime.artifact import read_as
 
         return read_as(task.folder / FIGURES, ChatFigures)
+
+    def figures(self, task: Task, result: ChatFigures) -> ChatFigures:
+        """The figures."""
+        return result
 
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:

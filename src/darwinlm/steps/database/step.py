@@ -57,6 +57,7 @@ class Database(Step[PruningDatabase]):
     writes = "order, factor and errors of every module"
     Settings = DatabaseSettings
     section = "database"
+    text_use = (("calibration", "second moments of the database"),)
     settings = (Uses(DatabaseSettings), Uses(UnitsSettings, only=("attention",)))
     arithmetic = True
     together = True

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,50 +18,92 @@ from darwinlm.runtime.artifact import digest_of
 from darwinlm.runtime.context import Context
 from darwinlm.runtime.step import Task
 from darwinlm.steps.evaluate.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
+from darwinlm.steps.evaluate.metric import ModelSize, size_metrics, speed_metrics
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.evaluate.speed import continue_greedily, measure_speed, prompts_for
-from darwinlm.steps.evaluate.step import LookingBackFigures, ModelFigures, ModelKey
+from darwinlm.steps.evaluate.step import DENSE, STITCHED, UNIFORM, LookingBackFigures, Measured, ModelFigures
 from darwinlm.steps.own_text.script import chat_parts
 from darwinlm.steps.source.whole_model import load_whole, why_not_whole
 from darwinlm.steps.stitch.stitch import stitched_blocks
 
 if TYPE_CHECKING:
+    from darwinlm.model.units.space import Allocation
     from darwinlm.steps.database.step import PruningDatabase
-    from darwinlm.steps.export.step import Exported
-    from darwinlm.steps.recover.step import Recovered
-    from darwinlm.steps.refit.step import Refitted
+    from darwinlm.steps.results import Corrected
     from darwinlm.steps.search.step import SearchResult
     from darwinlm.steps.stitch.step import Stitched
 
-Read = Callable[[Tensor], StreamedDecoder]
-"""A model as a decoder that reads the given tokens block by block."""
+
+class MeasuredModel(Protocol):
+    """A model to measure."""
+
+    @property
+    def identity(self) -> Any:
+        """What identifies it: plain values."""
+
+    def read(self, tokens: Tensor) -> StreamedDecoder:
+        """A decoder that reads the given tokens block by block."""
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model in a folder."""
+
+    context: Context
+    checkpoint: Checkpoint
+
+    @property
+    def identity(self) -> str:
+        """Digest of its weights and configuration."""
+        return self.checkpoint.digest
+
+    def read(self, tokens: Tensor) -> StreamedDecoder:
+        """A decoder of its weights."""
+        return StreamedDecoder(self.checkpoint, tokens, dtype=self.context.dtype, device=self.context.device)
+
+
+@dataclass(frozen=True)
+class UniformModel:
+    """The best uniform model at the same budget, cut from the database as it is read."""
+
+    context: Context
+    database: PruningDatabase
+    allocation: Allocation
+
+    @property
+    def identity(self) -> tuple[str, Allocation]:
+        """The database and the allocation."""
+        return self.database.digest, self.allocation
+
+    def read(self, tokens: Tensor) -> StreamedDecoder:
+        """A decoder whose blocks are cut when they are needed."""
+        checkpoint, weights = stitched_blocks(self.database.reader, self.allocation)
+
+        def of_block(block: int) -> dict[str, Tensor]:
+            cut = weights(block)
+            self.database.reader.release()
+            return cut
+
+        context = self.context
+        return StreamedDecoder(checkpoint, tokens, dtype=context.dtype, device=context.device, weights=of_block)
 
 
 @dataclass(frozen=True)
 class Models:
-    """The models to measure, the dense one first, with the digest that identifies them.
+    """The models to measure by name, the dense one first and the saved one last; these two are stored."""
 
-    Attributes:
-        readers: How each is read.
-        whole: The dense model and the saved one, by the same names; they are used as a whole too.
-    """
+    models: Mapping[str, MeasuredModel]
 
-    readers: dict[ModelKey, Read]
-    whole: dict[ModelKey, Checkpoint]
-    digest: str
+    @property
+    def digest(self) -> str:
+        """What identifies all of them."""
+        return digest_of({name: model.identity for name, model in self.models.items()})
 
-    @classmethod
-    def of(cls, context: Context, models: Mapping[ModelKey, Checkpoint | tuple[Read, Any]]) -> Models:
-        """From stored models, or pairs of how one is read and what identifies it; the first and the last are stored."""
-        how: dict[str, Any] = {"dtype": context.dtype, "device": context.device}
-        readers, whole, digests = dict[ModelKey, Read](), dict[ModelKey, Checkpoint](), dict[str, Any]()
-        for name, model in models.items():
-            if isinstance(model, Checkpoint):
-                readers[name], whole[name], digests[name] = partial(StreamedDecoder, model, **how), model, model.digest
-            else:
-                readers[name], digests[name] = model
-        dense, *_, last = models
-        return cls(readers, {name: whole[name] for name in (dense, last)}, digest_of(digests))
+    @property
+    def whole(self) -> dict[str, Checkpoint]:
+        """The dense model and the saved one, which are used as a whole too."""
+        dense, *_, last = self.models.items()
+        return {name: model.checkpoint for name, model in (dense, last) if isinstance(model, StoredModel)}
 
 
 def models_of_run(
@@ -70,37 +111,19 @@ def models_of_run(
     dense: Checkpoint,
     database: PruningDatabase,
     search: SearchResult,
-    stitch: Stitched,
-    refit: Refitted | None,
-    recover: Recovered | None,
-    export: Exported,
+    stitched: Stitched,
+    corrected: Corrected,
 ) -> Models:
-    """The models that a run measures; of a trained one not the refit, which the training's first figure is of."""
-
-    def uniform(tokens: Tensor) -> Any:
-        """The best uniform model at the same budget."""
-        checkpoint, weights = stitched_blocks(database.reader, search.uniform)
-
-        def of(block: int) -> dict[str, Tensor]:
-            cut = weights(block)
-            database.reader.release()
-            return cut
-
-        return StreamedDecoder(checkpoint, tokens, dtype=context.dtype, device=context.device, weights=of)
-
-    models: dict[ModelKey, Any] = {
-        "dense": dense,
-        "uniform": (uniform, [database.digest, search.uniform]),
-        "stitched": export.checkpoint if refit is None and recover is None else stitch.checkpoint,
+    """The models that a run measures: the dense, the uniform and the stitched one, and the saved one if it differs."""
+    models: dict[str, MeasuredModel] = {
+        DENSE: StoredModel(context, dense),
+        UNIFORM: UniformModel(context, database, search.uniform),
+        STITCHED: StoredModel(context, stitched.checkpoint),
     }
-    if refit is not None or recover is not None:
-        models["refit" if recover is None else "recovered"] = export.checkpoint
-    return Models.of(context, models)
+    return Models({**models, corrected.name: StoredModel(context, corrected.exported.checkpoint)})
 
 
-def measure_models(
-    task: Task, dense: Checkpoint, models: Models, dtype: torch.dtype, tokens: Tensor
-) -> dict[ModelKey, ModelFigures]:
+def measure_models(task: Task, dense: Checkpoint, models: Models, dtype: torch.dtype, tokens: Tensor) -> Measured:
     """Measure models on the same text [n, t], block by block; processes share it.
 
     Models compute in the run's element type; their sizes in bytes are those in `dtype`. Whole models are timed.
@@ -110,13 +133,13 @@ def measure_models(
     sequences, remarks = all_copying(
         tokenizer, tokens, longest_sequence(dense.config), lists=number_of_lists(tokens.numel())
     )
-    read = torch.cat([tokens.flatten(), *(each.tokens.flatten() for each in sequences)])
+    read = torch.cat([tokens.flatten(), *(sequence.tokens.flatten() for sequence in sequences)])
     with parallel.agree():
-        decoders: dict[str, Any] = {str(name): reader(read) for name, reader in models.readers.items()}
+        decoders = {name: model.read(read) for name, model in models.models.items()}
     for decoder in decoders.values():
         decoder.reserve(0, len(decoders))
     quality = measure_quality(
-        decoders["dense"],
+        decoders[DENSE],
         decoders,
         tokens,
         batch_tokens=context.batch_tokens,
@@ -124,40 +147,54 @@ def measure_models(
         progress=context.reporter.advance,
     )
     copied = measure_copying(decoders, sequences, batch_tokens=context.batch_tokens)
-    params = {name: int(decoders[name].params) for name in models.readers}
-    in_blocks = {name: block_parameters(decoders[name].model, dense.family.layers) for name in models.readers}
+    sizes = {
+        name: ModelSize(int(decoder.params), block_parameters(decoder.model, dense.family.layers), dtype.itemsize)
+        for name, decoder in decoders.items()
+    }
     del decoders
-    used = _use(task, models, params, tokenizer, tokens[:1])
-    figures: dict[ModelKey, ModelFigures] = {}
-    for name in models.readers:
-        figures[name] = ModelFigures(
-            params=params[name],
-            block_params=in_blocks[name],
-            bytes=params[name] * dtype.itemsize,
+    used = _use(task, models.whole, sum(sizes[name].params for name in models.whole), tokenizer, tokens[:1])
+    return {
+        name: ModelFigures(
+            metrics={
+                **{metric.name: metric.of(sizes[name]) for metric in size_metrics()},
+                **quality[name].values,
+                **(used[name].speeds if name in used else dict.fromkeys(metric.name for metric in speed_metrics())),
+            },
+            tokens=quality[name].tokens,
+            continuations=used[name].continuations if name in used else (),
             looking_back=LookingBackFigures(copying=tuple(copied[name]), remarks=tuple(remarks)),
-            **asdict(quality[name]),
-            **used.get(name, {}),
         )
-    return figures
+        for name in models.models
+    }
 
 
-def _use(
-    task: Task, models: Models, params: Mapping[ModelKey, int], tokenizer: Any, prompt: Tensor
-) -> dict[ModelKey, dict[str, Any]]:
-    """Speeds and continuations of the dense model and of the saved one, as figures, by model.
+@dataclass(frozen=True)
+class _Used:
+    """A whole model in use: its speeds by metric, and what it writes."""
 
-    The first process measures while the others wait. On a GPU, both models must fit into half of the free memory.
+    speeds: dict[str, float | None]
+    continuations: tuple[str, ...]
+
+
+def _use(task: Task, models: Mapping[str, Checkpoint], params: int, tokenizer: Any, prompt: Tensor) -> dict[str, _Used]:
+    """Speeds and continuations of models with so many parameters together.
+
+    The first process measures while the others wait. On a GPU, the models must fit into half of the free memory.
     """
-    context, figures = task.context, dict[ModelKey, dict[str, Any]]()
+    context, used = task.context, dict[str, _Used]()
     if tokenizer.chat_template and isinstance(reason := chat_parts(tokenizer), str):
         context.reporter.say(f"evaluate: answers continue text: {reason}")
-    if reason := why_not_whole(task, sum(params[name] for name in models.whole)):
+    if reason := why_not_whole(task, params):
         context.reporter.say(f"evaluate: no speeds and continuations: {reason}")
     elif parallel.is_main():
-        held: dict[str, Any] = {name: load_whole(task, checkpoint) for name, checkpoint in models.whole.items()}
-        speeds = measure_speed(held, prompt)
+        held: dict[str, Any] = {name: load_whole(task, checkpoint) for name, checkpoint in models.items()}
+        rounds = measure_speed(held, prompt)
         prompts = prompts_for(tokenizer)
-        for name in models.whole:
-            continued = tuple(continue_greedily(held[name], tokenizer, prompts))
-            figures[name] = {**speeds[name], "continuations": continued}
-    return parallel.broadcast(figures)
+        used = {
+            name: _Used(
+                {metric.name: metric.of(rounds[name]) for metric in speed_metrics()},
+                tuple(continue_greedily(model, tokenizer, prompts)),
+            )
+            for name, model in held.items()
+        }
+    return parallel.broadcast(used)

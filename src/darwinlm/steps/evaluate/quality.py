@@ -1,12 +1,13 @@
-"""Perplexity and KL to the dense model on held-out text, all models on the same tokens.
+"""Metrics of tokens on held-out text, all models on the same tokens.
 
 A decoder takes text through its blocks in one walk. Logits exist for a few tokens at once.
+
+Letters: b sequences, t tokens in each, n tokens, v vocabulary.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,31 +15,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from darwinlm.model.divergence import DenseDistribution, log_normalisers, token_losses
 from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import kept_memory
+from darwinlm.steps.evaluate.metric import TokenMetric, token_metrics
+from darwinlm.steps.evaluate.metrics import Agreement, Divergence, Perplexity
+from darwinlm.steps.evaluate.predictions import DensePredictions, Predictions
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures on held-out text.
+    """Figures of a model on held-out text.
 
     Attributes:
-        perplexity: Exponential of the mean cross-entropy of a token, given the earlier ones in its block.
-        kl: Mean KL(dense ‖ model) in nats per token.
+        values: Figures by the names of the metrics.
         tokens: Number of predictions.
-        agreement: Share of tokens at which both rank the same token first: of a draft's greedy tokens that the dense
-            model accepts.
     """
 
-    perplexity: float
-    kl: float
+    values: Mapping[str, float]
     tokens: int
-    agreement: float
+
+    @property
+    def perplexity(self) -> float:
+        """Exponential of the mean cross-entropy."""
+        return self.values[Perplexity.name]
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(dense ‖ model) in nats per token."""
+        return self.values[Divergence.name]
+
+    @property
+    def agreement(self) -> float:
+        """Share of tokens at which both models rank the same token first."""
+        return self.values[Agreement.name]
 
 
 class WholeModel:
@@ -93,85 +106,113 @@ def measure_quality(
     memory: HiddenMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Quality]:
-    """Measure several models on the same tokens; processes share the sequences.
+    """Measure several models on the same tokens by all metrics of tokens; processes share the sequences.
 
     `tokens` is [n, t] held-out text, of which `where`, [n, t] bool, says which are predicted, not the first of a
-    sequence; None takes all others. Models are decoders, or whole models of transformers. The dense model, the
-    reference of the KL, may be among them. Streams of decoders may go where `memory` says. One walk takes all batches,
-    so that weights are read once. `progress` gets the finished passes of a batch through a model, and all of them.
+    sequence; None takes all others. Models are decoders, or whole models of transformers. The dense model, with which
+    the others are compared, may be among them. Streams of decoders may go where `memory` says. One walk takes all
+    batches, so that weights are read once. `progress` gets the finished passes of a batch through a model, and all of
+    them.
 
-    Raises NumericsError if a loss isn't finite.
+    Raises NumericsError if a figure isn't finite.
     """
+    metrics = token_metrics()
+    reference = reading(dense)
+    named = {name: reference if model is dense else reading(model) for name, model in models.items()}
+    readers: list[Reader] = [reference]
+    for reader in named.values():
+        if all(reader is not other for other in readers):
+            readers.append(reader)
     share = tokens[parallel.place() :: parallel.size()]
-    readers = {id(model): reading(model) for model in (dense, *models.values())}
-    places = [list(readers).index(id(model)) for model in models.values()]
-    sums = torch.zeros(len(models), 3, dtype=torch.float64)
     size = max(1, batch_tokens // tokens.shape[1])
     batches = torch.split(share, size) if len(share) else ()
     masks: Sequence[Tensor | None] = [None] * len(batches)
     if where is not None and len(share):
         masks = torch.split(where[parallel.place() :: parallel.size()].roll(-1, 1), size)
-    whole, passes = sum(isinstance(reader, WholeModel) for reader in readers.values()), 0
-    with kept_memory(readers[id(dense)].device), ExitStack() as heads:
-        ends = []
-        for reader in readers.values() if batches else ():
-            ends.append(iter(reader.through(batches, memory=memory)))
+    sums = torch.zeros(len(readers), len(metrics), dtype=torch.float64)
+    with kept_memory(reference.device):
+        for of_batch in _measured(metrics, readers, list(zip(batches, masks, strict=True)), memory, progress):
+            sums += of_batch
+    sums = parallel.all_reduce(sums)
+    count = tokens.numel() if where is None else int(where.sum())
+    predictions = count - (len(tokens) if where is None else 0)
+    qualities = {}
+    for name, reader in named.items():
+        totals = sums[next(row for row, other in enumerate(readers) if other is reader)]
+        if not bool(totals.isfinite().all()):
+            raise NumericsError(f"the losses of {name} aren't finite (NaN or infinity): try float32, or another model")
+        values = {
+            metric.name: metric.reduced(total / (predictions if metric.next_token else count))
+            for metric, total in zip(metrics, totals.tolist(), strict=True)
+        }
+        qualities[name] = Quality(values, predictions)
+    return qualities
+
+
+def _measured(
+    metrics: Sequence[TokenMetric],
+    readers: Sequence[Reader],
+    batches: Sequence[tuple[Tensor, Tensor | None]],
+    memory: HiddenMemory | None,
+    progress: Callable[[int, int], None],
+) -> Iterator[Tensor]:
+    """Sums of the metrics over each batch and its mask, as those of `_measure_batch`; models are read in one walk."""
+    if not batches:
+        return
+    whole, passes = sum(isinstance(reader, WholeModel) for reader in readers), 0
+    with ExitStack() as heads:
+        walks = []
+        for reader in readers:
+            walks.append(iter(reader.through([batch for batch, _ in batches], memory=memory)))
             if not isinstance(reader, WholeModel):
                 passes += len(batches)
                 progress(passes, len(readers) * len(batches))
-        for reader in readers.values() if batches else ():
-            heads.enter_context(reader.with_head(readers[id(dense)]))
-        for batch, mask in zip(batches, masks, strict=True):
-            found = _measure_batch(list(readers.values()), [next(end).flatten(0, 1) for end in ends], batch, mask)
-            sums += torch.stack([found[place] for place in places]) if places else sums
+        for reader in readers:
+            heads.enter_context(reader.with_head(readers[0]))
+        for batch, mask in batches:
+            yield _measure_batch(metrics, readers, [next(walk).flatten(0, 1) for walk in walks], batch, mask)
             if whole:  # their passes are made here
                 passes += whole
                 progress(passes, len(readers) * len(batches))
-    sums = parallel.all_reduce(sums)
-    for name, total in zip(models, sums, strict=True):
-        if not bool(total.isfinite().all()):
-            raise NumericsError(f"the losses of {name} aren't finite (NaN or infinity): try float32, or another model")
-    count = tokens.numel() if where is None else int(where.sum())
-    predictions = count - (len(tokens) if where is None else 0)
-    return {name: _quality(total, count, predictions) for name, total in zip(models, sums, strict=True)}
 
 
-def _quality(sums: Tensor, tokens: int, predictions: int) -> Quality:
-    """The figures, from the sums of `_measure_batch` over all batches; the last tokens of sequences predict nothing."""
-    loss, kl, agreed = sums.tolist()
-    return Quality(
-        math.exp(min(loss / predictions, 700.0)),  # without overflow
-        max(kl / tokens, 0.0),
-        predictions,
-        agreed / predictions,
-    )
-
-
-def _measure_batch(readers: Sequence[Reader], states: Sequence[Tensor], batch: Tensor, mask: Tensor | None) -> Tensor:
-    """Sums of cross-entropy, KL and agreement of the first rank over a batch, float64 [3] for each model.
+def _measure_batch(
+    metrics: Sequence[TokenMetric],
+    readers: Sequence[Reader],
+    states: Sequence[Tensor],
+    batch: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    """Sums of the metrics over a batch [b, t], float64 [models, metrics].
 
     The first model is the reference. A mask [b, t] selects tokens whose successors count. A separate function, so that
     states are released after each batch.
     """
     device = states[0].device
-    # The last position has no next token. It is skipped below, because slicing here would copy.
+    # The last position has no next token. It is left out below, because slicing here would copy.
     following, size = batch.roll(-1, 1).flatten().to(device), readers[0].head_tokens
     if mask is not None:
-        following, *states = (each[mask.flatten().to(each.device)] for each in (following, *states))
-    losses, divergence, agreed = torch.empty(3, len(readers), len(following), device=device)
+        following, *states = (tensor[mask.flatten().to(tensor.device)] for tensor in (following, *states))
+    figures = {
+        metric.name: torch.empty(len(readers), len(following), dtype=torch.float32, device=device) for metric in metrics
+    }
     for start in range(0, len(following), size):
         piece = slice(start, start + size)
-        for place, (reader, state) in enumerate(zip(readers, states, strict=True)):
+        dense: DensePredictions | None = None
+        for row, (reader, state) in enumerate(zip(readers, states, strict=True)):
             logits = reader.head(state[piece])
-            if place == 0:
-                distribution, first = DenseDistribution(logits), logits.argmax(-1)
-            totals = log_normalisers(logits)
-            losses[place, piece] = token_losses(logits, following[piece], totals)
-            divergence[place, piece] = distribution.kl(logits, normalisers=totals)
-            agreed[place, piece] = logits.argmax(-1) == first
-            del logits
-    figures = exact(torch.stack((losses, divergence, agreed), 1)).double()
-    if mask is None:
-        figures = figures.view(len(readers), 3, *batch.shape)
-        figures[:, ::2, :, -1] = 0
-    return figures.sum([*range(2, figures.ndim)]).cpu()
+            if dense is None:
+                dense = DensePredictions(logits)
+            predictions = Predictions(dense, logits, following[piece])
+            for metric in metrics:
+                figures[metric.name][row, piece] = metric.of(predictions)
+            del predictions, logits
+    sums = []
+    for metric in metrics:
+        values = exact(figures[metric.name]).double()
+        if mask is None:
+            values = values.view(len(readers), *batch.shape)
+            if metric.next_token:
+                values[:, :, -1] = 0
+        sums.append(values.sum([*range(1, values.ndim)]))
+    return torch.stack(sums, 1).cpu()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.runtime.compute import now
+from darwinlm.steps.evaluate.metric import TimedRounds
 from darwinlm.steps.own_text.script import is_chat
 
 QUESTIONS = (
@@ -33,12 +33,10 @@ SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
 
 
 @torch.no_grad()
-def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, dict[str, Any]]:
+def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, TimedRounds]:
     """Time prompt processing and decoding: one warm-up, then up to `SPEED_ROUNDS` rounds over all models.
 
-    The prompt is [1, t] tokens. Returns fields of `ModelFigures` for each model. Speeds are medians: of a prompt in one
-    forward pass, and of greedy decoding after it. The spread is by how much the fastest run exceeds the slowest, as a
-    share of the median, the larger of both; None after a single run.
+    The prompt is [1, t] tokens. Rates don't include the warm-up.
     """
     prompts: dict[str, list[float]] = {name: [] for name in models}
     decodes: dict[str, list[float]] = {name: [] for name in models}
@@ -55,14 +53,7 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, dict[s
                 timed += seconds + whole
         if number and timed > SPEED_SECONDS:
             break
-    return {name: _speed(prompts[name], decodes[name]) for name in models}
-
-
-def _speed(prompts: list[float], decodes: list[float]) -> dict[str, Any]:
-    medians = [statistics.median(runs) for runs in (prompts, decodes)]
-    spreads = [(max(runs) - min(runs)) / middle for runs, middle in zip((prompts, decodes), medians, strict=True)]
-    spread = max(spreads) if len(prompts) > 1 else None
-    return {"tokens_per_second": medians[0], "decode_tokens_per_second": medians[1], "speed_spread": spread}
+    return {name: TimedRounds(tuple(prompts[name]), tuple(decodes[name])) for name in models}
 
 
 def _greedy(model: Any, ids: Tensor, new: int, **more: Any) -> Tensor:

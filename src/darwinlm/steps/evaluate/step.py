@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-from darwinlm.runtime.figures import Figures
+from pydantic import field_validator
+
+from darwinlm.runtime.figures import Figures, ModelNames, Passage
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task
+from darwinlm.runtime.tables import Table
+from darwinlm.steps.evaluate.metric import METRICS, Metric, SizeMetric, measured_by, size_metrics
+from darwinlm.steps.evaluate.metrics import (
+    Agreement,
+    BlockParams,
+    Bytes,
+    DecodeRate,
+    Divergence,
+    Params,
+    Perplexity,
+    PromptRate,
+    SpeedSpread,
+)
 from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.refit.step import RefitSettings
 from darwinlm.steps.text.step import TextSettings
@@ -21,11 +36,13 @@ if TYPE_CHECKING:
     from darwinlm.steps.workload import Workload
 
 FIGURES = "models.json"
+DENSE, UNIFORM, STITCHED, BEFORE, RECOVERED = "dense", "uniform", "stitched", "before", "recovered"
+"""Names of measured models: `before` is what `darwinlm recover` was given. A corrected model goes by the name that the
+pipeline gives it."""
+COPYING = "Copying from the context"
+COPIED_MEANS = "Copied: the model is given words or text twice; the share of the repeated tokens that it predicts."
 COPIED, CONTINUED = 608, 128
 """Tokens of a list and a passage of each length, and of timed ones and continuations of a model, in plans."""
-
-ModelKey = Literal["dense", "uniform", "stitched", "refit", "before", "recovered"]
-"""`before` is what `darwinlm recover` was given; the others are made by a run, in this order."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +65,95 @@ class LookingBackFigures(Figures):
 class ModelFigures(Figures):
     """One model, measured on evaluation text.
 
-    Sizes are in the element type of the saved model. KL(dense ‖ model) is in nats per token; it and the perplexity are
-    means of as many predictions as there are `tokens`; so is `agreement`, of the first rank: the share of the model's
-    greedy tokens that the dense one accepts as a draft. Speeds are medians of the runs, of a prompt and of new text;
-    `speed_spread` is by how much runs differ, as a share of the median, None after a single one. `looking_back` is None
-    where that wasn't measured.
+    `metrics` are its figures by the names of the metrics, those of tokens from as many predictions as there are
+    `tokens`; a figure that wasn't measured is None or absent, and sizes are always there. `looking_back` is None where
+    that wasn't measured.
     """
 
-    params: int
-    block_params: int
-    bytes: int
-    perplexity: float | None = None
-    kl: float | None = None
+    metrics: dict[str, int | float | None]
     tokens: int | None = None
-    agreement: float | None = None
-    tokens_per_second: float | None = None
-    decode_tokens_per_second: float | None = None
-    speed_spread: float | None = None
     continuations: tuple[str, ...] = ()
     looking_back: LookingBackFigures | None = None
 
+    @field_validator("metrics")
+    @classmethod
+    def _has_sizes(cls, metrics: dict[str, int | float | None]) -> dict[str, int | float | None]:
+        missing = [size.name for size in size_metrics() if not isinstance(metrics.get(size.name), int)]
+        if missing:
+            raise ValueError(f"no whole number for {', '.join(missing)}")
+        return metrics
 
-Measured = dict[ModelKey, ModelFigures]
+    @property
+    def params(self) -> int:
+        """Number of parameters."""
+        return self._size(Params)
+
+    @property
+    def block_params(self) -> int:
+        """Number of parameters in the blocks."""
+        return self._size(BlockParams)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights in the element type of the saved model."""
+        return self._size(Bytes)
+
+    @property
+    def perplexity(self) -> float | None:
+        """Exponential of the mean cross-entropy."""
+        return self.metrics.get(Perplexity.name)
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL(dense ‖ model) in nats per token."""
+        return self.metrics.get(Divergence.name)
+
+    @property
+    def agreement(self) -> float | None:
+        """Share of tokens at which both models rank the same token first."""
+        return self.metrics.get(Agreement.name)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Speed of a prompt."""
+        return self.metrics.get(PromptRate.name)
+
+    @property
+    def decode_tokens_per_second(self) -> float | None:
+        """Speed of new text."""
+        return self.metrics.get(DecodeRate.name)
+
+    @property
+    def speed_spread(self) -> float | None:
+        """By how much timed rounds differ, as a share of the median; None after a single one."""
+        return self.metrics.get(SpeedSpread.name)
+
+    def _size(self, size: type[SizeMetric]) -> int:
+        value = self.metrics[size.name]
+        assert isinstance(value, int), "sizes are checked"
+        return value
+
+
+Measured = dict[str, ModelFigures]
+"""Figures by model: `dense` first, the saved one last."""
+
+
+def copying_passage(models: Measured, name: ModelNames) -> Passage | None:
+    """How far models read their context, and what wasn't measured; None if no model has such figures."""
+    looking_back = {key: model.looking_back for key, model in models.items()}
+    dense, *others = looking_back.values()
+    if dense is None or None in others:
+        return None
+    remarks = [f"{remark[:1].upper()}{remark[1:]}." for remark in dense.remarks]
+    rows = [
+        (name(key), *(f"{100 * score.accuracy:.0f} %" for score in figures.copying))
+        for key, figures in looking_back.items()
+        if figures is not None
+    ]
+    if not dense.copying:
+        return Passage(COPYING, " ".join(remarks)) if remarks else None
+    headings = ("model", *(f"copied, {score.name}" for score in dense.copying))
+    return Passage(COPYING, tables=(Table(headings, rows, [COPIED_MEANS, *remarks], final=True),))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +161,9 @@ class Evaluate(Step[Measured]):
     """Figures of each model, on the same held-out text."""
 
     name = "evaluate"
-    version = 6
+    version = 7
     writes = "figures of every model"
+    text_use = (("evaluation", "the figures of this page"),)
     arithmetic = True
     together = True
 
@@ -91,6 +176,15 @@ class Evaluate(Step[Measured]):
     def text_needed(cls, recipe: Sections) -> Mapping[str, int]:
         """Evaluation text, on which no choice depends."""
         return {"evaluation": recipe.section(TextSettings).evaluation_tokens}
+
+    @property
+    def extensions(self) -> tuple[Metric, ...]:
+        """The metrics."""
+        return tuple(METRICS.all())
+
+    def key(self, task: Task) -> Mapping[str, Any]:
+        """Versions of the metrics."""
+        return {"metrics": measured_by(self.extensions)}
 
     def work(self, task: Task) -> None:
         """Measure all models."""

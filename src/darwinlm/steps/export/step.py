@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.figures import StepFigures
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Step, Task
 from darwinlm.steps.text.step import TextSettings
@@ -28,11 +28,13 @@ CHECKED = (2, 128)
 """Sequences, and tokens in each, on which the saved model is compared with the one in memory."""
 
 
-class ExportFigures(Figures):
+class ExportFigures(StepFigures):
     """The saved model; `whole` if it has further parts, such as a vision tower, around the language model.
 
     With `custom_code`, it needs the modelling file beside it.
     """
+
+    lasting: ClassVar[bool] = False
 
     folder: str
     custom_code: bool
@@ -69,6 +71,8 @@ class Export(Step[Exported]):
     name = "export"
     version = 4
     writes = "hashes of the files in model/"
+    Figures = ExportFigures
+    text_use = (("validation", "check of the saved model"),)
 
     dense: Checkpoint
     original: Checkpoint
@@ -105,6 +109,17 @@ class Export(Step[Exported]):
 
         checkpoint = Checkpoint.open(task.context.folder / MODEL)
         return Exported(checkpoint, self.dense.dtype, is_custom(checkpoint.config), task.stage.digest)
+
+    def figures(self, task: Task, result: Exported) -> ExportFigures:
+        """What the saved model is."""
+        from darwinlm.model.families.whole import is_whole
+
+        return ExportFigures(
+            folder=result.folder.name,
+            custom_code=result.custom_code,
+            dtype=str(result.dtype).removeprefix("torch."),
+            whole=is_whole(result.folder),
+        )
 
     def spoiled(self, task: Task) -> str | None:
         """The first file of the model that isn't as recorded."""

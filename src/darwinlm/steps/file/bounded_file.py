@@ -14,9 +14,10 @@ from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.runtime.errors import BudgetError, import_extra
+from darwinlm.runtime.published import short_model
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.evaluate.quality import measure_quality
-from darwinlm.steps.file.step import FileChoice, QuantisedFile
+from darwinlm.steps.file.step import BoundedFileFigures, QuantisedFile
 
 EXCESS = 1.01
 """Bytes of the file relative to the bound that the prediction may be wrong by."""
@@ -31,7 +32,7 @@ def check_file(budget: BudgetSettings) -> None:
 
 def write_bounded_file(
     dense: Checkpoint, small: Checkpoint, bound: int, kind: str, tokens: Tensor, folder: Path, scratch: Path
-) -> FileChoice:
+) -> BoundedFileFigures:
     """Write both files, measure them in llama.cpp on tokens [n, t], and delete that of the dense model.
 
     The file of the saved model, of the quantisation `kind`, is written to `folder`, the other one to `scratch`. Raises
@@ -58,4 +59,10 @@ def write_bounded_file(
     for model in opened.values():
         model.close()
     dense_path.unlink(missing_ok=True)
-    return FileChoice(file=path.name, tokens=tokens.numel(), saved=files["saved"], dense=files.get("dense"))
+    return BoundedFileFigures(
+        model=short_model(dense.source),
+        file=path.name,
+        tokens=tokens.numel(),
+        saved=files["saved"],
+        dense=files.get("dense"),
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from darwinlm.model.units.unit_settings import UnitsSettings
-from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.amounts import nats, size
+from darwinlm.runtime.figures import Figures, StepFigures
 from darwinlm.runtime.step import Step, Task, Uses
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.kinds import File
@@ -29,24 +31,49 @@ class QuantisedFile(Figures):
     kl: float
 
 
-class FileChoice(Figures):
-    """The file that a budget bounds, measured on `tokens`, and the dense model quantised to the same bound.
+class BoundedFileFigures(StepFigures):
+    """The file that a budget bounds, measured on `tokens`, and the dense `model` quantised to the same bound.
 
     `dense` is None if no quantisation makes the dense model that small.
     """
 
+    lasting: ClassVar[bool] = False
+
+    model: str
     file: str
     tokens: int
     saved: QuantisedFile
     dense: QuantisedFile | None = None
 
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """Both files."""
+        return (("file", self.note()),)
+
+    def note(self) -> str:
+        """The file beside the quantised dense model, and which one to use."""
+        saved, dense = self.saved, self.dense
+        said = (
+            f"{self.file} has {size(saved.bytes)} and KL {nats(saved.kl)} on {self.tokens:,} tokens of the evaluation "
+            "text in llama.cpp."
+        )
+        if dense is None:
+            return f"{said} No type makes the dense model that small."
+        other = f"the dense model as {dense.quantisation} has {size(dense.bytes)} and KL {nats(dense.kl)}"
+        if dense.kl > saved.kl:
+            return f"{said} It loses less than quantising alone: {other}."
+        command = f"darwinlm export {shlex.quote(self.model)} --quant {dense.quantisation} --out model.gguf"
+        return f"{said} Quantising alone loses less: {other}. Use that instead: {command}."
+
 
 @dataclass(frozen=True, eq=False)
-class BoundedFile(Step[FileChoice]):
+class BoundedFile(Step[BoundedFileFigures]):
     """The file that `budget.file` bounds, `model-QUANTISATION.gguf` of the output folder."""
 
     name = "file"
+    version = 2
     writes = "sizes and losses of the GGUF files"
+    Figures = BoundedFileFigures
+    text_use = (("evaluation", "losses of the GGUF files"),)
     settings = (Uses(BudgetSettings, only=("bound",)), Uses(UnitsSettings, only=("quantisation",)))
 
     dense: Checkpoint
@@ -63,11 +90,15 @@ class BoundedFile(Step[FileChoice]):
         assert isinstance(bound, File), "the budget is a file"
         assert kind is not None, "a bounded file has a type"
         small, folder = self.exported.checkpoint, task.context.folder
-        choice = write_bounded_file(self.dense, small, bound.value, kind, tokens, folder, task.folder)
-        write_json(task.folder / RECORD, choice.as_json())
+        figures = write_bounded_file(self.dense, small, bound.value, kind, tokens, folder, task.folder)
+        write_json(task.folder / RECORD, figures.as_json())
 
-    def read(self, task: Task) -> FileChoice:
+    def read(self, task: Task) -> BoundedFileFigures:
         """Sizes and losses of the files."""
         from darwinlm.runtime.artifact import read_as
 
-        return read_as(task.folder / RECORD, FileChoice)
+        return read_as(task.folder / RECORD, BoundedFileFigures)
+
+    def figures(self, task: Task, result: BoundedFileFigures) -> BoundedFileFigures:
+        """Sizes and losses of the files."""
+        return result

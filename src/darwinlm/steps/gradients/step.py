@@ -64,6 +64,7 @@ class Gradients(Step[GradientMoments]):
     title = "output gradients"
     version = 5
     writes = "second moments of output gradients"
+    text_use = (("calibration", "gradients of the loss"),)
     consults = (TextSettings,)
     arithmetic = True
     together = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from darwinlm.runtime.figures import Extract
+from darwinlm.runtime.amounts import count, duration, nats
+from darwinlm.runtime.figures import Extract, StepFigures
+from darwinlm.runtime.published import short_source
 from darwinlm.runtime.quantities import Count, Repeats, Share
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
@@ -100,9 +102,16 @@ class TrainingPoint(Extract):
     eval_kl: float | None = None
 
 
-class RecoveryFigures(Extract):
-    """The training after pruning; `kept` is `before` if training did not improve the held-out loss."""
+class RecoveryFigures(StepFigures):
+    """The training after pruning, on text from `source`.
 
+    `kept` is `before` if training did not improve the held-out loss.
+    """
+
+    heading: ClassVar[str] = "Recovery"
+    lasting: ClassVar[bool] = False
+
+    source: str | None
     steps: int
     tokens: int
     seconds: float
@@ -110,6 +119,44 @@ class RecoveryFigures(Extract):
     sharded: bool = False
     kept: Literal["trained", "before"] = "trained"
     log: tuple[TrainingPoint, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The model went through recovery."""
+        return "recovery"
+
+    def account(self) -> tuple[str, ...]:
+        """The amount of training, and what held-out text says of it."""
+        trained = (
+            f"The model was trained on {self.tokens:,} tokens of {short_source(self.source)} in {self.steps:,} steps, "
+            f"{duration(self.seconds)}."
+        )
+        if self.kept == "before":
+            trained += " The loss on held-out text did not fall, so the weights from before were kept."
+        points = [
+            f"{nats(point.eval_kl)} after {count(point.tokens)} tokens"
+            for point in self.log
+            if point.eval_kl is not None
+        ]
+        return (trained, f"KL on held-out text: {', '.join(points)}.") if points else (trained,)
+
+    def card(self) -> str:
+        """The amount of training, unless nothing was kept of it."""
+        if self.kept == "before":
+            return ""
+        return f"The smaller model was then trained on {self.tokens:,} tokens of {short_source(self.source)}."
+
+    def expectation(self) -> str:
+        """What training gave back, and what it didn't."""
+        if self.kept == "before":
+            return (
+                f"Training on {self.tokens:,} tokens after pruning did not help on held-out text, so the weights from "
+                "before it were kept. Abilities that pruning removed, facts above all, are gone."
+            )
+        return (
+            f"It was trained on {self.tokens:,} tokens after pruning. Facts and other abilities that this text does "
+            "not teach have not returned."
+        )
 
 
 @dataclass(frozen=True)
@@ -138,6 +185,8 @@ class Recover(Step[Recovered]):
     writes = "the trained model, and the record of the training"
     Settings = RecoverySettings
     section = "recovery"
+    Figures = RecoveryFigures
+    text_use = (("validation", "held-out loss while training"),)
     settings = (
         Uses(RecoverySettings, ignoring=("sharding",)),
         Uses(TextSettings, only=("sequence_length", "looking_back", "seed")),
@@ -180,6 +229,11 @@ class Recover(Step[Recovered]):
         remove_scratch(task.context)
         checkpoint, record = Checkpoint.open(task.folder / "model"), read_record(task.folder / RECORD)
         return Recovered(checkpoint, task.stage.digest, record)
+
+    def figures(self, task: Task, result: Recovered) -> RecoveryFigures:
+        """From the record of the training."""
+        source = task.settings(RecoverySettings).text or task.settings(TextSettings).source
+        return RecoveryFigures.of_record(result.record, source=source)
 
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from darwinlm.runtime.figures import Extract
+from darwinlm.runtime.amounts import nats
+from darwinlm.runtime.figures import StepFigures
 from darwinlm.runtime.quantities import Whole
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
@@ -36,11 +37,13 @@ class RefitSettings(Section):
     """Calibration tokens for the fit; at most `text.calibration_tokens`. 0 skips the refit."""
 
 
-class RefitFigures(Extract):
+class RefitFigures(StepFigures):
     """The refit of the whole model; `stitched` was kept where that was no better for it. KL is on validation text.
 
     So many of the `modules` were `fitted`. `strength` says how far the weights go toward the fitted ones, from 0 to 1.
     """
+
+    heading: ClassVar[str] = "Refit"
 
     fitted: int
     modules: int
@@ -48,6 +51,38 @@ class RefitFigures(Extract):
     strength: float
     kl_before: float | None = None
     kl_after: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Whether the refit was kept."""
+        return "refit" if self.kept == "refit" else "refit (no gain)"
+
+    def account(self) -> tuple[str, ...]:
+        """How many modules were fitted, how far the model went, and what it gained."""
+        others = ""
+        if self.fitted < self.modules:
+            others = "; the others kept their weights, because no fit was better on validation text"
+        measured = ""
+        if self.kl_before is not None and self.kl_after is not None:
+            measured = f" (KL {nats(self.kl_before)} before, {nats(self.kl_after)} after)"
+        if self.kept == "refit":
+            chosen = (
+                f"The model took {self.strength:.0%} of the way to these weights, which was best on validation "
+                f"text{measured}."
+            )
+        else:
+            chosen = (
+                f"The whole model was not better with them on validation text{measured}, so the weights before the "
+                "refit were kept."
+            )
+        fitted = f"{self.fitted} of {self.modules} modules were fitted toward the dense model"
+        return (f"{fitted}{others}. {chosen}",)
+
+    def card(self) -> str:
+        """Whether the refit was kept."""
+        if self.kept == "refit":
+            return "Output projections were then refitted by ridge regression toward the dense model."
+        return "A refit by ridge regression was no better on validation text and was dropped."
 
 
 @dataclass(frozen=True)
@@ -98,6 +133,11 @@ class Refit(Step[Refitted]):
     writes = "corrected output projections"
     Settings = RefitSettings
     section = "refit"
+    Figures = RefitFigures
+    text_use = (
+        ("calibration", "the refit"),
+        ("validation", "strength of the refit"),
+    )
     settings = (Uses(RefitSettings),)
     arithmetic = True
     together = True
@@ -137,6 +177,10 @@ class Refit(Step[Refitted]):
         from darwinlm.runtime.artifact import read_record
 
         return Refitted(task.folder, self.stitched, read_record(task.folder / RECORD), task.stage.digest)
+
+    def figures(self, task: Task, result: Refitted) -> RefitFigures:
+        """From the record."""
+        return RefitFigures.of_record(result.record)
 
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:

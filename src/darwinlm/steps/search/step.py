@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from darwinlm.model.units.unit_settings import UnitsSettings
-from darwinlm.runtime.figures import Extract
+from darwinlm.runtime.amounts import duration, nats, plural
+from darwinlm.runtime.figures import StepFigures
 from darwinlm.runtime.quantities import Minutes, Repeats, Seed, Whole
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
@@ -95,12 +96,14 @@ class SearchSettings(Section):
         return max(selection.tokens for selection in self.rounds)
 
 
-class SearchFigures(Extract):
+class SearchFigures(StepFigures):
     """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
 
     It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer.
     `described` is what the method says of itself, to end a sentence.
     """
+
+    heading: ClassVar[str] = "Search"
 
     method: str
     described: str
@@ -111,6 +114,36 @@ class SearchFigures(Extract):
     seconds: float
     ended: str
     generations: int
+
+    @property
+    def label(self) -> str:
+        """The sizes were searched for."""
+        return "searched"
+
+    @property
+    def chosen_by(self) -> str:
+        """What chose the sizes, in words: only what ran is named."""
+        if not self.generations:
+            return "equal layers brought to the budget, without a generation of search"
+        return f"an evolutionary search of {plural(self.generations, 'generation')} {self.described}"
+
+    def account(self) -> tuple[str, ...]:
+        """What chose the sizes, from which KL to which."""
+        return (
+            f"The sizes come from {self.chosen_by}. It started from nearly equal layers at KL {nats(self.start_kl)} to "
+            f"the dense model and ended at {nats(self.kl)} nats per token on the search's own text, after "
+            f"{self.evaluations:,} evaluations in {duration(self.seconds)}: {self.ended}. The best model with equal "
+            f"layers has {nats(self.uniform_kl)} on that text.",
+        )
+
+    def card(self) -> str:
+        """What chose the sizes, and what it gained."""
+        return (
+            "Attention and MLP sub-layers were pruned to many sizes with second-order information from calibration "
+            f"text (structured optimal brain surgeon). The size of each comes from {self.chosen_by}: "
+            f"{self.evaluations:,} evaluations, from KL {nats(self.start_kl)} to {nats(self.kl)} nats per token on the "
+            "search's own text."
+        )
 
 
 @dataclass(frozen=True)
@@ -136,6 +169,11 @@ class Search(Step[SearchResult]):
     writes = "the allocation, and the history of the search"
     Settings = SearchSettings
     section = "search"
+    Figures = SearchFigures
+    text_use = (
+        ("fitness", "losses of the search's candidates"),
+        ("training", "training of the search's candidates"),
+    )
     settings = (Uses(SearchSettings), Uses(UnitsSettings), Uses(BudgetSettings))
     arithmetic = True
     together = True
@@ -189,6 +227,12 @@ class Search(Step[SearchResult]):
 
         stored = read_as(task.folder / RESULT, _Stored)
         return SearchResult(stored.allocation, stored.uniform, stored.record, task.stage.digest)
+
+    def figures(self, task: Task, result: SearchResult) -> SearchFigures:
+        """From the record."""
+        method, generations = task.settings(SearchSettings).method, len(result.record["history"]) - 1
+        ran = {"method": SEARCH_METHODS.name_of(type(method)), "described": method.words, "generations": generations}
+        return SearchFigures.of_record({**ran, **result.record})
 
     @classmethod
     def cost(cls, load: Workload) -> Cost:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.figures import Figures, StepFigures
 from darwinlm.runtime.quantities import Repeats, Seed, Share, Whole
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.step import Step, Task, Uses
@@ -62,13 +62,14 @@ class PurposeFigures(Figures):
     documents: int
 
 
-class TextFigures(Figures):
+class TextFigures(StepFigures):
     """The text, in sequences of `sequence_length` tokens, and its purposes by name."""
+
+    lasting: ClassVar[bool] = False
 
     source: str | None
     sequence_length: int
     purposes: dict[str, PurposeFigures]
-    training_source: str | None = None
 
 
 DOCUMENTS = Uses(TextSettings, only=("sequence_length", "seed"))
@@ -93,6 +94,7 @@ class Text(Step["dict[str, TokenSequences]"]):
     writes = "sequences of tokens for each purpose"
     Settings = TextSettings
     section = "text"
+    Figures = TextFigures
     settings = (DOCUMENTS, Uses(TextSettings, only=("looking_back",)))
 
     dense: Checkpoint
@@ -125,3 +127,15 @@ class Text(Step["dict[str, TokenSequences]"]):
         largest = max(int(part.tokens.max()) for part in texts.values())
         check_tokens(largest, int(self.dense.config.vocab_size), self.dense.source)
         return texts
+
+    def figures(self, task: Task, result: dict[str, TokenSequences]) -> TextFigures:
+        """Source, length of the sequences, and amounts."""
+        settings = task.settings(TextSettings)
+        return TextFigures(
+            source=settings.source,
+            sequence_length=settings.sequence_length,
+            purposes={
+                purpose: PurposeFigures(tokens=part.n_tokens, documents=len(part.document_hashes))
+                for purpose, part in result.items()
+            },
+        )

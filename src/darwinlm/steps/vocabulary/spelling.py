@@ -65,6 +65,13 @@ def measure_bits(
     lengths = torch.tensor([len(each) for each in wholes])[:, None]
     places = torch.arange(tokens.shape[1])[None]
     model = read(torch.cat(wholes))
-    how: dict[str, Any] = {"batch_tokens": batch_tokens, "memory": memory, "progress": progress}
-    found = measure_quality(model, {"": model}, tokens, where=(places > 0) & (places < lengths), **how)[""]
-    return found.tokens * math.log2(found.perplexity) / sum(len(text.encode()) for text in passages)
+    quality = measure_quality(
+        model,
+        {"dense": model},
+        tokens,
+        batch_tokens=batch_tokens,
+        where=(places > 0) & (places < lengths),
+        memory=memory,
+        progress=progress,
+    )["dense"]
+    return quality.tokens * math.log2(quality.perplexity) / sum(len(text.encode()) for text in passages)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from darwinlm.runtime.figures import Figures
+from darwinlm.runtime.amounts import count, percent
+from darwinlm.runtime.figures import ModelNames, Passage, StepFigures
 from darwinlm.runtime.quantities import Part
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.step import Step, Task, Uses
+from darwinlm.runtime.tables import Table
 from darwinlm.steps.text.step import DOCUMENTS, TextSettings
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from darwinlm.steps.own_text.step import Documents
 
 FIGURES = "figures.json"
+HEADINGS = ("held-out text", "bytes", "tokens per byte, all", "kept", "more tokens", "tokens affected")
 
 
 class VocabularySettings(Section):
@@ -49,7 +52,7 @@ class Spelling:
     affected: int = 0
 
 
-class VocabularyFigures(Figures):
+class VocabularyFigures(StepFigures):
     """The smaller vocabulary; each `dense_` figure is of the whole one. Parameters and bits are the dense model's.
 
     `domains` are lengths of held-out text, by file or data set.
@@ -72,6 +75,42 @@ class VocabularyFigures(Figures):
     def affected(self) -> float:
         """Share of held-out tokens that are no longer in the vocabulary."""
         return self._total("affected") / self._total("dense_tokens")
+
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """The size of the vocabulary, and what it means for the length of text."""
+        return (("tokens", self._kept()),)
+
+    def passages(self, name: ModelNames) -> tuple[Passage, ...]:
+        """What the smaller vocabulary cost, and what the other figures are relative to; lengths of held-out text."""
+        del name
+        rows = [
+            (
+                domain,
+                f"{text.bytes:,}",
+                f"{text.dense_tokens / text.bytes:.3f}",
+                f"{text.tokens / text.bytes:.3f}",
+                f"{100 * (text.tokens / text.dense_tokens - 1):.1f} %",
+                percent(text.affected, text.dense_tokens),
+            )
+            for domain, text in self.domains.items()
+        ]
+        return (Passage("Vocabulary", self._words(), (Table(HEADINGS, rows),)),)
+
+    def _kept(self) -> str:
+        return (
+            f"{self.tokens:,} of {self.dense_tokens:,} tokens of the vocabulary kept, held-out text spelt in "
+            f"{100 * self.longer:.1f} % more tokens"
+        )
+
+    def _words(self) -> str:
+        return (
+            f"{self._kept()}: {100 * self.affected:.1f} % of its tokens were removed from the vocabulary and are now "
+            "written as several. Logits of text whose tokens are all kept have not changed. Before its blocks were "
+            f"pruned, the model needed {self.bits_per_byte:.3f} bits per byte of held-out text, and "
+            f"{self.dense_bits_per_byte:.3f} with all tokens. Perplexity, KL and speeds are per token of the smaller "
+            f"vocabulary. The dense model is measured with it too: it has {count(self.params)} parameters, and "
+            f"{count(self.dense_params)} with all tokens."
+        )
 
     def _total(self, name: str) -> int:
         return sum(getattr(domain, name) for domain in self.domains.values())
@@ -101,6 +140,7 @@ class Vocabulary(Step[CutVocabulary]):
     writes = "the dense model with fewer tokens, and what they cost"
     Settings = VocabularySettings
     section = "vocabulary"
+    Figures = VocabularyFigures
     settings = (Uses(VocabularySettings), DOCUMENTS)
     arithmetic = True
 
@@ -138,3 +178,7 @@ class Vocabulary(Step[CutVocabulary]):
 
         checkpoint = Checkpoint.open(task.folder / "model", self.original.source)
         return CutVocabulary(checkpoint, read_as(task.folder / FIGURES, VocabularyFigures), task.stage.digest)
+
+    def figures(self, task: Task, result: CutVocabulary) -> VocabularyFigures:
+        """What the smaller vocabulary costs."""
+        return result.figures
