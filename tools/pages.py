@@ -63,7 +63,7 @@ def default_recipe() -> str:
     """A recipe with every default, each explained above it: a file to copy and shorten."""
     lines = ["# Every setting with its default. Keep the lines that you change: a preset fills those that are absent."]
     tree, before = Recipe().model_dump(mode="json"), [""]
-    order = field_order()
+    order = field_order(Recipe, pipeline.STEPS)
     for parts, meaning in sorted(fields_of(Recipe), key=lambda field: (order.index(field[0][0]), len(field[0]))):
         *sections, field = parts
         if sections != before:

@@ -18,10 +18,15 @@ from darwinlm.model.surgery.layer_table import layer_table
 from darwinlm.model.surgery.smaller_config import smaller_config
 from darwinlm.model.surgery.smaller_model import empty_model
 from darwinlm.model.units.space import space_of
+from darwinlm.pipeline import STEPS
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from darwinlm.recipe.recipe import CoreRecipe, field_order, with_sections
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.section import Section
+from darwinlm.runtime.step import Step
 from darwinlm.steps.budget.bounds import resolve_budget
 from darwinlm.steps.budget.counted import Counted
+from darwinlm.steps.refit.step import Refit
 from darwinlm.steps.search.propose import filled
 from darwinlm.steps.search.step import SelectionRound
 
@@ -237,3 +242,40 @@ def test_the_file_with_every_default_is_the_defaults_and_explains_each():
     fields = re.findall(r"^ *[a-z_]+: .+$", text, flags=re.M)
     assert len(fields) > 40
     assert all(re.search(rf"#[^\n]*\n *{re.escape(field.strip())}$", text, flags=re.M) for field in fields[:10])
+
+
+class GainSettings(Section):
+    """Settings of a step that the recipe doesn't know."""
+
+    scale: float = 1.0
+    """Factor of the norm."""
+
+
+class Gains(Step[None]):
+    """A step with settings of its own."""
+
+    name = "gains"
+    Settings = GainSettings
+    section = "gains"
+
+    def work(self, task):
+        raise NotImplementedError
+
+    def read(self, task):
+        raise NotImplementedError
+
+
+def test_a_steps_settings_are_a_section_of_the_recipe():
+    refit = STEPS.index(Refit)
+    steps = (*STEPS[: refit + 1], Gains, *STEPS[refit + 1 :])
+    kind = with_sections(steps)
+    recipe = kind.model_validate({"gains": {"scale": 2}, "search": {"generations": 2}})
+    assert recipe.section(GainSettings).scale == 2
+    assert recipe.search.generations == 2
+    assert kind().section(GainSettings).scale == 1
+    assert kind.model_validate(recipe.model_dump(mode="json")) == recipe
+    order = field_order(kind, steps)
+    assert sorted(order) == sorted(kind.model_fields)
+    assert order[order.index("refit") :] == ["refit", "gains", "recovery"]
+    assert order[:3] == ["model", "time", "preset"]
+    assert Recipe.model_fields.keys() == CoreRecipe.model_fields.keys(), "every step's settings are in the core"

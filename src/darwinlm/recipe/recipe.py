@@ -6,6 +6,7 @@ Each step declares its own section; here they are put together. Every field has 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationInfo, create_model, field_validator, model_validator
@@ -16,6 +17,7 @@ from darwinlm.pipeline import STEPS
 from darwinlm.recipe.presets import PRESETS, completed
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
+from darwinlm.runtime.step import Step
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.database.step import DatabaseSettings
 from darwinlm.steps.recover.step import RecoverySettings
@@ -72,10 +74,14 @@ class CoreRecipe(Sections):
         return self
 
 
-def _further_sections() -> dict[str, tuple[type[Section], Section]]:
-    """Sections of the pipeline's steps that aren't among those of the core, with their defaults, by name."""
-    settings = {step.section: step.Settings for step in STEPS if step.Settings is not None}
-    return {name: (kind, kind()) for name, kind in settings.items() if name not in CoreRecipe.model_fields}
+def with_sections(steps: Sequence[type[Step[Any]]]) -> type[CoreRecipe]:
+    """The core's recipe with a section for every step whose settings aren't among it."""
+    further: dict[str, Any] = {
+        step.section: (step.Settings, step.Settings())
+        for step in steps
+        if step.Settings is not None and step.section not in CoreRecipe.model_fields
+    }
+    return create_model("Recipe", __base__=CoreRecipe, __module__=__name__, __doc__="A whole run.", **further)
 
 
 if TYPE_CHECKING:
@@ -84,23 +90,19 @@ if TYPE_CHECKING:
         """A whole run: the core's sections, and those of all further steps of the pipeline."""
 
 else:
-    Recipe = create_model(
-        "Recipe", __base__=CoreRecipe, __module__=__name__, __doc__="A whole run.", **_further_sections()
-    )
+    Recipe = with_sections(STEPS)
 
 
-def field_order() -> list[str]:
+def field_order(recipe: type[CoreRecipe], steps: Sequence[type[Step[Any]]]) -> list[str]:
     """Names of all fields of a recipe in the order in which people read them.
 
     Plain values come first. A further step's section follows that of the step before it.
     """
-    fields = Recipe.model_fields
-    further = _further_sections()
-    plain = [name for name, field in fields.items() if not _is_section(field.annotation)]
-    order = [*plain, *(name for name in fields if name not in plain and name not in further)]
+    plain = [name for name, field in recipe.model_fields.items() if not _is_section(field.annotation)]
+    order = [*plain, *(name for name in CoreRecipe.model_fields if name not in plain)]
     before = order[-1]
-    for step in STEPS:
-        if step.section in further:
+    for step in steps:
+        if step.section and step.section not in order:
             order.insert(order.index(before) + 1, step.section)
         before = step.section or before
     return order

@@ -170,6 +170,10 @@ class Agreement(TokenMetric):
         """A share in percent."""
         return amounts.percent(value)
 
+    def precise(self, value: Value) -> str:
+        """A share in percent with two decimals."""
+        return amounts.NOTHING if value is None else f"{100 * value:.2f} %"
+
 
 class _Rate(SpeedMetric):
     """Tokens per second: the median of the rounds.
