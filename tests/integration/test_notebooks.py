@@ -12,6 +12,7 @@ from tests.unit.test_docs import blocks
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import read_json
 from darwinlm.steps.database.removal_metrics import METRICS
+from darwinlm.steps.evaluate import metric as evaluated
 from darwinlm.steps.recover.losses import LOSSES
 from lab.comparison.methods import BASELINES
 
@@ -97,13 +98,21 @@ def check_reverse(printed):
     assert summary("reverse")["steps"]["recover"]["tokens"] == 2048
 
 
+def check_top_five(printed):
+    assert 0 < float(printed[-1]) <= 1
+    run = Path("runs/top_five")
+    for page in ("report.html", "model/README.md"):
+        assert "dense token in top five" in (run / page).read_text()
+    evaluated.METRICS.remove("top_five")
+
+
 def check_compared(printed):
     kls = {name: float(kl) for name, kl in map(str.split, printed[-4:])}
     assert list(kls) == ["dense", "chance", "magnitude", "darwinlm"]
     assert kls["dense"] < 1e-4 < kls["darwinlm"] < kls["chance"]
 
 
-@pytest.mark.parametrize("check", [check_wanda, check_multiplications, check_reverse, check_compared])
+@pytest.mark.parametrize("check", [check_wanda, check_multiplications, check_reverse, check_top_five, check_compared])
 def test_an_example_runs(check, tiny_llama, tiny_text_file, tmp_path, monkeypatch, capsys):
     name = check.__name__.removeprefix("check_")
     (example,) = [each for each in EXAMPLES if f'Path("runs/{name}")' in each]

@@ -161,7 +161,7 @@ def test_table_of_the_terminal(summary):
         (told(searched(), refit={"fitted": "most"}), r"\(steps: refit.fitted: "),
         (told(searched(), refit={"surprise": 1}), r"\(steps: refit.surprise: "),
         (told(searched(), nothing={}), r"\(steps: there is no step nothing\)"),
-        (changed(searched(), steps=3), r"\(steps: the figures of steps aren't there\)"),
+        (changed(searched(), steps=3), r"\(steps: there are no figures of steps\)"),
         (changed(searched(), models={"dense": {"metrics": {}}}), r"\(models.dense.metrics: no whole number for params"),
         ({**searched(), "models": dict([*searched()["models"].items()][::-1])}, "models: the first model isn't dense"),
     ],

@@ -96,8 +96,8 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
     _show_table(console, comparison(summary))
     _show_figures(console, summary)
     console.print()
-    beside = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
-    for wish, do in usage.next_steps(summary, str(run), str(beside), summary.model, here=True):
+    stem = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
+    for wish, do in usage.next_steps(summary, str(run), str(stem), summary.model, here=True):
         console.print(f"{wish}:", style="dim")
         console.print(f"  {do}", soft_wrap=True)
 

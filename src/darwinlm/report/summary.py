@@ -164,7 +164,7 @@ class Summary(Figures):
         """The figures of each step as its own class, from those in the context."""
         kinds: Mapping[str, type[StepFigures]] = (info.context or {}).get(KINDS, {})
         if not isinstance(steps, dict):
-            raise ValueError("the figures of steps aren't there")  # noqa: TRY004 - pydantic reports ValueError
+            raise ValueError("there are no figures of steps")  # noqa: TRY004 - pydantic reports ValueError
         figures: dict[str, StepFigures] = {}
         for name, given in steps.items():
             if not isinstance(given, StepFigures) and name not in kinds:
@@ -174,7 +174,7 @@ class Summary(Figures):
             except ValidationError as error:
                 raise ValueError(f"{name}.{first_mistake(error)}") from error
         for needed in (TextFigures, ExportFigures):
-            if not any(isinstance(found, needed) for found in figures.values()):
+            if not any(isinstance(told, needed) for told in figures.values()):
                 raise ValueError(f"no {needed.__name__}")
         return figures
 

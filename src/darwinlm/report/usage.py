@@ -39,15 +39,15 @@ def loading_code(summary: Summary) -> str:
 
 
 def next_steps(
-    summary: Summary, run: str, beside: str, model: str | None, *, here: bool = False
+    summary: Summary, run: str, stem: str, model: str | None, *, here: bool = False
 ) -> list[tuple[str, str]]:
     """What people do with a finished run: each wish and the command that fulfils it.
 
-    New files and folders begin with the path `beside`. `model` is the dense one; None where it has no name that others
+    Paths of new files and folders begin with `stem`. `model` is the dense one; None where it has no name that others
     know. A wish names the extra that it needs; `here`, on this machine, how to install it if it isn't.
     """
     kind = summary.file.smaller if summary.file and summary.file.bytes is not None else "q8_0"
-    run, recovered, gguf = (shlex.quote(path) for path in (run, f"{beside}-recovered", f"{beside}.gguf"))
+    run, recovered, gguf = (shlex.quote(path) for path in (run, f"{stem}-recovered", f"{stem}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
     train = (
         "train it, which gains the most quality (needs a GPU; on a CPU try --tokens 1M)",
@@ -58,7 +58,7 @@ def next_steps(
         keep = summary.budget.block_params / summary.budget.dense_block_params
         if large := large_embedding(summary.dense.params, summary.dense.block_params):
             do = f"darwinlm prune {shlex.quote(model)} --keep {keep:.1%} --vocab 50% --text TEXT"
-            cut = [(f"cut its vocabulary too: {large}", f"{do} --out {shlex.quote(f'{beside}-vocab')}")]
+            cut = [(f"cut its vocabulary too: {large}", f"{do} --out {shlex.quote(f'{stem}-vocab')}")]
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.of(RecoveryFigures) is None else []),

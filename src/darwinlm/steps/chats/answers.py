@@ -61,15 +61,15 @@ def write_answers(dense: Any, tokenizer: Any, tokens: int) -> Answers | str:
         for sampled in sampler.sample(iter(numbers)):
             written.append(sampled)
             count += len(sampled.tokens) - sampled.begins[1] if len(sampled.begins) > 1 else 0
-    together = sorted((each for part in parallel.gather(written) for each in part), key=lambda each: each.number)
-    together = [each for each in together if len(each.begins) > 1 and len(each.tokens) > each.begins[1]]
+    together = sorted((chat for part in parallel.gather(written) for chat in part), key=lambda chat: chat.number)
+    together = [chat for chat in together if len(chat.begins) > 1 and len(chat.tokens) > chat.begins[1]]
     if not together:
         return "the dense model doesn't end the user's turn"
-    padded = torch.zeros(len(together), max(len(each.tokens) for each in together), dtype=torch.int64)
+    padded = torch.zeros(len(together), max(len(chat.tokens) for chat in together), dtype=torch.int64)
     answer = torch.zeros_like(padded, dtype=torch.bool)
-    for row, each in enumerate(together):
-        padded[row, : len(each.tokens)] = torch.tensor(each.tokens)
-        answer[row, each.begins[1] : len(each.tokens)] = True
+    for row, chat in enumerate(together):
+        padded[row, : len(chat.tokens)] = torch.tensor(chat.tokens)
+        answer[row, chat.begins[1] : len(chat.tokens)] = True
     return Answers(padded, answer)
 
 
@@ -102,6 +102,6 @@ def measure_chats(models: Mapping[str, Opened], *, tokens: int, batch_tokens: in
         raise ModelError(f"{original} writes no chats: {written}")
     readers = {name: small.decoder(written.tokens)}
     answers = measure_answers(dense.decoder(written.tokens), readers, written, batch_tokens=batch_tokens)
-    blocks = {key: write_code(each.model, small.tokenizer) for key, each in models.items()}
-    code = {key: compare_code(each, blocks[original]) for key, each in blocks.items()}
-    return ChatFigures(answers=answers, code={key: each for key, each in code.items() if each is not None})
+    blocks = {key: write_code(model.model, small.tokenizer) for key, model in models.items()}
+    code = {key: compare_code(codes, blocks[original]) for key, codes in blocks.items()}
+    return ChatFigures(answers=answers, code={key: figures for key, figures in code.items() if figures is not None})

@@ -51,21 +51,21 @@ def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], new_token
     ends = end_tokens(model, tokenizer)
     how: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
     how |= {"max_new_tokens": new_tokens, "eos_token_id": list(ends) or None, "pad_token_id": [*ends, 0][0]}
-    mine, found = list(parallel.mine(range(len(asked)))), dict[int, str]()
+    mine, answers = list(parallel.mine(range(len(asked)))), dict[int, str]()
     for start in range(0, len(mine), PROMPTS_AT_ONCE):
         batch = mine[start : start + PROMPTS_AT_ONCE]
         longest = max(len(asked[index]) for index in batch)
         room = [longest - len(asked[index]) for index in batch]
         ids = [[0] * left + list(asked[index]) for left, index in zip(room, batch, strict=True)]
         mask = [[0] * left + [1] * (longest - left) for left in room]
-        given, seen = (torch.tensor(each, device=model.device) for each in (ids, mask))
+        given, seen = (torch.tensor(rows, device=model.device) for rows in (ids, mask))
         # Of the prompts, the head reads the last tokens; torch would copy its weights for every such strided row.
         with model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),)):
             out = model.generate(given, attention_mask=seen, **how)[:, longest:].tolist()
         for index, new in zip(batch, out, strict=True):
             end = next((place for place, token in enumerate(new) if token in ends), len(new))
-            found[index] = str(tokenizer.decode(new[:end], skip_special_tokens=True)).strip()
-    together = {index: answer for part in parallel.gather(found) for index, answer in part.items()}
+            answers[index] = str(tokenizer.decode(new[:end], skip_special_tokens=True)).strip()
+    together = {index: answer for part in parallel.gather(answers) for index, answer in part.items()}
     return [together[index] for index in range(len(asked))]
 
 

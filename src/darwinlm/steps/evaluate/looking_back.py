@@ -69,7 +69,7 @@ def word_tokens(tokenizer: Any) -> list[int]:
     special = set(tokenizer.all_special_ids)
     marked: list[int] = []
     bare: list[int] = []
-    for piece, token in sorted(tokenizer.get_vocab().items(), key=lambda each: each[1]):
+    for piece, token in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
         begins = piece[:1] in MARKS
         word = piece[1:] if begins else piece
         if token not in special and len(word) >= SHORTEST_WORD and word.isalpha() and word == word.lower():
@@ -137,11 +137,11 @@ def all_copying(
         else:
             sequences.append(passage)
     kept = []
-    for each in sequences:
-        if longest is None or each.tokens.shape[1] <= longest:
-            kept.append(each)
+    for copying in sequences:
+        if longest is None or copying.tokens.shape[1] <= longest:
+            kept.append(copying)
         else:
-            remarks.append(f"copying of {each.name} takes {each.tokens.shape[1]} tokens, and the model {longest}")
+            remarks.append(f"copying of {copying.name} takes {copying.tokens.shape[1]} tokens, and the model {longest}")
     return kept, remarks
 
 
@@ -157,7 +157,7 @@ def measure_copying(
         with model.with_head():
             for kind, batch, states in zip(kind_of, batches, walk, strict=True):
                 targets = batch[:, 1 - copying[kind].n :].flatten().to(states.device)
-                parts = (torch.split(each, model.head_tokens) for each in (states[:, :-1].flatten(0, 1), targets))
+                parts = (torch.split(part, model.head_tokens) for part in (states[:, :-1].flatten(0, 1), targets))
                 for state, target in zip(*parts, strict=True):
                     logits = model.head(state)
                     right = (logits.argmax(-1) == target).sum()
@@ -176,9 +176,9 @@ def _batches(kinds: Sequence[Copying], batch_tokens: int) -> tuple[list[int], li
     """This process's share of all sequences in batches, and the kind of each batch."""
     kind_of: list[int] = []
     batches: list[Tensor] = []
-    for kind, each in enumerate(kinds):
-        share = each.tokens[parallel.place() :: parallel.size()]
+    for kind, copying in enumerate(kinds):
+        share = copying.tokens[parallel.place() :: parallel.size()]
         if len(share):
-            batches += torch.split(share, max(1, batch_tokens // each.tokens.shape[1]))
+            batches += torch.split(share, max(1, batch_tokens // copying.tokens.shape[1]))
         kind_of += [kind] * (len(batches) - len(kind_of))
     return kind_of, batches
