@@ -65,7 +65,7 @@ class ExportReport:
     files: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, object] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for the file beside the weights, which may be published: without folders of this machine."""

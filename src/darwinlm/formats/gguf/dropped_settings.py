@@ -30,7 +30,7 @@ a frequency. `check_keys` compares the divisors."""
 LONG = {f"rope_factors_{name}.weight": f"{name}_factor" for name in ("long", "short")}
 FREE = {"context_length", "vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
 """Keys without an effect on the logits of a text, except as far as others, which are compared, ask for it."""
-USUAL: Mapping[str, Any] = {
+USUAL: Mapping[str, bool | float | str] = {
     "attention.causal": True,
     "rope.freq_base_swa": 10000.0,
     "rope.scaling.attn_factor": 1.0,
@@ -123,7 +123,7 @@ def check_keys(path: Path, header: GgufHeader, checkpoint: Checkpoint) -> None:
             )
 
 
-def _same(value: Any, other: Any) -> bool:
+def _same(value: object, other: object) -> bool:
     """Whether two values of a key mean the same; one for all layers may be written once."""
     if isinstance(value, list) != isinstance(other, list):
         value, other = (each if isinstance(each, list) else [each] for each in (value, other))

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.runtime.errors import missing_extra
 
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
 Generated = tuple[list[int], float, float]
 """New tokens, seconds to the first one, and seconds for the others."""
@@ -40,7 +41,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def logits(self, tokens: list[int], keep: int = 0) -> np.ndarray[Any, Any]:
+    def logits(self, tokens: list[int], keep: int = 0) -> NDArray[np.float32]:
         """Logits [t, v] of a text in float32, or of its last `keep` tokens alone, if `keep` isn't 0."""
 
     @abstractmethod

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
-from typing import Any
 
 from darwinlm.formats.gguf.header import ELEMENTS
 from darwinlm.formats.gguf.rope import UnsupportedError
@@ -159,7 +158,7 @@ def header_bytes(checkpoint: Checkpoint) -> int:
     )
 
 
-def _stored(value: Any) -> int:
+def _stored(value: object) -> int:
     if isinstance(value, str):
         return 8 + len(value.encode())
     return 12 + sum(map(_stored, value)) if isinstance(value, list) else 4

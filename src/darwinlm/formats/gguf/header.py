@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -203,7 +203,7 @@ def _check_model(path: Path, header: GgufHeader) -> None:
     _check_block_numbers(path, sizes, header.tensors)
 
 
-def _check_block_numbers(path: Path, sizes: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+def _check_block_numbers(path: Path, sizes: Mapping[str, object], tensors: Iterable[str]) -> None:
     blocks = {int(match[1]) for name in tensors if (match := re.match(r"blk\.(\d{1,9})\.", name))}
     stated = sizes.get("block_count")
     if not isinstance(stated, int) or blocks != set(range(stated)):

@@ -51,7 +51,7 @@ class LlamaCppModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return self.embedding
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int = 0, **_: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int = 0, **_: object
     ) -> CausalLMOutput:
         """Logits [b, t, v] of tokens [b, t], or of the last `logits_to_keep`; zeros where the mask is 0."""
         keep = logits_to_keep or input_ids.shape[1]
@@ -63,8 +63,8 @@ class LlamaCppModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return CausalLMOutput(logits=logits[:, -keep:].to(input_ids.device))
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
-    ) -> dict[str, Any]:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: object
+    ) -> dict[str, Tensor | int | None]:
         """The whole text; the engine remembers what it has read."""
         return {"input_ids": input_ids, "attention_mask": attention_mask, "logits_to_keep": 1}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 from cyllama.llama import llama_cpp as library
 from gguf import LlamaFileType
+from numpy.typing import NDArray
 
 from darwinlm.formats.gguf.engine import Engine, Generated
 
@@ -45,7 +45,7 @@ class LlamaCpp(Engine):
         self.sampler = library.LlamaSampler(library.LlamaSamplerChainParams())
         self.sampler.add_greedy()
 
-    def _decode(self, tokens: list[int], start: int, keep: int = 1) -> list[np.ndarray[Any, Any]]:
+    def _decode(self, tokens: list[int], start: int, keep: int = 1) -> list[NDArray[np.float32]]:
         """Read further tokens. Returns the logits [v] of the last `keep` of them."""
         logits = []
         for begun in range(0, len(tokens), BATCH):
@@ -59,7 +59,7 @@ class LlamaCpp(Engine):
             logits += [np.array(row, dtype=np.float32) for row in rows]
         return logits
 
-    def logits(self, tokens: list[int], keep: int = 0) -> np.ndarray[Any, Any]:
+    def logits(self, tokens: list[int], keep: int = 0) -> NDArray[np.float32]:
         """Logits [t, v] in float32, or of the last `keep` tokens; the start of the last such text isn't read again."""
         begun, keep = 0, min(keep, len(tokens))
         if keep:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from darwinlm.formats.gguf.engine import ENGINES, Generated, require_engine
 from darwinlm.model.quantisation import LLAMA_CPP
@@ -41,7 +42,7 @@ class EngineProcess:
         EngineError: The engine can't load the model.
     """
 
-    def __init__(self, engine: str, model: Path, begin: str = "load", /, **options: Any) -> None:
+    def __init__(self, engine: str, model: Path, begin: str = "load", /, **options: object) -> None:
         require_engine(engine, f"running a model in {engine}")
         self.engine = engine
         self.model = model
@@ -82,11 +83,11 @@ class EngineProcess:
                 continue
         self._folder.cleanup()
 
-    def logits(self, tokens: Sequence[int], **more: Any) -> np.ndarray[Any, Any]:
+    def logits(self, tokens: Sequence[int], *, keep: int = 0) -> NDArray[np.float32]:
         """Logits [t, v] in float32 for a text of t tokens; `keep` gives those of the last tokens only."""
         path = Path(self._folder.name, "logits.npy")
-        self._ask("logits", tokens=list(tokens), path=str(path), **more)
-        logits: np.ndarray[Any, Any] = np.load(path)
+        self._ask("logits", tokens=list(tokens), path=str(path), keep=keep)
+        logits: NDArray[np.float32] = np.load(path)
         return logits
 
     def generate(self, tokens: Sequence[int], new_tokens: int) -> Generated:
@@ -102,7 +103,7 @@ class EngineProcess:
         """The engine's package and its version."""
         return ENGINES[self.engine].release
 
-    def _ask(self, request: str, **arguments: Any) -> Any:
+    def _ask(self, request: str, **arguments: object) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

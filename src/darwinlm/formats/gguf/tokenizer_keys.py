@@ -84,7 +84,7 @@ def copy_tokenizer(path: Path, vocabulary: int) -> dict[str, Any]:
     return keys
 
 
-def write_tokenizer(writer: Any, keys: Mapping[str, Any]) -> None:
+def write_tokenizer(writer: Any, keys: Mapping[str, object]) -> None:
     """Add the keys to a file."""
     add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
     for name, value in keys.items():

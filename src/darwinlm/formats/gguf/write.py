@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from darwinlm.formats.gguf.quirks import quirk
@@ -25,7 +26,9 @@ ROUTER = "ffn_gate_inp.weight"
 LARGEST_F16 = 65504.0
 
 
-def write_gguf(path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, Any], quantisation: str) -> None:
+def write_gguf(
+    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, object], quantisation: str
+) -> None:
     """Write the file.
 
     `path` is temporary: the caller renames it. `quantisation` is one that the package `gguf` computes.
@@ -70,15 +73,15 @@ def _type(name: str, tensor: Tensor, layout: Layout, quantisation: str) -> str:
     return QUANTISATIONS[quantisation].element
 
 
-def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> np.ndarray[Any, Any]:
+def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> NDArray[np.float32] | NDArray[np.uint8]:
     if not bool(torch.isfinite(tensor).all()):
         raise ExportError(f"the tensor {name} holds numbers that aren't finite: the model is damaged")
     if kind == "F16" and float(tensor.abs().max()) > LARGEST_F16:
         raise ExportError(f"the tensor {name} holds numbers beyond float16's range: use --quant bf16 or f32")
-    array: np.ndarray[Any, Any] = tensor.numpy()
+    array: NDArray[np.float32] = tensor.numpy()
     if kind == "F32":
         return array
-    quantised: np.ndarray[Any, Any] = gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind])
+    quantised: NDArray[np.generic] = gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind])
     return quantised.view(np.uint8)
 
 

@@ -18,7 +18,7 @@ FusedTensor = Literal["attn_qkv", "ffn_up", "ffn_gate_up_exps"]
 class Requirement(Closed):
     """Configurations that the architecture supports, by values of their fields."""
 
-    fields: dict[str, Any]
+    fields: dict[str, bool | int | float | str | list[object] | None]
     """Required values of fields. Fields that must not be set are null, false or empty."""
     otherwise: str
     """Why another configuration can't be exported, as a clause."""

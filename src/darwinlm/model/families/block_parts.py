@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +15,7 @@ class Removed(nn.Module):
         super().__init__()
         self.pair = part.pair
 
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> Tensor | tuple[Tensor, None]:
         """Zeros of the residual stream's shape, in the form of the sub-layer's result."""
         nothing = torch.zeros_like(hidden_states)
         return (nothing, None) if self.pair else nothing

@@ -33,7 +33,7 @@ from darwinlm.model.families.files import (
 from darwinlm.model.families.generation import generation_of
 from darwinlm.model.families.loading import UNUSABLE, check_finite, load_tokenizer, tokenizer_digest
 from darwinlm.model.families.origin import origin_of
-from darwinlm.model.families.quantised import Format, formats_of
+from darwinlm.model.families.quantised import WeightFormat, formats_of
 from darwinlm.model.families.stored import Stored, is_buffer, matches
 from darwinlm.model.families.stored_parts import Parts, tensor_parts
 from darwinlm.model.families.whole import load_whole, text_config, text_name, text_type
@@ -61,7 +61,7 @@ class Checkpoint:
     family: Family
     source: str
     whole: Any = None
-    formats: tuple[Format, ...] = ()
+    formats: tuple[WeightFormat, ...] = ()
     quantisation: Any = None
 
     @classmethod

@@ -66,7 +66,7 @@ def _is_method(name: str) -> bool:
     return computed or callable(known) or isinstance(known, classmethod | staticmethod)
 
 
-def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
+def check_config(plain: Mapping[str, object], path: Path | str) -> None:
     """Refuse a configuration, the contents of config.json or of a GGUF header without prefix, with unrealistic numbers.
 
     Raises CheckpointError, which names the path and the field.
@@ -91,9 +91,9 @@ def check_config(plain: Mapping[str, Any], path: Path | str) -> None:
         )
 
 
-def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """The plain values in a tree, each with the names that lead to it."""
-    waiting: list[tuple[str, Any]] = [("", tree)]
+    waiting: list[tuple[str, object]] = [("", tree)]
     while waiting:
         where, value = waiting.pop()
         if isinstance(value, Mapping):

@@ -87,7 +87,7 @@ def load_model(folder: str, dtype: torch.dtype, **more: Any) -> Any:
     return loaded
 
 
-def check_loaded(loaded: Any, report: Mapping[str, Any], model: Path | str) -> None:
+def check_loaded(loaded: torch.nn.Module, report: Mapping[str, Any], model: Path | str) -> None:
     """Refuse weights that transformers made up or left out, and ones that aren't finite. Raises CheckpointError."""
     missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:

@@ -393,7 +393,7 @@ def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tup
     return globals()[names[0]], globals()[names[1]]
 
 
-def _derive(name: str, mixin: type, parent: type, **members: Any) -> Any:
+def _derive(name: str, mixin: type, parent: type, **members: object) -> Any:
     """Create a class and store it in this module, where saving, loading and pickling look for it."""
     about = {
         "__module__": __name__,

@@ -97,12 +97,12 @@ def _front_matter(path: Path) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _word(value: Any) -> str | None:
+def _word(value: object) -> str | None:
     """A value that is a word, on one line."""
     return shorten(visible(value), 300) or None if isinstance(value, str) else None
 
 
-def _words(value: Any) -> tuple[str, ...]:
+def _words(value: object) -> tuple[str, ...]:
     """A value that is one word or a list of words."""
     values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     return tuple(word for word in map(_word, values) if word is not None)

@@ -38,7 +38,7 @@ VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 @dataclass(frozen=True)
-class Format:
+class WeightFormat:
     """How weights are stored: as two tensors, whose names have different endings.
 
     Attributes:
@@ -61,7 +61,7 @@ class Format:
 class Packed:
     """A quantised weight: its format, the names of its numbers and scales, and the model's place for messages."""
 
-    format: Format
+    format: WeightFormat
     names: tuple[str, str]
     where: Path | str
 
@@ -78,7 +78,7 @@ class Packed:
         """The weight in float32. Raises CheckpointError if its tensors don't fit each other."""
         return self._of(self.format.weight, *map(stored, self.names))
 
-    def _of(self, formula: Callable[..., Result], *arguments: Any) -> Result:
+    def _of(self, formula: Callable[..., Result], *arguments: object) -> Result:
         try:
             return formula(*arguments)
         except DAMAGED as error:
@@ -86,7 +86,7 @@ class Packed:
             raise CheckpointError(f"{self.where}: {reason}: fetch the model again") from error
 
 
-def formats_of(plain: Mapping[str, Any], path: Path | str) -> tuple[Format, ...]:
+def formats_of(plain: Mapping[str, Any], path: Path | str) -> tuple[WeightFormat, ...]:
     """Formats of the quantised weights that a config.json describes; none of a plain model.
 
     Raises CheckpointError if they can't be read.
@@ -102,7 +102,7 @@ def formats_of(plain: Mapping[str, Any], path: Path | str) -> tuple[Format, ...]
         if method == "compressed-tensors":
             return (_fp8(".weight_scale", _compressed_block(config)),)
         if method == "mxfp4":
-            return (Format("_blocks", "_scales", ("U8", "U8"), _mxfp4_weight, _mxfp4_shape, ""),)
+            return (WeightFormat("_blocks", "_scales", ("U8", "U8"), _mxfp4_weight, _mxfp4_shape, ""),)
     except (ValueError, TypeError, AttributeError) as error:
         method = f"{method} with {first_line(error)}"
     raise CheckpointError(
@@ -111,7 +111,7 @@ def formats_of(plain: Mapping[str, Any], path: Path | str) -> tuple[Format, ...]
     )
 
 
-def packed_weights(names: Iterable[str], formats: Sequence[Format], where: Path | str) -> dict[str, Packed]:
+def packed_weights(names: Iterable[str], formats: Sequence[WeightFormat], where: Path | str) -> dict[str, Packed]:
     """The quantised weights among stored tensors, by the name of the weight.
 
     Raises CheckpointError if the numbers of one are missing.
@@ -134,11 +134,11 @@ def packed_weights(names: Iterable[str], formats: Sequence[Format], where: Path 
     return found
 
 
-def _fp8(scales: str, block: tuple[int, int] | None) -> Format:
+def _fp8(scales: str, block: tuple[int, int] | None) -> WeightFormat:
     """DeepSeek and Qwen call what the values are multiplied by `weight_scale_inv`, others `weight_scale`."""
     types = (FLOATS_8, "F32 F16 BF16 F8_E8M0")
     formulas = partial(_scaled, stated=block), partial(_fp8_shape, stated=block)
-    return Format(".weight", scales, types, *formulas, ".weight")
+    return WeightFormat(".weight", scales, types, *formulas, ".weight")
 
 
 def _block(given: Any) -> tuple[int, int] | None:

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from darwinlm.model.families.files import WEIGHTS, is_named
-from darwinlm.model.families.quantised import UNUSED, Format, Packed, packed_weights
+from darwinlm.model.families.quantised import UNUSED, Packed, WeightFormat, packed_weights
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import load_json, shorten
 
@@ -38,7 +38,7 @@ class Stored:
     """The shards of a folder, whose quantised weights are in one of `formats`."""
 
     folder: Path
-    formats: tuple[Format, ...] = ()
+    formats: tuple[WeightFormat, ...] = ()
 
     @cached_property
     def shards(self) -> dict[str, str]:

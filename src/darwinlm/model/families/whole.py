@@ -6,6 +6,7 @@ unchanged. `Family.inside` lists the model types; in transformers, all of them h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ PREFIXES = {
 third; the others are those of older checkpoints and of models that were loaded from these and saved again."""
 
 
-def text_type(plain: dict[str, Any], path: Path) -> str | None:
+def text_type(plain: Mapping[str, object], path: Path) -> str | None:
     """Model type of the text part in a config.json; None for a plain language model and for unsupported models.
 
     Raises CheckpointError for a model with further parts whose configuration has no text part.

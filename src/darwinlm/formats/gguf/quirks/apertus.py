@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from darwinlm.model.surgery.reshape import Reshaper
 XIELU = "mlp.act_fn."
 
 
-def key_instead(_: Tensor, __: Any) -> dict[str, Tensor]:
+def key_instead(_: Tensor, __: object) -> dict[str, Tensor]:
     """No tensor."""
     return {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ def sliding_base(reshaper: Reshaper, _: Layout) -> float:
     return float(reshaper.checkpoint.config.rope_parameters["sliding_attention"]["rope_theta"])
 
 
-def rope(rope: Rope, _: Any) -> Rope:
+def rope(rope: Rope, _: object) -> Rope:
     """In full attention (`proportional`), a share of the pairs of a whole head turns."""
     if rope.kind != "proportional":
         return rope

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from darwinlm.formats.gguf.rope import Rope
 
 
-def rope(rope: Rope, _: Any) -> Rope:
+def rope(rope: Rope, _: object) -> Rope:
     """With `alpha`, dynamic scaling is a larger base from the first token on."""
     alpha = rope.values.get("alpha")
     if rope.kind != "dynamic" or not alpha:

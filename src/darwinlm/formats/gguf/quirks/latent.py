@@ -36,7 +36,7 @@ def shared_key(reshaper: Reshaper, _: Layout) -> int:
     return int(reshaper.checkpoint.config.kv_lora_rank) + reshaper.columns
 
 
-def rope(rope: Rope, _: Any) -> Rope:
+def rope(rope: Rope, _: object) -> Rope:
     """With the factor on scores that yarn has in these models, see `Rope.scores`."""
     weight = rope.values.get("mscale_all_dim") if rope.kind == "yarn" else None
     return replace(rope, scores=magnitude(float(rope.values["factor"]), weight) ** 2 if weight else 1.0)

@@ -15,12 +15,12 @@ from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.surgery.reshape import Reshaper
 
 
-def decay(tensor: Tensor, _: Any) -> Tensor:
+def decay(tensor: Tensor, _: object) -> Tensor:
     """Logarithms as negative decays."""
     return -tensor.exp()
 
 
-def convolution(tensor: Tensor, _: Any) -> Tensor:
+def convolution(tensor: Tensor, _: object) -> Tensor:
     """Filters [channels, 1, width] without the middle dimension."""
     return tensor.squeeze(1)
 
@@ -59,7 +59,7 @@ def distance(reshaper: Reshaper, _: Layout) -> int:
     return int(reshaper.checkpoint.config.layer_types.index("full_attention") + 1)
 
 
-def column(tensor: Tensor, _: Any) -> Tensor:
+def column(tensor: Tensor, _: object) -> Tensor:
     """A vector [n] as [n, 1]."""
     return tensor[:, None]
 

@@ -18,13 +18,13 @@ def _experts(reshaper: Reshaper) -> Experts:
     return experts
 
 
-def gate_and_up(tensor: Tensor, _: Any) -> dict[str, Tensor]:
+def gate_and_up(tensor: Tensor, _: object) -> dict[str, Tensor]:
     """Both inputs of an MLP beside experts."""
     gate, up = torch.chunk(tensor, 2)
     return {"mlp.shared_expert.gate_proj.weight": gate, "mlp.shared_expert.up_proj.weight": up}
 
 
-def first_row(tensor: Tensor, _: Any) -> Tensor:
+def first_row(tensor: Tensor, _: object) -> Tensor:
     """The only row of a correction (ERNIE 4.5), or of the gate of a shared expert."""
     return tensor[0]
 
