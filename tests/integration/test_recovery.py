@@ -15,14 +15,27 @@ from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.recipe import Recipe
+from darwinlm.runs import recovery
 from darwinlm.runs.finished import read_summary
 from darwinlm.runs.recovery import recover
-from darwinlm.runtime import artifact, parallel
+from darwinlm.runtime import artifact, memory, parallel
 from darwinlm.runtime.artifact import read_json
-from darwinlm.runtime.errors import ArtifactError, DataError, ModelError, ParallelError, RecipeError, StorageError
+from darwinlm.runtime.errors import (
+    ArtifactError,
+    DataError,
+    DeviceMemoryError,
+    ModelError,
+    ParallelError,
+    RecipeError,
+    StorageError,
+)
+from darwinlm.steps.recover import recovery_run
 from darwinlm.steps.recover.sharding import sharding_mesh
 from darwinlm.steps.recover.step import RecoveryFigures
 from darwinlm.steps.recover.train import TrainingLoop
+from darwinlm.steps.run_sizes import RunSizes
 
 WORK, PROGRAM = Path("stages/recover-work"), "tests.tiny.recovering"
 MICRO = ("--set", "compute.batch_tokens=64")
@@ -70,9 +83,24 @@ def test_it_brings_the_model_nearer_to_the_dense_one(whole, inputs):
     AutoModelForCausalLM.from_pretrained(out / "model")
 
 
+def test_memory_is_checked_before_text_is_packed(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(recovery_run, "pack_documents", lambda *_, **__: pytest.fail("it packs text"))
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "free_host_bytes", lambda: 1_000_000)
+        with pytest.raises(DeviceMemoryError, match=r"^\w+ needs .* of memory .*, but cpu has 1 MB free: "):
+            recover_tiny(*inputs, tmp_path / "out")
+    small, teacher = map(Checkpoint.open, inputs[:2])
+    sizes = RunSizes(teacher, Recipe(model=str(inputs[1])), smaller=small)
+    count = sum(
+        weight.numel() for name, weight in load_file(inputs[0] / "model.safetensors").items() if "layers" in name
+    )
+    assert sizes.kept_blocks == (count, count)
+
+
 def test_the_same_call_again_reuses_it(whole, inputs, tmp_path, monkeypatch):
     out = shutil.copytree(whole[0], tmp_path / "out")
     monkeypatch.setattr(TrainingLoop, "run", lambda *_, **__: pytest.fail("it trains again"))
+    monkeypatch.setattr(recovery, "check_recovery_memory", lambda *_: pytest.fail("it needs the memory of a training"))
     assert recover_tiny(*inputs, out).models == whole[1].models
 
 

@@ -12,6 +12,7 @@ from darwinlm.formats.transformers.saved import save_model
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.generation import generation_of
 from darwinlm.model.families.origin import Origin, carry, origin_of, write_gguf_origin
+from darwinlm.model.surgery.fewer_tokens import cut_weights
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import visible
 from darwinlm.steps.evaluate.speed import continue_greedily
@@ -101,6 +102,7 @@ def answered(folder: Path) -> None:
         ("repetition_penalty", 0.0, "greater than 0"),
         ("do_sample", "yes", "valid boolean"),
         ("eos_token_id", "end", "valid integer"),
+        ("min_p", 1.5, "less than or equal to 1"),
     ],
 )
 def test_a_value_that_cannot_be_is_named(model_copy, field, value, reason):
@@ -111,22 +113,47 @@ def test_a_value_that_cannot_be_is_named(model_copy, field, value, reason):
         Checkpoint.open(model_copy)
 
 
-def test_only_used_settings_go_along(model_copy):
+def test_settings_go_along_or_are_named(model_copy):
     settings = {
         "do_sample": True,
         "temperature": 0.6,
         "top_k": 7,
         "eos_token_id": [2, 5],
-        "num_beams": 4,
-        "max_length": 9,
+        "min_p": 0.05,
+        "no_repeat_ngram_size": 3,
+        "max_new_tokens": 40,
+        "suppress_tokens": [7, 8],
+        "bad_words_ids": [[9], [10, 11]],
+        "stop_strings": ["###"],
     }
-    (model_copy / "generation_config.json").write_text(json.dumps(settings))
+    others = {"num_beams": 4, "max_length": 9, "cache_implementation": "static"}
+    without_effect = {"num_return_sequences": 1, "use_cache": True, "transformers_version": "5.0.0", "max_time": None}
+    path = model_copy / "generation_config.json"
+    path.write_text(json.dumps(settings | others | without_effect))
     answered(model_copy)
     saved = json.loads((model_copy.with_name("saved") / "generation_config.json").read_text())
-    assert {
-        name: value for name, value in settings.items() if name not in ("num_beams", "max_length")
-    }.items() <= saved.items()
-    assert not {"num_beams", "max_length"} & saved.keys()
+    assert settings.items() <= saved.items()
+    assert not others.keys() & saved.keys()
+    left = Checkpoint.open(model_copy).left_out
+    assert left == "the generation settings num_beams, max_length, cache_implementation are left out"
+    path.write_text(json.dumps(settings))
+    assert not Checkpoint.open(model_copy).left_out
+    path.write_text(json.dumps({"min_p": 0.05, "temperature": 0.6}))
+    assert generation_of(model_copy).temperature is None, "nothing is sampled"
+    carry(model_copy, model_copy)
+    assert "min_p" not in json.loads(path.read_text())
+
+
+def test_words_that_are_not_written_keep_their_tokens(model_copy, tmp_path):
+    settings = {"suppress_tokens": [4, 6], "bad_words_ids": [[5, 6], [5, 7]], "eos_token_id": 5}
+    (model_copy / "generation_config.json").write_text(json.dumps(settings))
+    cut_weights(Checkpoint.open(model_copy), [0, 1, 2, 3, 5, 6], tmp_path / "cut")
+    saved = json.loads((tmp_path / "cut" / "generation_config.json").read_text())
+    assert {name: saved[name] for name in settings} == {
+        "suppress_tokens": [5],
+        "bad_words_ids": [[4, 5]],
+        "eos_token_id": 4,
+    }
 
 
 def test_a_temperature_of_zero_is_greedy(tmp_path):

@@ -57,13 +57,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes: rows of its steps, and its slowest and fastest rate in operations per second and process."""
+    """What a run takes: rows of its steps, and its slowest and fastest rate in operations per second and process.
+
+    Attributes:
+        memory: Bytes of the device for one process.
+        free: Whether these are the bytes that are free now, rather than all.
+    """
 
     sizes: RunSizes
     device: str
     rows: list[Row]
     memory: float
     rates: tuple[float, float]
+    free: bool = False
 
     def seconds(self, *rows: Row) -> tuple[float, float]:
         """The shortest and the longest time of some steps, or of all; equal if the rate was measured."""
@@ -93,7 +99,7 @@ class Plan:
             return None
         return (
             f"{self.peak.step} needs {size(cost.bytes)} of memory for each process, {size(cost.memory[item])} of it "
-            f"for {item}, but {self.device} has {size(self.memory)}: "
+            f"for {item}, but {self.device} has {size(self.memory)}{' free' if self.free else ''}: "
             f"{REMEDIES.get(item, 'use a device with more memory')}"
         )
 

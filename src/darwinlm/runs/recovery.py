@@ -9,13 +9,14 @@ from darwinlm.formats.resolve import model_folder
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.origin import Origin, origin_of
 from darwinlm.pipeline import text_shares
+from darwinlm.planning.recovery_memory import check_recovery_memory
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.report.write import summary_of, write_report
 from darwinlm.runs.finished import read_summary
 from darwinlm.runs.opening import open_run
 from darwinlm.runs.pruning import check_replaced
-from darwinlm.runtime.artifact import STAGES
+from darwinlm.runtime.artifact import MANIFEST, STAGES
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
@@ -50,6 +51,8 @@ def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_
     own_text = run(OwnText(original, own_tokens)) if own_tokens else None
     teacher = run(Teacher(original, small))
     check_recovery(context, recipe.recovery, recipe.text, teacher, small)
+    if not (context.path(Recover.name) / MANIFEST).is_file():  # else only the rest may be left to do
+        check_recovery_memory(recipe, teacher, small, context.device)
     text = run(Text(small, own_text, shares))
     validation = text["validation"]
     new_tokens = OwnTextForRecovery.amount(recipe, {})

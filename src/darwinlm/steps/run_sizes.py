@@ -25,6 +25,8 @@ from darwinlm.steps.vocabulary.step import VocabularySettings
 class RunSizes:
     """Sizes for one of several processes that share the work.
 
+    With a `smaller` model that exists already, the blocks to keep are its own, and the dense model has its vocabulary.
+
     Attributes:
         cut: Shapes of modules with several levels.
         params: Number of parameters of the dense model with the recipe's vocabulary; a tied embedding counts once.
@@ -36,15 +38,18 @@ class RunSizes:
         pass_tokens: Tokens in one pass.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Sections, processes: int = 1) -> None:
-        self.checkpoint, self.recipe, self.processes = checkpoint, recipe, processes
+    def __init__(
+        self, checkpoint: Checkpoint, recipe: Sections, processes: int = 1, *, smaller: Checkpoint | None = None
+    ) -> None:
+        self.checkpoint, self.recipe, self.processes, self.smaller = checkpoint, recipe, processes, smaller
         text, vocabulary = recipe.section(TextSettings), recipe.section(VocabularySettings)
+        kept_tokens = vocabulary.keep if smaller is None else None
         self.shapes = module_shapes(checkpoint)
         self.space = space_of(recipe.section(UnitsSettings), checkpoint, self.shapes)
         modules = zip(self.shapes, self.space.modules, strict=True)
         self.cut = [shape for shape, module in modules if len(module.levels) > 1]
         self.width, rows = int(checkpoint.config.hidden_size), int(checkpoint.config.vocab_size)
-        self.vocabulary, self.depth = kept_size(vocabulary.keep or 1, rows), checkpoint.n_blocks
+        self.vocabulary, self.depth = kept_size(kept_tokens or 1, rows), checkpoint.n_blocks
         self.blocks = self.space.params(self.space.dense)
         self.block = max(self.params_of(block) for block in range(self.depth))
         self.params: int = sum(
@@ -74,6 +79,10 @@ class RunSizes:
         A budget in time is measured in the run; an equal share of the blocks, or half of them, stands for it. Raises
         BudgetError if the budget is too small or too large.
         """
+        if self.smaller is not None:
+            blocks = self.smaller.outline.get_submodule(self.smaller.family.layers)
+            kept = sum(each.numel() for each in blocks.parameters())
+            return kept, kept
         bound = self.recipe.section(BudgetSettings).bound
         equal = self.recipe.section(SearchSettings).layers == "equal"
         counted = Counted(self.recipe, self.checkpoint, self.space, self.shapes, self.outside, equal)

@@ -30,7 +30,7 @@ from darwinlm.model.families.files import (
     is_named,
     model_files,
 )
-from darwinlm.model.families.generation import generation_of
+from darwinlm.model.families.generation import generation_of, left_behind
 from darwinlm.model.families.loading import UNUSABLE, check_finite, load_tokenizer, tokenizer_digest
 from darwinlm.model.families.origin import origin_of
 from darwinlm.model.families.quantised import WeightFormat, formats_of
@@ -207,8 +207,14 @@ class Checkpoint:
     @property
     def left_out(self) -> str:
         """What of the stored model is neither read nor saved, as a clause; empty if there is nothing."""
-        count = len(self.further)
-        return f"multi-token prediction ({count} tensor{'s' if count > 1 else ''}) is left out" if count else ""
+        count, settings = len(self.further), left_behind(self.folder)
+        parts = [f"multi-token prediction ({count} tensor{'s' if count > 1 else ''})"] if count else []
+        if settings:
+            parts.append(
+                f"the generation setting{'s' if len(settings) > 1 else ''} {shorten(', '.join(settings), 200)}"
+            )
+        verb = "are" if len(parts) > 1 or len(settings) > 1 else "is"
+        return f"{' and '.join(parts)} {verb} left out" if parts else ""
 
     @cached_property
     def exact(self) -> tuple[str, ...]:

@@ -77,9 +77,9 @@ def carry(source: Path, target: Path) -> None:
         CheckpointError: The generation settings are damaged.
         OSError: A file can't be written.
     """
-    from darwinlm.model.families.generation import generation_of  # with PyTorch, which takes seconds
+    from darwinlm.model.families.generation import carried_generation  # with PyTorch, which takes seconds
 
-    if (settings := generation_of(source)) is not None:
+    if (settings := carried_generation(source)) is not None:
         settings.save_pretrained(target)
     for name, path in model_files(source, (*PROCESSORS, *LICENCES)):
         shutil.copyfile(path, target / name)

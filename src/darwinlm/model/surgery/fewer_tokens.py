@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.files import GENERATION
+from darwinlm.model.families.generation import renumbered_words
 from darwinlm.model.families.origin import RECORD, carry, origin_of
 from darwinlm.model.families.stored import INDEX
 from darwinlm.runtime.artifact import write_json, write_tensors
@@ -58,7 +59,9 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
     write_json(folder / "config.json", config)
     carry(checkpoint.folder, folder)
     if (folder / GENERATION).is_file():
-        write_json(folder / GENERATION, _renumbered(load_json(folder / GENERATION), new))
+        settings = _renumbered(load_json(folder / GENERATION), new)
+        renumbered_words(settings, new)
+        write_json(folder / GENERATION, settings)
     write_json(folder / RECORD, vars(origin_of(checkpoint.folder, checkpoint.source)))
     for shard in sorted(set(checkpoint.stored.shards.values())):
         try:
