@@ -15,6 +15,7 @@ from tests.tiny.process import forked
 from darwinlm.cli import app
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo_recipe import MODEL_PACKAGE
+from darwinlm.runtime.section import Section
 from lab.__main__ import app as lab_app
 
 ROOT = Path(__file__).parents[2]
@@ -89,12 +90,15 @@ def test_named_options_and_settings_exist(path: Path) -> None:
         command = typer.main.get_command(app).commands[name]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known, line
-    for section in Recipe.model_fields:
+    for section, described in Recipe.model_fields.items():
+        kind = described.annotation
+        if not (isinstance(kind, type) and issubclass(kind, Section)):
+            continue  # a setting of the whole run, such as the model: `model.gguf` is a file
         for field, value in re.findall(rf"[` ]{section}\.([a-z_]+)\b(?!\.)(?:=(\[.*\]|[^\s`,;|)]+))?", text):
             if value:
                 load_recipe(None, [f"{section}.{field}={value.strip(chr(39))}"])
             else:
-                assert field in Recipe.model_fields[section].annotation.settings_taken(), f"{section}.{field}"
+                assert field in kind.settings_taken(), f"{section}.{field}"
 
 
 def test_python_of_the_first_pages_runs(tmp_path, monkeypatch, capsys, tiny_llama, tiny_text_file, finished_llama):

@@ -67,10 +67,10 @@ def _screen(console: Console, summary: Summary, out: Path) -> None:
     quoted = shlex.quote(str(out))
     steps = (
         (f"darwinlm chat {quoted}", "talk to the smaller model"),
-        (f"darwinlm show {quoted}", f"show all figures, which are also on the page {PAGE}"),
+        (f"darwinlm show {quoted}", f"show all figures (page: {PAGE})"),
         (
             f"darwinlm recover {quoted} --tokens 1M --text TEXT --out runs/recovered",
-            "train it on your text, which takes an hour",
+            "train it on your text (an hour)",
         ),
         ("darwinlm prune MODEL --keep 75% --text TEXT --out runs/mine", "prune your own model"),
     )
