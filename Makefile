@@ -12,9 +12,9 @@ export HF_DATASETS_OFFLINE := 1
 export TRANSFORMERS_OFFLINE := 1
 
 OLDEST := .venv-oldest
-OLDEST_TESTS := tests/integration/test_pipeline.py tests/integration/test_families.py tests/unit/test_recipe.py \
-	tests/unit/test_removal_order.py tests/unit/test_gguf_sources.py tests/unit/test_sources.py \
-	tests/cli/test_show.py tests/unit/test_start_up.py
+OLDEST_TESTS := tests/integration/test_pipeline.py tests/integration/test_families.py tests/recipe/test_recipe.py \
+	tests/steps/database/test_removal_order.py tests/formats/gguf/test_gguf_sources.py tests/steps/text/test_sources.py \
+	tests/cli/test_show.py tests/cli/test_start_up.py
 
 RESULTS ?= runs/results
 RESULTS_OPTIONS ?=
@@ -47,7 +47,7 @@ test-vllm: $(VLLM)/vllm.stamp
 # The example of docs/trainers.md for axolotl, in a separate environment, because axolotl needs other versions.
 test-axolotl: $(AXOLOTL)/axolotl.stamp
 	$(AXOLOTL)/bin/python -m pytest -o addopts="--import-mode=importlib -ra" -W ignore \
-		tests/integration/test_trainers.py -k axolotl
+		tests/docs/test_trainers.py -k axolotl
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.export.conftest import engine_here  # noqa: F401 - llama.cpp in the tests' own process
+from tests.formats.gguf.conftest import engine_here  # noqa: F401 - llama.cpp in the tests' own process
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Command, Ended, sets
 

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from rich.console import Console
-from tests.integration.test_without_package import run_elsewhere
+from tests.model.families.test_without_package import run_elsewhere
 from tests.tiny.cutting import GONE, Kept, cut, logits, near, tokens
 from tests.tiny.models import FAMILIES, tiny_model
 from tests.tiny.stages import run_stages

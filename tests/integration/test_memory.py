@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.runtime.test_parallel import in_processes
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.models import tiny_model
 from tests.tiny.process import SERVER
-from tests.unit.test_parallel import in_processes
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.units.unit_settings import UnitsSettings

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.integration.test_without_package import run_elsewhere
+from tests.model.families.test_without_package import run_elsewhere
 from tests.tiny.damage import edit_weights
 from tests.tiny.masked import logits
 from tests.tiny.models import tiny_config, tiny_model

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.formats.gguf.conftest import engine_here  # noqa: F401 - llama.cpp in the tests' own process
 from tests.tiny.pruned import MIXED, any_checkpoint, plain_checkpoint
 
 from darwinlm.formats.format import Format, WriteOptions, check_target

@@ -9,10 +9,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from tests.runtime.test_parallel import in_processes
 from tests.tiny.checkpoint import run_through, stream_over
 from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
-from tests.unit.test_parallel import in_processes
 from torch import nn
 
 from darwinlm.model.families.family import families

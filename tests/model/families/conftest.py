@@ -1,9 +1,8 @@
-"""Models whose layers differ, and what a recovery starts from, made once for each file."""
+"""Models whose layers differ, made once for each file."""
 
 from typing import Any
 
 import pytest
-from tests.tiny.checkpoint import tiny_text
 from tests.tiny.cutting import cut
 from tests.tiny.models import FAMILIES
 
@@ -36,10 +35,3 @@ def pruned(case: tuple[str, str]) -> Any:
     model = cut(*case)
     model.generation_config.eos_token_id = None
     return model
-
-
-@pytest.fixture(scope="module")
-def inputs(finished_llama, tiny_llama, tmp_path_factory):
-    """The smaller model, the dense one, and text for training."""
-    folder = tmp_path_factory.mktemp("recovery")
-    return finished_llama / "model", tiny_llama, tiny_text(folder / "text.txt", 400, seed=7)

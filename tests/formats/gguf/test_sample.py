@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.export.test_gguf_families import EQUAL
+from tests.formats.gguf.test_gguf_families import EQUAL
 from tests.tiny.llama_cpp import TEXT
 from tests.tiny.pruned import plain_checkpoint
 from tests.tiny.stages import run_stages

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tests.runtime.test_parallel import in_processes
 from tests.tiny.tokenizer import EOS_ID, tiny_tokenizer
-from tests.unit.test_parallel import in_processes
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ArtifactError, DataError, StorageError

@@ -5,8 +5,8 @@ import os
 
 import pytest
 import torch
-from tests.export.test_gguf_families import CASES as FAMILIES
-from tests.export.test_gguf_rope import CASES as ROPES
+from tests.formats.gguf.test_gguf_families import CASES as FAMILIES
+from tests.formats.gguf.test_gguf_rope import CASES as ROPES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint
 
 from darwinlm.formats.gguf import write

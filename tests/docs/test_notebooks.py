@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tests.docs.test_docs import blocks
 from tests.tiny.checkpoint import SETTINGS
-from tests.unit.test_docs import blocks
 
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import read_json

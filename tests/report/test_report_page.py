@@ -1,6 +1,7 @@
 """What the page adds to the tables: commands, a sweep, and sentences that depend on the run, each for both cases."""
 
 import pytest
+from tests.docs.test_docs import parse
 from tests.tiny.summaries import (
     DROPPED,
     SUMMARIES,
@@ -15,7 +16,6 @@ from tests.tiny.summaries import (
     text_of,
     told,
 )
-from tests.unit.test_docs import parse
 
 from darwinlm.report.page import render_page
 from darwinlm.report.sweep_page import sweep_page
