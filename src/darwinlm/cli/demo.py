@@ -67,7 +67,7 @@ def _screen(console: Console, summary: Summary, out: Path) -> None:
     quoted = shlex.quote(str(out))
     steps = (
         (f"darwinlm chat {quoted}", "talk to the smaller model"),
-        (f"darwinlm show {quoted}", f"show all figures, which are also on the page {PAGE}"),
+        (f"darwinlm show {quoted}", f"show all figures (also in {PAGE})"),
         (
             f"darwinlm recover {quoted} --tokens 1M --text TEXT --out runs/recovered",
             "train it on your text, which takes an hour",
