@@ -227,6 +227,16 @@ def test_a_recipe_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_recipe("llama2-7b-2.7b").budget.keep == 0.1
 
 
+def test_assignments_may_come_from_a_generator():
+    words = ["search.seed=4", "budget.keep=60%"]
+    assert load_recipe(None, (word for word in words)) == load_recipe(None, words) != Recipe()
+    assert load_recipe(Recipe(), iter(words)).search.seed == 4
+    assert [recipe.search.seed for recipe in load_recipes(None, iter(words))] == [4]
+    for wrong in ("search.seed=4", [("search.seed", 4)]):
+        with pytest.raises(RecipeError, match=r"assignments takes a list such as \['search.seed=1'\], not "):
+            load_recipe(None, wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("llama2-7b-2.7", "did you mean 'llama2-7b-2.7b'"), ("gpt", "give a YAML file, or one of llama2-7b-2.7b, ")],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def options(**given: Any) -> dict[str, Any]:
 
 def load_recipe(
     recipe: Recipe | Path | str | None = None,
-    assignments: Sequence[str] = (),
+    assignments: Iterable[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe: the file, then `section.field=value` assignments, then overrides by dotted name.
@@ -66,6 +66,7 @@ def load_recipe(
         RecipeError: The file can't be read, a field is unknown (the message suggests a similar one), a value is wrong,
             or the budget has several values (see `load_recipes`).
     """
+    assignments = _listed(assignments)
     changes = [*assignments, *(value for value in (overrides or {}).values() if value is not None)]
     if isinstance(recipe, Recipe) and not changes:
         return recipe
@@ -81,14 +82,14 @@ def load_recipe(
 
 def load_recipes(
     recipe: Recipe | Path | str | None = None,
-    assignments: Sequence[str] = (),
+    assignments: Iterable[str] = (),
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Recipe]:
     """Read a recipe whose budget may hold several values (`75%,50%` or a list): one recipe for each, in that order.
 
     Arguments are as in `load_recipe`. Raises RecipeError as it does, or if a value is duplicated.
     """
-    tree, where = _assembled(recipe, assignments, overrides or {})
+    tree, where = _assembled(recipe, _listed(assignments), overrides or {})
     kind = _several(tree)
     if kind is None:
         return [parse_recipe(tree, where)]
@@ -101,6 +102,14 @@ def load_recipes(
     if len(set(bounds)) < len(bounds):
         raise RecipeError(f"budget.{kind}: duplicate value in '{shorten(budget[kind])}'")
     return recipes
+
+
+def _listed(assignments: Iterable[str]) -> tuple[str, ...]:
+    """All assignments, which may come from a generator. Raises RecipeError if they aren't several strings."""
+    given = (assignments,) if isinstance(assignments, str) else tuple(assignments)
+    if isinstance(assignments, str) or not all(isinstance(assignment, str) for assignment in given):
+        raise RecipeError(f"assignments takes a list such as ['search.seed=1'], not {shorten(repr(assignments))}")
+    return given
 
 
 def _several(tree: Mapping[str, Any]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Unpack
 
@@ -30,7 +30,7 @@ def plan(
     processes: int = 1,
     ready_for: str | None = None,
     recipe: Recipe | str | Path | None = None,
-    assignments: Sequence[str] = (),
+    assignments: Iterable[str] = (),
     **budget: Unpack[BudgetArguments],
 ) -> Plan:
     """Predict what each stage of a run takes, from the model's configuration alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +62,7 @@ def prune(
     layers: str | None = None,
     text: str | None = None,
     recipe: Recipe | str | Path | None = None,
-    assignments: Sequence[str] = (),
+    assignments: Iterable[str] = (),
     overwrite: bool = False,
     until: str = REPORT,
     reporter: Reporter | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from darwinlm.formats.resolve import model_folder
@@ -87,7 +87,7 @@ def recover(
     tokens: int | str | None = None,
     text: str | None = None,
     recipe: Recipe | str | Path | None = None,
-    assignments: Sequence[str] = (),
+    assignments: Iterable[str] = (),
     reporter: Reporter | None = None,
 ) -> Summary:
     """Train a smaller model, as `darwinlm recover`. Repeating the call resumes or reuses the training.
