@@ -114,8 +114,8 @@ def fit_output(
         energies = (((V @ seen.H) * V).sum(1) / squared).where(seen_by, 0.0)
         inverse = gain / (squared + (limit(energies, squared) if normed else 0.0))
         candidates.append(torch.where(seen_by[:, None], V * inverse[:, None], W0))
-    found = errors(candidates)
-    best = min(range(len(candidates)), key=found.__getitem__)
+    measured = errors(candidates)
+    best = min(range(len(candidates)), key=measured.__getitem__)
     return candidates[best], (None, *RIDGES)[best]
 
 
@@ -216,4 +216,4 @@ def errors_behind_norm(
             increment = norm(nn.functional.linear(x, W.to(x.dtype), output.bias)).float() * scale
             sums[index] += float(exact(wanted - increment).double().square().sum())
     *errors, energy = parallel.all_reduce(sums).tolist()
-    return [each / energy if energy else 0.0 for each in errors]
+    return [error / energy if energy else 0.0 for error in errors]
