@@ -14,6 +14,10 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
+from tests.tiny.shapes import check_formulas
+
+check_formulas()
+
 import shutil
 import subprocess
 import sys

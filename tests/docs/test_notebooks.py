@@ -1,19 +1,23 @@
 """The notebooks and the examples of docs/extending.md run as they are, with a tiny model, text and settings."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tests.docs.test_docs import blocks
 from tests.tiny.checkpoint import SETTINGS
 
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.artifact import read_json
-from darwinlm.steps.database.removal_metrics import METRICS
-from darwinlm.steps.evaluate import metric as evaluated
-from darwinlm.steps.recover.losses import LOSSES
+from darwinlm.steps.budget.kinds import BUDGETS
+from darwinlm.steps.database.removal_metrics import REMOVAL_METRICS
+from darwinlm.steps.evaluate.metric import METRICS
+from darwinlm.steps.recover.recovery_losses import RECOVERY_LOSSES
+from darwinlm.steps.search.search_method import SEARCH_METHODS
 from lab.comparison.methods import BASELINES
 
 ROOT = Path(__file__).parents[2]
@@ -82,28 +86,50 @@ def summary(folder):
     return read_json(Path("runs") / folder / "summary.json")
 
 
+def keys(folder, step):
+    """What the result of a step depends on."""
+    return read_json(Path("runs") / folder / "stages" / step / "manifest.json")["key"]
+
+
 def check_wanda(printed):
     assert float(printed[-1]) > 0
-    assert summary("wanda")["recipe"]["database"]["metric"] == "wanda"
+    assert summary("wanda")["recipe"]["database"]["metric"] == {"name": "wanda", "power": 0.5}
     assert not Path("runs/wanda/stages/gradients").exists(), "it needs no gradients"
+    assert keys("wanda", "database")["extensions"]["Wanda"]["source"] is not None
 
 
 def check_multiplications(printed):
     budget = summary("multiplications")["budget"]
     assert budget["unit"] == "multiplications"
     assert 0.85 * 0.6 * budget["dense"] < budget["used"] <= 0.6 * budget["dense"]
+    assert summary("multiplications")["recipe"]["budget"]["multiplications"] == {"value": 0.6, "context": 4096}
 
 
 def check_reverse(printed):
     assert summary("reverse")["steps"]["recover"]["tokens"] == 2048
 
 
+def check_switches(printed):
+    assert "with random level switches" in Path("runs/switches/report.html").read_text(encoding="utf-8")
+    assert keys("switches", "search")["extensions"]["Switches"]["source"] is not None
+
+
 def check_top_five(printed):
     assert 0 < float(printed[-1]) <= 1
     run = Path("runs/top_five")
     for page in ("report.html", "model/README.md"):
-        assert "dense token in top five" in (run / page).read_text()
-    evaluated.METRICS.remove("top_five")
+        assert "dense token in top five" in (run / page).read_text(encoding="utf-8")
+
+
+def check_rescaled(printed):
+    assert "source" in keys("rescaled", "rescale")["extensions"]["Rescale"]
+    assert keys("rescaled", "refit")["inputs"]["stitched"]["step"] == "rescale"
+    before, after = (
+        load_file(Path("runs/rescaled/stages") / step / "model/model.safetensors") for step in ("stitch", "rescale")
+    )
+    changed = [name for name in before if not torch.equal(before[name].float(), after[name].float())]
+    assert changed
+    assert all(name.endswith("down_proj.weight") for name in changed)
 
 
 def check_compared(printed):
@@ -112,19 +138,45 @@ def check_compared(printed):
     assert kls["dense"] < 1e-4 < kls["darwinlm"] < kls["chance"]
 
 
-@pytest.mark.parametrize("check", [check_wanda, check_multiplications, check_reverse, check_top_five, check_compared])
+CHECKS = [
+    check_wanda,
+    check_multiplications,
+    check_reverse,
+    check_switches,
+    check_top_five,
+    check_rescaled,
+    check_compared,
+]
+REGISTRIES = (REMOVAL_METRICS, BUDGETS, RECOVERY_LOSSES, SEARCH_METHODS, METRICS)
+
+
+@pytest.fixture
+def as_before():
+    """Forget what an example registers."""
+    names, baselines = [registry.names() for registry in REGISTRIES], dict(BASELINES)
+    yield
+    for registry, known in zip(REGISTRIES, names, strict=True):
+        for name in set(registry) - set(known):
+            registry.remove(name)
+    BASELINES.clear()
+    BASELINES.update(baselines)
+
+
+def test_every_example_is_checked():
+    names = {check.__name__.removeprefix("check_") for check in CHECKS}
+    assert all(any(f"runs/{name}" in example for name in names) for example in EXAMPLES)
+
+
+@pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize("check", CHECKS)
 def test_an_example_runs(check, tiny_llama, tiny_text_file, tmp_path, monkeypatch, capsys):
     name = check.__name__.removeprefix("check_")
-    (example,) = [each for each in EXAMPLES if f'Path("runs/{name}")' in each]
+    (example,) = [example for example in EXAMPLES if f'"runs/{name}"' in example]
     overrides = {"model": str(tiny_llama), "text.source": str(tiny_text_file), "budget.keep": "60%"}
     recipe = load_recipe(None, SETTINGS, overrides).model_dump(mode="json", exclude_unset=True)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    known = [dict(table) for table in (METRICS, LOSSES, BASELINES)]
-    try:
-        exec(compile(example, "extending.md", "exec"), {"__name__": "extending"})
-    finally:
-        for table, before in zip((METRICS, LOSSES, BASELINES), known, strict=True):
-            table.clear()
-            table.update(before)
+    script = tmp_path / "example.py"
+    script.write_text(example, encoding="utf-8")
+    runpy.run_path(str(script), run_name="example")
     check(capsys.readouterr().out.strip().splitlines())

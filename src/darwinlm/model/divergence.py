@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,12 +19,12 @@ CPU_ELEMENTS = 1 << 20
 """Maximum number of float32 logits at once on a CPU, so that they stay in its caches."""
 
 
-def log_probabilities(logits: Tensor) -> Tensor:
+def log_probabilities(logits: Float[Tensor, "*n v"]) -> Float32[Tensor, "*n v"]:
     """Log-probabilities [n, v], float32, from logits [n, v]."""
     return torch.log_softmax(logits.float(), -1)
 
 
-def summed_kl(logits: Tensor, log_p: Tensor) -> Tensor:
+def summed_kl(logits: Float[Tensor, "*n v"], log_p: Float32[Tensor, "*n v"]) -> Float32[Tensor, ""]:
     """Sum over tokens of KL(p ‖ candidate), a float32 scalar that can be differentiated.
 
     From the candidate's logits [n, v] and `log_probabilities` of the dense model's.
@@ -37,7 +38,7 @@ class DenseDistribution:
     KL(p ‖ q) = Σ p log p - Σ p z + logsumexp(z) for a candidate's logits z, so p and its entropy are computed once.
     """
 
-    def __init__(self, logits: Tensor) -> None:
+    def __init__(self, logits: Float[Tensor, "n v"]) -> None:
         self.probabilities = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         self.negative_entropy = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
         for start in range(0, len(logits), ROWS):
@@ -46,7 +47,9 @@ class DenseDistribution:
             p = torch.exp(log_p, out=self.probabilities[piece])
             self.negative_entropy[piece] = (p * log_p).sum(-1)
 
-    def kl(self, logits: Tensor, normalisers: Tensor | None = None) -> Tensor:
+    def kl(
+        self, logits: Float[Tensor, "n v"], normalisers: Float32[Tensor, " n"] | None = None
+    ) -> Float32[Tensor, " n"]:
         """KL of each token, [n] float32, from logits [n, v] of the candidate.
 
         `normalisers` are their `log_normalisers`, [n], if already known.
@@ -60,7 +63,7 @@ class DenseDistribution:
         return divergence
 
 
-def log_normalisers(logits: Tensor) -> Tensor:
+def log_normalisers(logits: Float[Tensor, "n v"]) -> Float32[Tensor, " n"]:
     """Log of the sum of exponentials of each token's logits, [n, v] -> [n] float32."""
     normalisers = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
     for row, z in _float_rows(logits):
@@ -68,7 +71,7 @@ def log_normalisers(logits: Tensor) -> Tensor:
     return normalisers
 
 
-def _float_rows(logits: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _float_rows(logits: Float[Tensor, "n v"]) -> Iterator[tuple[int, Float32[Tensor, "rows v"]]]:
     """Groups of rows in float32 with the index of their first row; all groups share the same memory."""
     size = ROWS
     if logits.device.type == "cpu":
@@ -79,13 +82,15 @@ def _float_rows(logits: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield row, room[: len(part)].copy_(part)
 
 
-def _log_sum_exp_(z: Tensor) -> Tensor:
+def _log_sum_exp_(z: Float32[Tensor, "n v"]) -> Float32[Tensor, " n"]:
     """Log Σ_v exp(z) in float32, [n, v] -> [n]; z is overwritten."""
     largest = z.amax(dim=-1, keepdim=True)
     return z.sub_(largest).exp_().sum(dim=-1).log_().add_(largest[:, 0])
 
 
-def token_losses(logits: Tensor, targets: Tensor, normalisers: Tensor | None = None) -> Tensor:
+def token_losses(
+    logits: Float[Tensor, "n v"], targets: Int64[Tensor, " n"], normalisers: Float32[Tensor, " n"] | None = None
+) -> Float32[Tensor, " n"]:
     """Cross-entropy of each token, [n] float32, from logits [n, v] and the next tokens [n].
 
     `normalisers` are the `log_normalisers` of the logits, [n], if already known.

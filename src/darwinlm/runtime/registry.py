@@ -197,9 +197,14 @@ def identity_of(entry: object) -> dict[str, Any] | None:
 
 
 def source_of(entry: object) -> str | None:
-    """Source of a function or class, with that of its base classes outside the package; None if it can't be read."""
+    """Source of a function or a class, or of an object's class, with base classes outside the package.
+
+    None if it can't be read.
+    """
+    if inspect.isroutine(entry):
+        return _source(entry)
     if not isinstance(entry, type):
-        return _source(entry if inspect.isroutine(entry) else type(entry))
+        return source_of(type(entry))
     bases = [base for base in entry.__mro__ if not _in_package(base) and base.__module__ not in _FOUNDATIONS]
     sources = [_source(base) for base in bases]
     return None if None in sources else "\n".join(filter(None, sources))

@@ -113,8 +113,8 @@ class Run(Generic[Recipe]):
         return Task(self.context, self.recipe, StageFolder(self.context.path(name), {}), self.times)
 
     def reach(self, name: str) -> None:
-        """Raise Ended if a step comes after the last one that was asked for."""
-        if self.until is not None and self.order.index(name) > self.order.index(self.until):
+        """Raise Ended if a step comes after the last one that was asked for; a script's own steps have no order."""
+        if self.until is not None and name in self.order[self.order.index(self.until) + 1 :]:
             raise Ended
 
     def __call__(self, step: Step[Result]) -> Result:
@@ -166,10 +166,10 @@ class Run(Generic[Recipe]):
         return key
 
     def _extensions(self, step: Step[Any]) -> dict[str, Any]:
-        """Versions and sources of the extensions from outside the package that a step or its settings name."""
+        """Versions and sources of what comes from outside the package: the step, and extensions that it names."""
         identities: dict[str, Any] = {}
         named = [extension for used in step.settings for extension in used.extensions(self.recipe)]
-        for kind in map(type, (*named, *step.extensions)):
+        for kind in (type(step), *map(type, (*named, *step.extensions))):
             identity = identity_of(kind)
             if identity is None:
                 continue

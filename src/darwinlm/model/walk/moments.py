@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import BFloat16, Float, Float32
 from torch import Tensor
 
 from darwinlm.runtime.compute import exact_device
@@ -23,7 +24,7 @@ class _Moment:
         self._sum = torch.zeros(*shape, dtype=torch.float32, device=device)
         self.count = 0
 
-    def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+    def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Float32[Tensor, "*shape"]:
         """The sum divided by the number of tokens; `total` sums over processes in place. Then nothing can be added."""
         tokens = total(torch.tensor([self.count], dtype=torch.float64, device=exact_device(self._sum.device)))
         mean, self._sum = total(self._sum).div_(max(float(tokens), 1.0)), self._sum.new_empty(0)
@@ -40,7 +41,7 @@ class SecondMoment(_Moment):
         super().__init__(inputs if outputs is None else outputs, inputs, device=device)
         self._panels = [slice(at, at + PANEL) for at in range(0, inputs, PANEL)] if outputs is None else []
 
-    def add(self, inputs: Tensor, outputs: Tensor | None = None) -> None:
+    def add(self, inputs: Float[Tensor, "*n d"], outputs: Float[Tensor, "*n r"] | None = None) -> None:
         """Add inputs [..., d], and their outputs [..., r] if there are any."""
         right = inputs.reshape(-1, inputs.shape[-1])
         self.count += right.shape[0]
@@ -51,7 +52,7 @@ class SecondMoment(_Moment):
         for panel in self._panels:
             add_products_(self._sum[panel, panel.start :], right[:, panel], right[:, panel.start :])
 
-    def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Tensor:
+    def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Float32[Tensor, "*shape"]:
         """As of every moment; the blocks below the diagonal are those above it."""
         mean = super().take(total)
         for panel in self._panels:
@@ -70,12 +71,12 @@ class ExpertMoments(_Moment):
     def __init__(self, experts: int, width: int, device: torch.device | str = "cpu") -> None:
         super().__init__(experts, width, width, device=device)
 
-    def add(self, expert: int, inputs: Tensor) -> None:
+    def add(self, expert: int, inputs: Float32[Tensor, "n d"]) -> None:
         """Add the inputs [n, d] of one expert, float32, multiplied by the factors on its outputs."""
         self._sum[expert].addmm_(inputs.T, inputs)
 
 
-def add_products_(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_products_(total: Float32[Tensor, "p q"], left: Float[Tensor, "n p"], right: Float[Tensor, "n q"]) -> None:
     """Add leftᵀ right to a float32 sum [p, q], of floating matrices [n, p] and [n, q].
 
     A product of two bfloat16 numbers is exact in float32. So a GPU multiplies bfloat16 matrices in its bfloat16 units,
@@ -89,7 +90,7 @@ def add_products_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total.addmm_(left.float().T, right.float())
 
 
-def halves(tensor: Tensor) -> tuple[Tensor, Tensor]:
+def halves(tensor: Float32[Tensor, "*n"]) -> tuple[BFloat16[Tensor, "*n"], BFloat16[Tensor, "*n"]]:
     """Two bfloat16 tensors whose sum is a float32 tensor, up to 2⁻¹⁷ of each number."""
     high = tensor.to(torch.bfloat16)
     return high, (tensor - high).to(torch.bfloat16)

@@ -54,7 +54,7 @@ def module_tensors(kind: ModuleKind, curves: Mapping[int, Curve], packed: Tensor
 def experts_tensors(experts: Iterable[tuple[Curve, Tensor]]) -> dict[str, Tensor]:
     """Named tensors of a mixture: curves and packed factors of its experts along a new first dimension."""
     curves, packed = zip(*experts, strict=True)
-    columns, errors = torch.stack([each.columns for each in curves]), torch.stack([each.errors for each in curves])
-    losses = [each.losses for each in curves if each.losses is not None]
+    columns, errors = torch.stack([curve.columns for curve in curves]), torch.stack([curve.errors for curve in curves])
+    losses = [curve.losses for curve in curves if curve.losses is not None]
     curve = Curve(columns, errors, torch.stack(losses) if losses else None)
     return module_tensors("mlp", {1: curve}, torch.stack(packed))

@@ -92,15 +92,15 @@ def _run_watched(
                     of_experts.add(expert, x if by is None else x / by[token])
 
             hooks.enter_context(watch_experts(mixture, watch_mixture))
-            beside = mixture_module(stream.decoder.blocks[block], family.mlp, experts.shared)
-            if beside is not None:
+            shared_expert = mixture_module(stream.decoder.blocks[block], family.mlp, experts.shared)
+            if shared_expert is not None:
                 of_shared = shared = SecondMoment(residual, device=stream.device)
 
                 def watch_shared(_: nn.Module, __: Any, y: Tensor) -> None:
                     by = divisor(y)
                     of_shared.add(y if by is None else y.float() / by)
 
-                hooks.enter_context(beside.register_forward_hook(watch_shared))
+                hooks.enter_context(shared_expert.register_forward_hook(watch_shared))
         for kind in family.cut_kinds(stream.checkpoint.config, block) if watch else ():
             output = output_projection(stream.decoder.blocks[block], family, kind)
             if output is not None:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import ClassVar, Final
 
 import torch
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from darwinlm.runtime.cuda_graph import recorded
@@ -45,7 +46,9 @@ inversion and the matrix products use all threads.
 """
 
 
-def eliminate(C: Tensor, G: Tensor, n: int, delay: int) -> tuple[Tensor, Tensor]:
+def eliminate(
+    C: Float[Tensor, "d d"], G: Float[Tensor, "d d"], n: int, delay: int
+) -> tuple[Int64[Tensor, " {n}"], Float64[Tensor, " {n}"]]:
     """Remove all units, cheapest first.
 
     Args:
@@ -99,7 +102,7 @@ class _Elimination:
 
     failure: ClassVar[str] = ""
 
-    def __init__(self, C: Tensor, G: Tensor, n: int, steps: int) -> None:
+    def __init__(self, C: Float[Tensor, "d d"], G: Float[Tensor, "d d"], n: int, steps: int) -> None:
         self.C, self.G = C, G
         device = C.device
         self.u = len(C) // n
@@ -152,7 +155,7 @@ class _Elimination:
         except RuntimeError as error:
             _Elimination.failure = first_line(error)
 
-    def _cheapest(self) -> Tensor:
+    def _cheapest(self) -> Int64[Tensor, " 1"]:
         """Index [1] of the cheapest unit, which is noted with half its cost; no host synchronisation."""
         C_blocks, G_blocks = self.blocks
         if self.u == 1:  # that of a removed unit is infinite
@@ -165,7 +168,7 @@ class _Elimination:
         self.costs.index_copy_(0, self.slot, cost)
         return place
 
-    def _remove(self, place: Tensor) -> None:
+    def _remove(self, place: Int64[Tensor, " 1"]) -> None:
         """Remove the unit at an index [1]: queue its update, and apply it to the diagonal blocks at once."""
         g = place if self.u == 1 else place * self.u + self.offsets
         C_rows, G_rows = self._current_rows(g)
@@ -190,7 +193,7 @@ class _Elimination:
         self.terms.index_copy_(1, self.slot, self.newest[:, None])
         self.slot += 1
 
-    def _current_rows(self, g: Tensor) -> tuple[Tensor, Tensor]:
+    def _current_rows(self, g: Int64[Tensor, " u"]) -> tuple[Float[Tensor, "u mu"], Float[Tensor, "u mu"]]:
         """Rows g of C and of G, [u, m * u] each, with the pending terms applied."""
         C_rows, G_rows = self.rows
         torch.index_select(self.C, 0, g, out=C_rows)
@@ -228,14 +231,14 @@ class _Elimination:
         self.slot.zero_()
         self.pending = 0
 
-    def removed(self) -> tuple[Tensor, Tensor]:
+    def removed(self) -> tuple[Int64[Tensor, " n"], Float64[Tensor, " n"]]:
         """All units and costs, [n] int64 and [n] float64, the first one removed first."""
         self._collect()
         picks, costs = zip(*self._removed, strict=True)
         return torch.cat(picks), torch.cat(costs)
 
 
-def _compacted_(X: Tensor, columns: Tensor) -> Tensor:
+def _compacted_(X: Float[Tensor, "d d"], columns: Int64[Tensor, " p"]) -> Float[Tensor, "p p"]:
     """Some rows and columns of X, [d, d] contiguous, moved to the beginning of its memory.
 
     `columns` are [p] int64, ascending, so that no row is overwritten before it is read.

@@ -34,6 +34,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from darwinlm.runtime.errors import NumericsError
@@ -53,13 +54,13 @@ class NestedFactors:
 
     Attributes:
         columns: [p] int64, the columns that may be kept, last removed first.
-        factor: [p, p] float32, lower triangular L with H_ππ = L Lᵀ.
-        target: [r, p] float32, T = (W H)_π L⁻ᵀ.
+        factor: [p, p], lower triangular L with H_ππ = L Lᵀ; float32, or float64 where errors are computed from it.
+        target: [r, p] of the same type, T = (W H)_π L⁻ᵀ.
     """
 
-    columns: Tensor
-    factor: Tensor
-    target: Tensor
+    columns: Int64[Tensor, " p"]
+    factor: Float[Tensor, "p p"]
+    target: Float[Tensor, "r p"]
 
     @property
     def nbytes(self) -> int:
@@ -67,26 +68,31 @@ class NestedFactors:
         return self.columns.nbytes + self.factor.nbytes + self.target.nbytes
 
 
-def _remaining(squares: Tensor) -> Tensor:
+def _remaining(squares: Float[Tensor, " p"]) -> Float[Tensor, " p+1"]:
     """Sums of squares [p] over all columns but the first k, [p + 1]."""
     return torch.cat([squares.flip(0).cumsum(0).flip(0), squares.new_zeros(1)])
 
 
-def _weighted_squares(T: Tensor, S: Tensor) -> Tensor:
+def _weighted_squares(T: Float[Tensor, "r p"], S: Float[Tensor, "r r"]) -> Float64[Tensor, " p"]:
     """t_jᵀ S t_j of every column, float64."""
     squares: Tensor = torch.linalg.vecdot(S.to(T) @ T, T, dim=0)
     return squares.double()
 
 
-def _losses(squares: Tensor, energy: Tensor) -> Tensor:
+def _losses(squares: Float64[Tensor, " p"], energy: Float64[Tensor, ""]) -> Float64[Tensor, " p+1"]:
     recovered = torch.cat([squares.new_zeros(1), squares.cumsum(0)])
     return (energy - recovered).clamp_(min=0) / 2
 
 
 @torch.no_grad()
 def whole_factor_(
-    A: Tensor, W: Tensor, columns: Tensor, S: Tensor | None = None, *, name: str = "module"
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    A: Float64[Tensor, "d d"],
+    W: Float[Tensor, "r d"],
+    columns: Int64[Tensor, " d"],
+    S: Float[Tensor, "r r"] | None = None,
+    *,
+    name: str = "module",
+) -> tuple[Float32[Tensor, " d*(d+1)//2"], Float64[Tensor, " d+1"], Float64[Tensor, " d+1"] | None]:
     """Factorise once for all widths, in float64 and little memory.
 
     Args:
@@ -135,7 +141,9 @@ def check_energy(energy: float, name: str) -> None:
 
 
 @torch.no_grad()
-def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
+def full_target(
+    factor: Float32[Tensor, "d d"], W: Float[Tensor, "r d"], columns: Int[Tensor, " d"]
+) -> Float32[Tensor, "r d"]:
     """Target T = W_π L of a module with every column, [r, d] float32, recomputed from its weights.
 
     L is [d, d] float32, lower triangular; W [r, d] floating, π [d] integer.
@@ -148,7 +156,7 @@ def full_target(factor: Tensor, W: Tensor, columns: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def narrower_factors(whole: NestedFactors, columns: Tensor) -> NestedFactors:
+def narrower_factors(whole: NestedFactors, columns: Int[Tensor, " p"]) -> NestedFactors:
     """Factors over some of the columns, or in another order, from those over all of them, which determine H.
 
     The rows of L of these columns are Rᵀ Qᵀ, so Rᵀ is their factor and T Q their target. No product is squared, so
@@ -167,7 +175,9 @@ def narrower_factors(whole: NestedFactors, columns: Tensor) -> NestedFactors:
 
 
 @torch.no_grad()
-def narrower_errors(whole: Tensor, target: Tensor, S: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def narrower_errors(
+    whole: Float64[Tensor, "r d"], target: Float64[Tensor, "r p"], S: Float[Tensor, "r r"] | None = None
+) -> tuple[Float64[Tensor, " p+1"], Float64[Tensor, " p+1"] | None]:
     """Errors and losses of `whole_factor_`, [p + 1], for factors over p columns with this target, [r, p] float64.
 
     `whole` is the target over all columns, [r, d] float64.
@@ -179,14 +189,14 @@ def narrower_errors(whole: Tensor, target: Tensor, S: Tensor | None = None) -> t
 
 
 @torch.no_grad()
-def kept_weights(factors: NestedFactors, k: int) -> Tensor:
+def kept_weights(factors: NestedFactors, k: int) -> Float[Tensor, "r {k}"]:
     """Optimal weights on the first k of p columns, T[:, :k] L[:k, :k]⁻¹: [r, k], in their order."""
     factor, target = factors.factor[:k, :k].contiguous(), factors.target[:, :k].contiguous()  # else LAPACK is slower
     weights: Tensor = torch.linalg.solve_triangular(factor, target, upper=False, left=False)
     return weights
 
 
-def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:
+def pack_lower(L: Float[Tensor, "p p"], room: Float32[Tensor, " room"] | None = None) -> Float32[Tensor, " p*(p+1)//2"]:
     """Lower triangle of L, [p, p] floating, by rows, so that the first k(k+1)/2 entries are the leading k x k block.
 
     Returns [p (p + 1) / 2] float32, in `room`, float32 memory for at least as many entries, or else in new memory.
@@ -200,7 +210,7 @@ def pack_lower(L: Tensor, room: Tensor | None = None) -> Tensor:
     return packed
 
 
-def unpack_lower(packed: Tensor, d: int) -> Tensor:
+def unpack_lower(packed: Float[Tensor, " packed"], d: int) -> Float[Tensor, "{d} {d}"]:
     """Lower triangular matrix [d, d], zero above the diagonal, from its packed rows, in their type."""
     L = packed.new_empty(d, d)
     across = torch.arange(d, device=packed.device)

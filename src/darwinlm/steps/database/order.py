@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from jaxtyping import Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from darwinlm.runtime.errors import NumericsError
@@ -61,8 +62,8 @@ class RemovalOrder:
             damped second moment (weighted by that of the gradients if given).
     """
 
-    units: Tensor
-    costs: Tensor
+    units: Int64[Tensor, " n"]
+    costs: Float64[Tensor, " n"]
 
 
 DAMPING = 0.01
@@ -70,7 +71,7 @@ DAMPING = 0.01
 rises by 0.02 (docs/notebook/database.md, "Calibration tokens or damping")."""
 
 
-def damp_(H: Tensor, relative: float = DAMPING) -> Tensor:
+def damp_(H: Float[Tensor, "d d"], relative: float = DAMPING) -> Float[Tensor, "d d"]:
     """Add ``relative * mean(diag)`` to the diagonal of a second moment [d, d], in place; returns it.
 
     A dead input (diagonal exactly zero) is decoupled instead: its row and column are set to zero and its diagonal to
@@ -90,11 +91,11 @@ def damp_(H: Tensor, relative: float = DAMPING) -> Tensor:
 
 @torch.no_grad()
 def removal_order(
-    H: Tensor,
-    W: Tensor,
-    units: Tensor,
+    H: Float[Tensor, "d d"],
+    W: Float[Tensor, "r d"],
+    units: Int[Tensor, "n u"],
     *,
-    gradients: Tensor | None = None,
+    gradients: Float[Tensor, "r r"] | None = None,
     damping: float = DAMPING,
     name: str = "module",
 ) -> RemovalOrder:
@@ -137,13 +138,19 @@ def removal_order(
     return RemovalOrder(units=picks.flip(0), costs=costs.flip(0))
 
 
-def least_error(H: Tensor, W: Tensor, units: Tensor, S: Tensor | None, name: str) -> Tensor:
+def least_error(
+    H: Float[Tensor, "d d"],
+    W: Float[Tensor, "r d"],
+    units: Int[Tensor, "n u"],
+    S: Float[Tensor, "r r"] | None,
+    name: str,
+) -> Int64[Tensor, " n"]:
     """Units of `removal_order`, [n] int64: the one whose removal adds least to the error is removed first."""
     return removal_order(H, W, units, gradients=S, name=name).units
 
 
 @torch.no_grad()
-def ordered_moment(H: Tensor, columns: Tensor) -> Tensor:
+def ordered_moment(H: Float[Tensor, "d d"], columns: Int64[Tensor, " d"]) -> Float64[Tensor, "d d"]:
     """Second moment in float64 with permuted rows and columns, without another copy.
 
     H is [d, d] floating; columns are [d] int64, every column once.
@@ -154,7 +161,7 @@ def ordered_moment(H: Tensor, columns: Tensor) -> Tensor:
     return ordered
 
 
-def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def _scaled_inverse_(damped: Float64[Tensor, "d d"], name: str) -> tuple[Float64[Tensor, "d d"], Float64[Tensor, " d"]]:
     """Inverse of the damped second moment [d, d], float64, scaled to a diagonal of one; the moment is overwritten.
 
     Returns:
@@ -173,7 +180,7 @@ def _scaled_inverse_(damped: Tensor, name: str) -> tuple[Tensor, Tensor]:
     return factor.mT.contiguous(), scale
 
 
-def cholesky_(A: Tensor, name: str) -> Tensor:
+def cholesky_(A: Float[Tensor, "d d"], name: str) -> Float[Tensor, "d d"]:
     """Lower Cholesky factor of a damped second moment [d, d] in its memory.
 
     LAPACK works on columns, which are the rows of the transpose here. Raises NumericsError if the matrix isn't positive
@@ -187,7 +194,7 @@ def cholesky_(A: Tensor, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def halves_(A: Tensor) -> tuple[Tensor, Tensor]:
+def halves_(A: Float64[Tensor, "d d"]) -> tuple[Float32[Tensor, "d d"], Float32[Tensor, "d d"]]:
     """A [d, d] matrix rounded to float32 in the first half of its memory, and the second half with any values.
 
     A is float64 and contiguous; both results are float32 and contiguous.
@@ -198,7 +205,13 @@ def halves_(A: Tensor) -> tuple[Tensor, Tensor]:
     return rounded, room
 
 
-def _gram_(room: Tensor, W: Tensor, columns: Tensor, scale: Tensor, S: Tensor | None) -> tuple[Tensor, float]:
+def _gram_(
+    room: Float[Tensor, "d d"],
+    W: Float[Tensor, "r d"],
+    columns: Int64[Tensor, " d"],
+    scale: Float64[Tensor, " d"],
+    S: Float[Tensor, "r r"] | None,
+) -> tuple[Float[Tensor, "d d"], float]:
     """Vᵀ S V and a gain by which it is divided to avoid float32 under- and overflow; V is W permuted and scaled.
 
     Args:

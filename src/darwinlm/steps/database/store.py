@@ -49,7 +49,9 @@ class DatabaseReader(ModuleReader):
         self._of_block: dict[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = {}  # the last one
         memory = memory_of(device)
         self._factors: Bounded[tuple[int, ModuleKind, int], tuple[NestedFactors, ...]] = memory.watch(
-            Bounded(lambda factors: sum(each.nbytes for each in factors), partial(memory.room, "factors"), scanned=True)
+            Bounded(
+                lambda factors: sum(factor.nbytes for factor in factors), partial(memory.room, "factors"), scanned=True
+            )
         )
         self._stored: Bounded[tuple[int, ModuleKind], tuple[Tensor, Tensor]] = Bounded(
             _bytes, partial(memory_of(CPU).room, "packed factors"), scanned=True
@@ -68,7 +70,7 @@ class DatabaseReader(ModuleReader):
     def factors(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         """Factors of one variant of a module: one for each expert of a mixture, else one. Raises ArtifactError."""
         key = (block, kind, variant)
-        self._of_block = {each: found for each, found in self._of_block.items() if each[0] == block}
+        self._of_block = {place: errors for place, errors in self._of_block.items() if place[0] == block}
         factors = self._of_block.get(key) or self._factors.get(key)
         if factors is None:
             factors = self._computed(block, kind, variant)
@@ -84,11 +86,11 @@ class DatabaseReader(ModuleReader):
             self._targets.reserve(0)
 
     def _spill(self, block: int, kind: ModuleKind, factors: tuple[NestedFactors, ...]) -> None:
-        targets = tuple(each.target for each in factors)
+        targets = tuple(factor.target for factor in factors)
         if self._scratch is None or self._targets.get((block, kind)) is not None:
             return
         if self._targets.has_room(_bytes(targets)):
-            self._targets.put((block, kind), tuple(in_file(each, self._scratch) for each in targets))
+            self._targets.put((block, kind), tuple(in_file(target, self._scratch) for target in targets))
 
     def _disk_room(self, _: int) -> int:
         assert self._scratch is not None

@@ -64,13 +64,13 @@ def output_gradients(
     for _ in range(stream.checkpoint.n_blocks):
         with parallel.agree():
             block = next(blocks)
-        found = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
-        if not all(bool(torch.isfinite(moment.diagonal()).all()) for moment in found.values()):
+        means = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
+        if not all(bool(torch.isfinite(moment.diagonal()).all()) for moment in means.values()):
             raise NumericsError(
                 f"the gradient in block {block} of {stream.checkpoint.folder} isn't finite: try "
                 "compute.dtype=float32, or database.metric=output"
             )
-        yield block, found
+        yield block, means
 
 
 def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:

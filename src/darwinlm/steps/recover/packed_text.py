@@ -71,8 +71,8 @@ class PackedText(Dataset[dict[str, torch.Tensor]]):
         check_file(folder / TOKENS, index.digest)
         self._tokens = np.memmap(folder / TOKENS, dtype=index.dtype, mode="r")
         if len(self._tokens) < sequences * seq_len:
-            there = len(self._tokens)
-            raise damaged(folder / INDEX, f"{sequences * seq_len} tokens are needed, but the file holds {there}")
+            held = len(self._tokens)
+            raise damaged(folder / INDEX, f"{sequences * seq_len} tokens are needed, but the file holds {held}")
 
     def __len__(self) -> int:
         return self.sequences
@@ -105,23 +105,23 @@ def pack_documents(
     """
 
     def write(path: Path) -> None:
-        seen, bos, there, count = set(reserved), added_bos(tokenizer), 0, 0
+        seen, bos, packed, count = set(reserved), added_bos(tokenizer), 0, 0
         unread = iter(documents)
         with path.open("wb") as file:
-            while there < tokens and (batch := list(itertools.islice(unread, _BATCH))):
+            while packed < tokens and (batch := list(itertools.islice(unread, _BATCH))):
                 count += len(batch)
                 new: dict[str, str] = {}
                 for text in batch:
                     if (hashed := document_hash(text)) not in seen:
                         new.setdefault(hashed, text)
                 seen |= new.keys()
-                for found in tokenise([*new.values()], tokenizer, bos):
-                    kept = found[: tokens - there].astype(kind)
+                for tokens_of in tokenise([*new.values()], tokenizer, bos):
+                    kept = tokens_of[: tokens - packed].astype(kind)
                     kept.tofile(file)
-                    there += len(kept)
-                progress(there, tokens)
-        if there < tokens:
-            raise _too_short(tokens, there, source, count)
+                    packed += len(kept)
+                progress(packed, tokens)
+        if packed < tokens:
+            raise _too_short(tokens, packed, source, count)
 
     with parallel.agree():
         if parallel.is_main() and not ((folder / INDEX).exists() and read_as(folder / INDEX, _Index).tokens >= tokens):
@@ -132,10 +132,10 @@ def pack_documents(
             write_json(folder / INDEX, asdict(_Index(kind.str, tokens, file_digest(folder / TOKENS))))
 
 
-def _too_short(tokens: int, there: int, source: str, documents: int) -> DataError:
+def _too_short(tokens: int, packed: int, source: str, documents: int) -> DataError:
     named = f"Text source {source!r}" if source else "The text"
-    fewer = ", lower recovery.tokens, or allow recovery.epochs above 1" if there else " (--text)"
-    left = f"there are only {there}" if there else "none are left"
+    fewer = ", lower recovery.tokens, or allow recovery.epochs above 1" if packed else " (--text)"
+    left = f"there are only {packed}" if packed else "none are left"
     return DataError(
         f"{named} is too short: training needs {tokens} tokens, but {left} ({documents} documents were read; those "
         f"of other purposes are excluded). Give more text{fewer}."

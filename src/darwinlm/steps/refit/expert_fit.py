@@ -86,18 +86,18 @@ def mixture_of(walk: BlockWalk, targets: Iterable[Tensor], outputs: Sequence[Ten
     assert part.experts is not None
     normed = part.post_norm is not None
     routing: list[Routing] = []
-    made, missing, divisors = list[Tensor](), list[Tensor](), list[Tensor]()
+    own, missing, divisors = list[Tensor](), list[Tensor](), list[Tensor]()
 
     def note(called: Routing, output: Tensor) -> None:
         routing.append(called)
         if normed:
-            made.append(output)
+            own.append(output)
 
     with watch_experts(module, note):
         for after, target in zip(walk.ahead("mlp"), targets, strict=True):
             if not normed:
                 missing.append((target.float() - after.float()).flatten(0, 1))
-    for output, goal in zip(made, outputs, strict=True):
+    for output, goal in zip(own, outputs, strict=True):
         divisor = norm_divisor(checkpoint, "mlp", goal)
         assert divisor is not None
         missing.append((goal.float() - output.float()) / divisor)

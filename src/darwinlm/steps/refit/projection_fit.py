@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from darwinlm.model.families.parts import ModuleKind
@@ -68,7 +69,7 @@ class Moments:
         summed, self.count = parallel.all_reduce(sums).tolist()
         self.energy = summed / max(self.count, 1)
 
-    def errors(self, candidates: Sequence[Tensor]) -> list[float]:
+    def errors(self, candidates: Sequence[Float[Tensor, "r d"]]) -> list[float]:
         """E‖y - W x‖² relative to E‖y‖² of each of some W, [r, d]."""
         if self.energy == 0:
             return [0.0] * len(candidates)
@@ -78,12 +79,12 @@ class Moments:
 def fit_output(
     seen: Moments,
     errors: Callable[[Sequence[Tensor]], Sequence[float]],
-    W0: Tensor,
-    gain: Tensor | None,
+    W0: Float32[Tensor, "r d"],
+    gain: Float[Tensor, " r"] | None,
     name: str,
     *,
     normed: bool = False,
-) -> tuple[Tensor, float | None]:
+) -> tuple[Float32[Tensor, "r d"], float | None]:
     """The best weights on held-out text: the given ones or a ridge solution.
 
     Args:
@@ -113,12 +114,12 @@ def fit_output(
         energies = (((V @ seen.H) * V).sum(1) / squared).where(seen_by, 0.0)
         inverse = gain / (squared + (limit(energies, squared) if normed else 0.0))
         candidates.append(torch.where(seen_by[:, None], V * inverse[:, None], W0))
-    found = errors(candidates)
-    best = min(range(len(candidates)), key=found.__getitem__)
+    measured = errors(candidates)
+    best = min(range(len(candidates)), key=measured.__getitem__)
     return candidates[best], (None, *RIDGES)[best]
 
 
-def limit(energies: Tensor, squared_gains: Tensor) -> Tensor:
+def limit(energies: Float[Tensor, " r"], squared_gains: Float[Tensor, " r"]) -> Float[Tensor, ""]:
     """The multiplier μ ≥ 0 that limits the mean square of an output to 1; 0 if that isn't above 1.
 
     `energies` e are the mean squares of the channels for μ = 0, [r]. With μ, channel i has the energy eᵢ (cᵢ² / (cᵢ² +
@@ -134,7 +135,7 @@ def limit(energies: Tensor, squared_gains: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Tensor | None:
+def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Float[Tensor, " r"] | None:
     """Gain c of a module in a loaded block, [r] float32; None if it is 1."""
     scale: float = checkpoint.family.residual_scale(checkpoint.config)
     output = output_projection(layer, checkpoint.family, kind)
@@ -215,4 +216,4 @@ def errors_behind_norm(
             increment = norm(nn.functional.linear(x, W.to(x.dtype), output.bias)).float() * scale
             sums[index] += float(exact(wanted - increment).double().square().sum())
     *errors, energy = parallel.all_reduce(sums).tolist()
-    return [each / energy if energy else 0.0 for each in errors]
+    return [error / energy if energy else 0.0 for error in errors]

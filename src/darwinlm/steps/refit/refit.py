@@ -131,7 +131,7 @@ def _fit_module(
     W0 = W0.to(walk.stream.device)
     if W0.ndim == 3:
         triples = zip(small, dense, spreads, strict=True)
-        seen, held_out = (mixture_of(walk, goal.stream.hidden, made) for walk, goal, made in triples)
+        seen, held_out = (mixture_of(walk, goal.stream.hidden, outputs) for walk, goal, outputs in triples)
         return fit_experts(seen, held_out, W0, label)
     gain = output_gain(walk.stream.decoder.blocks[walk.block], walk.stream.checkpoint, kind)
     fitted = module_moments(walk, kind, dense[0].stream.hidden, spreads[0], gain)

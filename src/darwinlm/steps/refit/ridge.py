@@ -7,6 +7,7 @@ W = (Y Xᵀ + λ W₀)(X Xᵀ + λ I)⁻¹. H = E[x xᵀ], C = E[y xᵀ] and E�
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor
 
 from darwinlm.runtime.compute import exact
@@ -14,7 +15,9 @@ from darwinlm.runtime.errors import NumericsError
 
 
 @torch.no_grad()
-def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str = "module") -> Tensor:
+def ridge_solution(
+    H: Float[Tensor, "d d"], C: Float[Tensor, "r d"], W0: Float[Tensor, "r d"], ridge: float, *, name: str = "module"
+) -> Float32[Tensor, "r d"]:
     """Weights that fit the outputs, regularised towards given weights.
 
     Args:
@@ -50,7 +53,7 @@ def ridge_solution(H: Tensor, C: Tensor, W0: Tensor, ridge: float, *, name: str 
 
 
 @torch.no_grad()
-def squared_error(H: Tensor, C: Tensor, energy: float, W: Tensor) -> float:
+def squared_error(H: Float[Tensor, "d d"], C: Float[Tensor, "r d"], energy: float, W: Float[Tensor, "r d"]) -> float:
     """E‖W x - y‖² from moments: tr(W H Wᵀ) - 2 tr(W Cᵀ) + E‖y‖², with H [d, d], C [r, d] and W [r, d]."""
     W64, H64, C64 = (exact(matrix).double() for matrix in (W, H, C))
     return float(((W64 @ H64) * W64).sum() - 2 * (W64 * C64).sum() + energy)

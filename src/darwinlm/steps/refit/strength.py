@@ -95,6 +95,6 @@ def _record(losses: dict[float, float]) -> dict[str, Any]:
         "kept": "refit" if strength > 0 else "stitched",
         "strength": strength,
         "kl_before": losses[0.0],
-        "kl_after": min(loss for each, loss in losses.items() if each > 0),
-        "kl_by_strength": {f"{each:g}": losses[each] for each in sorted(losses)},
+        "kl_after": min(loss for strength, loss in losses.items() if strength > 0),
+        "kl_by_strength": {f"{strength:g}": losses[strength] for strength in sorted(losses)},
     }

@@ -73,7 +73,7 @@ class CandidateTrainer:
             self._owner.setdefault(candidate, len(self._owner) % parallel.size())
         begin = self._rounds[-1][1] if self._rounds else 0
         self._rounds.append((begin, min(begin - -training_tokens // self.tokens.shape[1], len(self.tokens))))
-        own = [each for each in candidates if self._owner[each] == parallel.rank()]
+        own = [candidate for candidate in candidates if self._owner[candidate] == parallel.rank()]
         losses: dict[Allocation, float] = {}
         with parallel.agree():
             if own:
@@ -98,8 +98,8 @@ class CandidateTrainer:
     def keep(self, candidates: Sequence[Allocation]) -> None:
         """Drop all other candidates; without any, the training text starts again."""
         kept = set(candidates)
-        self._students = {each: student for each, student in self._students.items() if each in kept}
-        self._owner = {each: owner for each, owner in self._owner.items() if each in kept}
+        self._students = {candidate: student for candidate, student in self._students.items() if candidate in kept}
+        self._owner = {candidate: owner for candidate, owner in self._owner.items() if candidate in kept}
         if not kept:
             self._rounds = []
 

@@ -88,7 +88,7 @@ class Fitness:
         self.dense = torch.cat(list(streams))
         with torch.no_grad(), self.decoder.with_head():
             head = LinearHead.of(self.decoder)
-            self._sides = [ExpectedRows(self.decoder, head, each.flatten(0, 1)) for each in streams] if head else []
+            self._sides = [ExpectedRows(self.decoder, head, stream.flatten(0, 1)) for stream in streams] if head else []
 
     def pieces(self, begin: int, end: int) -> Iterator[Window]:
         """Parts of a range for one forward pass each, with fixed borders."""
@@ -129,21 +129,23 @@ class Fitness:
         Raises TimeLimitError if the clock's limit has passed.
         """
         wanted = range(*window)
-        missing = [(each, piece) for each in dict.fromkeys(allocations) for piece in self._missing(each, window)]
+        distinct = dict.fromkeys(allocations)
+        missing = [(candidate, piece) for candidate in distinct for piece in self._missing(candidate, window)]
         with parallel.agree():
             measured = memory_of(self.decoder.device).survive(self._evaluate, parallel.portion(missing))
         for part in parallel.gather(measured):
-            for each, losses in part.items():
-                self._known.setdefault(each, {}).update(losses)
-        self.evaluations += len({each for each, _ in missing})
-        return [_mean([self._known[each][number] for number in wanted], self.sequence_length) for each in allocations]
+            for candidate, losses in part.items():
+                self._known.setdefault(candidate, {}).update(losses)
+        self.evaluations += len({candidate for candidate, _ in missing})
+        known = [self._known[candidate] for candidate in allocations]
+        return [_mean([losses[number] for number in wanted], self.sequence_length) for losses in known]
 
     @torch.no_grad()
     def kl_in_place(self, n_tokens: int) -> float:
         """Mean KL of the decoder's current modules, in this process; infinite where its logits aren't finite."""
         pieces = list(self.pieces(0, self.sequences(n_tokens)))
-        found = zip(pieces, self._through(pieces), strict=True)
-        losses = [loss for piece, end in found for loss in self._losses(piece, [end])[0]]
+        ends = zip(pieces, self._through(pieces), strict=True)
+        losses = [loss for piece, end in ends for loss in self._losses(piece, [end])[0]]
         return _mean(losses, self.sequence_length)
 
     def losses(self, allocation: Allocation) -> list[float]:
@@ -161,26 +163,26 @@ class Fitness:
         if not missing:
             return {}
         by_candidate: dict[Allocation, list[Window]] = {}
-        for each, piece in missing:
-            by_candidate.setdefault(each, []).append(piece)
+        for candidate, piece in missing:
+            by_candidate.setdefault(candidate, []).append(piece)
         text = {piece: self.tokens[slice(*piece)] for _, piece in missing}
         embedded = {piece: self.decoder.embed(tokens) for piece, tokens in text.items()}
         streams: dict[Allocation, HiddenStates] = {}
         arguments: dict[Allocation, list[list[dict[str, Any]]]] = {}
-        for each, pieces in by_candidate.items():
+        for candidate, pieces in by_candidate.items():
             elements = sum(embedded[piece].numel() for piece in pieces)
-            streams[each] = HiddenStates((embedded[piece] for piece in pieces), elements, self.memory)
-            arguments[each] = [self.decoder.block_arguments(text[piece]) for piece in pieces]
+            streams[candidate] = HiddenStates((embedded[piece] for piece in pieces), elements, self.memory)
+            arguments[candidate] = [self.decoder.block_arguments(text[piece]) for piece in pieces]
         del embedded
         self._walk(streams, arguments)
-        measured: dict[Allocation, dict[int, float]] = {each: {} for each in by_candidate}
+        measured: dict[Allocation, dict[int, float]] = {candidate: {} for candidate in by_candidate}
         with self.decoder.with_head():
             for piece in text:
                 self.clock.check()
-                there = [each for each, pieces in by_candidate.items() if piece in pieces]
-                ends = [streams[each][by_candidate[each].index(piece)] for each in there]
-                for each, losses in zip(there, self._losses(piece, ends), strict=True):
-                    measured[each] |= zip(range(*piece), losses, strict=True)
+                candidates = [candidate for candidate, pieces in by_candidate.items() if piece in pieces]
+                ends = [streams[candidate][by_candidate[candidate].index(piece)] for candidate in candidates]
+                for candidate, losses in zip(candidates, self._losses(piece, ends), strict=True):
+                    measured[candidate] |= zip(range(*piece), losses, strict=True)
         return measured
 
     def _walk(
@@ -190,11 +192,12 @@ class Fitness:
         for block in self.decoder.walk(range(len(self.decoder.blocks))):
             with self.placed.visiting(block):
                 # Candidates with the same modules follow each other, so that those are placed once.
-                for each in sorted(streams, key=lambda each: self.placed.levels(block, each)):
-                    self.placed.put(block, each)
-                    for number, given in enumerate(arguments[each]):
+                for candidate in sorted(streams, key=lambda candidate: self.placed.levels(block, candidate)):
+                    self.placed.put(block, candidate)
+                    stream = streams[candidate]
+                    for number, given in enumerate(arguments[candidate]):
                         self.clock.check()
-                        streams[each][number] = self.decoder.run_block(block, streams[each][number], given[block])
+                        stream[number] = self.decoder.run_block(block, stream[number], given[block])
 
     def _missing(self, allocation: Allocation, window: Window) -> Iterator[Window]:
         """Parts of a window that weren't evaluated for a candidate."""
@@ -212,21 +215,21 @@ class Fitness:
         """Losses of the sequences of a piece, for each candidate's stream after the last block."""
         if self._sides:
             side, start = self._sides[piece[0] // self._batch_sequences], piece[0] % self._batch_sequences
-            divergence = torch.stack([side.kl(each.flatten(0, 1), start * self.sequence_length) for each in ends])
+            divergence = torch.stack([side.kl(end.flatten(0, 1), start * self.sequence_length) for end in ends])
         else:
             divergence = self._compared(piece, ends)
         losses = exact(divergence).view(len(ends), -1, self.sequence_length).sum(2, dtype=torch.float64).tolist()
-        return [[loss if math.isfinite(loss) else math.inf for loss in each] for each in losses]
+        return [[loss if math.isfinite(loss) else math.inf for loss in row] for row in losses]
 
     def _compared(self, piece: Window, ends: Sequence[Tensor]) -> Tensor:
         """KL of each token, [candidates, n], from logits that are no linear function of the head's input."""
         size = self.decoder.head_tokens
-        dense, *candidates = (torch.split(each.flatten(0, 1), size) for each in (self.dense[slice(*piece)], *ends))
-        found: list[list[Tensor]] = []
+        dense, *candidates = (torch.split(end.flatten(0, 1), size) for end in (self.dense[slice(*piece)], *ends))
+        divergences: list[list[Tensor]] = []
         for number, part in enumerate(dense):
             of_part = DenseDistribution(self.decoder.head(part))
-            found.append([of_part.kl(self.decoder.head(each[number])) for each in candidates])
-        return torch.stack([torch.cat(parts) for parts in zip(*found, strict=True)])
+            divergences.append([of_part.kl(self.decoder.head(parts[number])) for parts in candidates])
+        return torch.stack([torch.cat(parts) for parts in zip(*divergences, strict=True)])
 
 
 def kl_of_pieces(decoder: Decoder, dense: Tensor) -> LossOf:

@@ -45,7 +45,7 @@ def solve_knapsack(
         raise refusal
     sizes = [len(row) for row in losses]
     loss = np.concatenate([np.asarray(row, dtype=np.float64) for row in losses])
-    cost = np.concatenate([np.asarray([each // divisor for each in row], dtype=np.float64) for row in extra])
+    cost = np.concatenate([np.asarray([price // divisor for price in row], dtype=np.float64) for row in extra])
     owner, ones = np.repeat(np.arange(len(sizes)), sizes), np.ones(len(sizes))
     one_each: Any = csr_matrix((np.ones(len(loss)), (owner, np.arange(len(loss)))), shape=(len(sizes), len(loss)))
     constraints = [LinearConstraint(one_each, ones, ones), LinearConstraint(csr_matrix(cost[None]), low, high)]

@@ -4,7 +4,7 @@ Between a parent and its child the change of the loss is modelled to second orde
 
     Σᵢ sᵢ(child) - sᵢ(parent) + wᵢ curvatureᵢ(child, parent),
 
-with slopes s around the parent (`gradients.py`) and the curvature of each module (below). Interactions between
+with slopes s around the parent (`slopes.py`) and the curvature of each module (below). Interactions between
 modules only enter through the weights wᵢ. These start at a common value and are corrected by ridge regression on the
 observed changes. So modules that matter more in a pruned model than in the dense one get larger weights. Slopes are
 derivatives and have no weight; a fitted one fell to between 0.1 and 0.5 and predicted worse (notebook, "What the search

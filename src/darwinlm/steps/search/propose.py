@@ -47,7 +47,7 @@ def uniform_allocations(problem: Problem) -> list[Allocation]:
     fits.
     """
     cost, limit = problem.cost, problem.budget.limit
-    fitting = ([each for each in sizes if cost.of(each) <= limit] for sizes in uniform_sizes(problem.space))
+    fitting = ([size for size in sizes if cost.of(size) <= limit] for sizes in uniform_sizes(problem.space))
     uniform = list(dict.fromkeys(sizes[-1] for sizes in fitting if sizes))
     if not uniform:
         raise BudgetError(f"no uniform model has at most {cost.words(limit)}")

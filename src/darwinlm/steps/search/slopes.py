@@ -155,7 +155,7 @@ class Gradients:
             else:
                 at_widths = outputs(factors, x.to(reader.device), widths)
                 behind = (norm(y.to(g.device) + bias) for y in at_widths)
-                sums = torch.stack([exact(each * g).sum(dtype=torch.float64) for each in behind])
+                sums = torch.stack([exact(y * g).sum(dtype=torch.float64) for y in behind])
             slopes[[places[width] for width in widths]] = sums.cpu()
         return slopes
 

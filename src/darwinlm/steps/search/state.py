@@ -71,8 +71,9 @@ class SearchState:
         state = read_as(path, cls)
         sizes = [len(row) for row in costs]
         fits = all(
-            len(each) == len(sizes) and all(0 <= level < size for level, size in zip(each, sizes, strict=True))
-            for each in (state.parent, *state.seen)
+            len(allocation) == len(sizes)
+            and all(0 <= level < size for level, size in zip(allocation, sizes, strict=True))
+            for allocation in (state.parent, *state.seen)
         )
         fits &= not state.slopes or [len(row) for row in state.slopes] == sizes
         fits &= len(state.history) == state.done + 1 and state.misses >= 0 and bool(state.losses)

@@ -43,7 +43,7 @@ class Student:
     def step(self) -> None:
         """Update the master weights with the accumulated gradients, and copy them to the working weights."""
         gradients = [weight.grad for weight in self.working]
-        norms = [torch.linalg.vector_norm(each, dtype=torch.float32) for each in gradients if each is not None]
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients if g is not None]
         if not norms:
             return
         for weight in self.working:
