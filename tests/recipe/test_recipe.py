@@ -19,7 +19,7 @@ from darwinlm.model.surgery.smaller_config import smaller_config
 from darwinlm.model.surgery.smaller_model import empty_model
 from darwinlm.model.units.space import space_of
 from darwinlm.pipeline import STEPS
-from darwinlm.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from darwinlm.recipe import Recipe, load_recipe, load_recipes, parse_recipe, shipped_recipes
 from darwinlm.recipe.recipe import CoreRecipe, field_order, with_sections
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.section import Section
