@@ -64,9 +64,9 @@ class Opened:
 
         def weights(block: int) -> dict[str, Tensor]:
             prefix = checkpoint.block_prefix(block)
-            found = checkpoint.read(prefix, mapped=False)
-            check_finite({prefix + name: tensor for name, tensor in found.items()}, checkpoint.folder)
-            return found
+            tensors = checkpoint.read(prefix, mapped=False)
+            check_finite({prefix + name: tensor for name, tensor in tensors.items()}, checkpoint.folder)
+            return tensors
 
         how: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
         return StreamedDecoder(checkpoint, tokens, **how, weights=weights)

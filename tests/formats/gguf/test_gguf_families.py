@@ -7,6 +7,7 @@ from tests.tiny.models import FAMILIES
 from tests.tiny.pruned import BESIDE, DELTA, GEMMA4, MIXED, SQUARE, any_checkpoint, plain_checkpoint, pruned_checkpoint
 from tests.tiny.stages import run_stages
 
+from darwinlm.formats.gguf.file_sizes import predicted_sizes
 from darwinlm.formats.gguf.header import read_header
 from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.model.families.checkpoint import Checkpoint
@@ -213,7 +214,14 @@ def test_unequal_layers_of_gemma4(tmp_path, more):
 
 
 @pytest.mark.parametrize(
-    ("case", "quantisation"), [("qwen3_5", "q4_k_m"), ("granitemoehybrid", "q8_0"), ("gpt_oss", "q4_k_m")]
+    ("case", "quantisation"),
+    [
+        ("qwen3_5", "q4_k_m"),
+        ("granitemoehybrid", "q8_0"),
+        ("granitemoehybrid", "q4_k_m"),
+        ("gpt_oss", "q4_k_m"),
+        ("gemma4 as E2B", "q8_0"),
+    ],
 )
 def test_quantised_hybrids(tmp_path, case, quantisation):
     """An unrounded file is checked before."""
@@ -223,6 +231,8 @@ def test_quantised_hybrids(tmp_path, case, quantisation):
     exact, rounded = report["comparisons"]
     assert exact["relative"] < 2e-3 < rounded["relative"] < 1
     assert report["details"]["tensor_types"]["F32"] > 10
+    if quantisation == "q8_0":
+        assert report["bytes"] == pytest.approx(predicted_sizes(Checkpoint.open(folder))["q8_0"], abs=1024)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "m.gguf.export.json", "model"]
 
 

@@ -204,7 +204,7 @@ def _check_types(file: GgufHeader, reshaper: Reshaper, layout: Layout) -> Counte
     types: Counter[str] = Counter()
     missing = set(file.tensors)
     for name, meant in gguf_tensors(reshaper, layout):
-        if file.tensors.get(name) != tuple(meant.shape):
+        if name not in missing or _trimmed(file.tensors[name]) != _trimmed(tuple(meant.shape)):
             raise ExportError(f"the export fails its check: {name} isn't in the file as expected; nothing was written")
         kind = file.types[name]
         types[kind] += 1
@@ -218,6 +218,12 @@ def _check_types(file: GgufHeader, reshaper: Reshaper, layout: Layout) -> Counte
     if missing:
         raise ExportError(f"the export fails its check: the file holds {sorted(missing)}, which weren't expected")
     return types
+
+
+def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without leading ones, which llama.cpp's quantiser leaves out."""
+    first = next((place for place, size in enumerate(shape) if size != 1), len(shape))
+    return shape[first:]
 
 
 def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportReport) -> None:

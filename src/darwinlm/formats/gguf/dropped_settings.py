@@ -66,27 +66,27 @@ def complete(config: Any, header: GgufHeader) -> None:
 
 def _rope(rope: dict[str, Any], config: Any, header: GgufHeader) -> dict[str, Any]:
     """The rotary embedding of a file; `rope` is what transformers read of it."""
-    sizes, found = header.sizes(), dict(rope)
+    sizes, settings = header.sizes(), dict(rope)
     if rope.get("rope_type", "default") != "default":
         return rope
     columns = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     turned = sizes.get("rope.dimension_count", columns)
     if turned < columns:
-        found["partial_rotary_factor"] = turned / columns
+        settings["partial_rotary_factor"] = turned / columns
     factor = float(sizes.get("rope.scaling.factor") or 1.0)
     kind = sizes.get("rope.scaling.type", "linear")
     length = sizes.get("rope.scaling.original_context_length") or config.max_position_embeddings
     attention = float(sizes.get("rope.scaling.attn_factor", 1.0))
     if all(name in header.tensors for name in LONG):
         factors = {field: header.numbers(name).tolist() for name, field in LONG.items()}
-        found |= {"rope_type": "longrope", "attention_factor": attention, **factors}
-        return found | {"original_max_position_embeddings": length}
+        settings |= {"rope_type": "longrope", "attention_factor": attention, **factors}
+        return settings | {"original_max_position_embeddings": length}
     if FACTORS in header.tensors:
-        return found | {"rope_type": "llama3", "factor": float(header.numbers(FACTORS).max()), **USUAL_BOUNDS}
+        return settings | {"rope_type": "llama3", "factor": float(header.numbers(FACTORS).max()), **USUAL_BOUNDS}
     if kind == "yarn" and factor != 1:
-        found |= {"rope_type": kind, "factor": factor, "attention_factor": attention * magnitude(factor)}
-        return found | {"original_max_position_embeddings": length}
-    return found | {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else found
+        settings |= {"rope_type": kind, "factor": factor, "attention_factor": attention * magnitude(factor)}
+        return settings | {"original_max_position_embeddings": length}
+    return settings | {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else settings
 
 
 def check_keys(path: Path, header: GgufHeader, checkpoint: Checkpoint) -> None:
@@ -126,7 +126,7 @@ def check_keys(path: Path, header: GgufHeader, checkpoint: Checkpoint) -> None:
 def _same(value: object, other: object) -> bool:
     """Whether two values of a key mean the same; one for all layers may be written once."""
     if isinstance(value, list) != isinstance(other, list):
-        value, other = (each if isinstance(each, list) else [each] for each in (value, other))
+        value, other = (side if isinstance(side, list) else [side] for side in (value, other))
         return len({*value, *other}) == 1
     if isinstance(value, float) and isinstance(other, int | float):
         return isclose(value, other, rel_tol=1e-5)

@@ -102,8 +102,8 @@ def require_engine(engine: str, purpose: str) -> None:
 def engine_class(target: str) -> type[Engine]:
     """The class that an entry names. Raises ImportError if its package isn't installed."""
     module, _, name = target.partition(":")
-    found: type[Engine] = getattr(import_module(module), name)
-    return found
+    kind: type[Engine] = getattr(import_module(module), name)
+    return kind
 
 
 REQUESTS: Sequence[str] = ("logits", "generate", "tokenize")

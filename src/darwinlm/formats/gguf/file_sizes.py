@@ -80,7 +80,8 @@ class FileSizes:
         family, (_, inside) = self.checkpoint.family, self._parts(name)
         experts = family.mlp.experts
         router = experts is not None and f".{experts.router}." in name
-        if len(shape) < 2 or shape[-1] % BLOCK or name.endswith(".bias") or router:
+        exact = (inside or name.removeprefix("model.")) in (family.gguf.float32 if family.gguf is not None else ())
+        if exact or len(shape) < 2 or shape[-1] % BLOCK or name.endswith(".bias") or router:
             return "F32"
         quantisation = QUANTISATIONS[self.quantisation]
         kind = quantisation.element
@@ -132,12 +133,12 @@ def module_tensors(checkpoint: Checkpoint, shape: ModuleShape, sizes: LayerSizes
 def file_tensors(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """The tensors of a model that a file has: with a head of its own where its architecture needs one."""
     family, stock = checkpoint.family, checkpoint.family.gguf
-    found, head = dict(shapes), f"{family.head}.weight"
+    tensors, head = dict(shapes), f"{family.head}.weight"
     if checkpoint.config.tie_word_embeddings:
-        found.pop(head, None)
+        tensors.pop(head, None)
         if stock is not None and stock.own_head:
-            found[head] = found[f"{family.embedding}.weight"]
-    return found
+            tensors[head] = tensors[f"{family.embedding}.weight"]
+    return tensors
 
 
 def joins_projections(checkpoint: Checkpoint, *, equal: bool) -> bool:

@@ -164,7 +164,7 @@ def _check_keys(path: Path, header: GgufHeader) -> None:
 def _check_tensors(path: Path, header: GgufHeader) -> None:
     """Check that tensors hold weights, and that none overlap."""
     end = 0
-    for name, stored in sorted(header.stored.items(), key=lambda each: int(each[1].data_offset)):
+    for name, stored in sorted(header.stored.items(), key=lambda tensor: int(tensor[1].data_offset)):
         kind = header.types[name]
         if kind.startswith("I") and kind[1:].isdigit():
             raise CheckpointError(

@@ -58,8 +58,8 @@ class LlamaCppModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         logits = torch.zeros(len(input_ids), input_ids.shape[1], self.config.vocab_size)
         masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         for row, tokens, mask in zip(logits, input_ids, masks.bool(), strict=True):
-            found = self._running(int(mask.sum())).logits(tokens[mask].tolist(), keep=keep)
-            row[mask.nonzero()[-len(found) :, 0]] = torch.from_numpy(found)
+            read = self._running(int(mask.sum())).logits(tokens[mask].tolist(), keep=keep)
+            row[mask.nonzero()[-len(read) :, 0]] = torch.from_numpy(read)
         return CausalLMOutput(logits=logits[:, -keep:].to(input_ids.device))
 
     def prepare_inputs_for_generation(

@@ -211,10 +211,10 @@ def _check_all_read(path: Path, header: GgufHeader, model: Any) -> None:
 
     Raises CheckpointError if the file holds more or fewer numbers than the model.
     """
-    there = sum(map(prod, header.weights().values()))
+    stored = sum(map(prod, header.weights().values()))
     read = sum(parameter.numel() for parameter in model.parameters())
-    if there != read:
+    if stored != read:
         raise CheckpointError(
-            f"{path} holds {there:,} weights, but transformers reads {read:,} of a {model.config.model_type} model: "
+            f"{path} holds {stored:,} weights, but transformers reads {read:,} of a {model.config.model_type} model: "
             "some tensors have names that aren't known. Give the model's original folder or hub id"
         )

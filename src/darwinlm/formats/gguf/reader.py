@@ -23,10 +23,10 @@ class CheckedReader(GGUFReader):  # type: ignore[misc]
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
         if int(count) > len(self.data) or int(offset) > len(self.data):
             raise ValueError(f"it ends at byte {len(self.data):,}, before something that its header names")
-        found = super()._get(int(offset), dtype, count, override_order)
-        if len(found) < int(count):
+        values = super()._get(int(offset), dtype, count, override_order)
+        if len(values) < int(count):
             raise ValueError(f"it ends at byte {len(self.data):,}, in the middle of something that its header names")
-        return found
+        return values
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type != GGUFValueType.ARRAY:

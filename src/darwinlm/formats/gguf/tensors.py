@@ -75,12 +75,18 @@ def _names(architecture: str) -> Any:
 def place_of(name: str, family: Family, layout: Layout) -> str | None:
     """Name in the file of a tensor by its name in the model, in block 0 if it is in one; None without a place."""
     table = _names(layout.architecture.name)
-    names = (_spelled(each, layout) for each in (name, stored_name(family, name)))
-    place = next(filter(None, (table.get_name(each, SUFFIXES) for each in names)), None)
+    names = (_spelled(spelling, layout) for spelling in (name, stored_name(family, name)))
+    place = next(filter(None, (table.get_name(spelling, SUFFIXES) for spelling in names)), None)
     if place is None:
         return None
     inside = str(place).removeprefix("blk.0.")
     return inside if inside.endswith(SUFFIXES) or inside in layout.architecture.bare else f"{inside}.weight"
+
+
+def exact_tensors(family: Family, layout: Layout) -> frozenset[str]:
+    """Names in a file, without `blk.N.`, of tensors that are written in float32 (`Architecture.float32`)."""
+    wholes = (f"{owner}.{name}" for name in layout.architecture.float32 for owner in (f"{family.layers}.0", "model"))
+    return frozenset(filter(None, (place_of(whole, family, layout) for whole in wholes)))
 
 
 def _spelled(name: str, layout: Layout) -> str:
@@ -158,7 +164,7 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
         inside = name.removeprefix(part.prefix)
         leaf = "bias" if name.endswith("bias") else "weight"
         owner = name.removesuffix(f".{leaf}").removesuffix("_bias")
-        names = [f"{place}.{leaf}" for each, place in zip(inputs, places, strict=True) if each == owner]
+        names = [f"{place}.{leaf}" for projection, place in zip(inputs, places, strict=True) if projection == owner]
         axis, segments = row_axis(part, inside), row_segments(part, inside)
         rows = split_rows(tensor, segments, target.rows, axis)
         pieces = rows or (tensor.chunk(len(names)) if names else [tensor])

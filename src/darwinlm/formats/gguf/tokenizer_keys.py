@@ -46,7 +46,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> dict[str, A
         name = _pre_name(pre, folder, ignores_merges=bool(model.get("ignore_merges")))
         values |= {
             "pre": name,
-            "merges": [each if isinstance(each, str) else " ".join(each) for each in model["merges"]],
+            "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
         }
         if not values["merges"]:
             raise _unknown(folder, "it has no merges")

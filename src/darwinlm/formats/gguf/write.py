@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from darwinlm.formats.gguf.quirks import quirk
 from darwinlm.formats.gguf.rope import write_rope
 from darwinlm.formats.gguf.stock_layout import Layout
-from darwinlm.formats.gguf.tensors import gguf_tensors
+from darwinlm.formats.gguf.tensors import exact_tensors, gguf_tensors
 from darwinlm.formats.gguf.tokenizer_keys import write_tokenizer
 from darwinlm.model.quantisation import QUANTISATIONS
 from darwinlm.model.surgery.reshape import Reshaper
@@ -40,12 +41,13 @@ def write_gguf(
     import gguf
 
     writer = gguf.GGUFWriter(path, layout.architecture.name)
+    exact = exact_tensors(reshaper.family, layout)
     try:
         kind = "ALL_F32" if quantisation == "f32" else f"MOSTLY_{quantisation.upper()}"
         write_keys(writer, reshaper, layout, gguf.LlamaFileType[kind])
         write_tokenizer(writer, tokenizer)
         for name, tensor in gguf_tensors(reshaper, layout):
-            kind = _type(name, tensor, layout, quantisation)
+            kind = _type(name, tensor, exact, quantisation)
             if kind == "F32":
                 writer.add_tensor_info(name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() * 4)
                 continue
@@ -59,14 +61,14 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, tensor in gguf_tensors(reshaper, layout):
-            writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, layout, quantisation)))
+            writer.write_tensor_data(_numbers(gguf, name, tensor, _type(name, tensor, exact, quantisation)))
     finally:
         writer.close()
 
 
-def _type(name: str, tensor: Tensor, layout: Layout, quantisation: str) -> str:
-    exact = any(part in name for part in layout.architecture.float32)
-    if exact or tensor.ndim == 1 or name.endswith((ROUTER, ".bias")):
+def _type(name: str, tensor: Tensor, exact: Container[str], quantisation: str) -> str:
+    inside = re.sub(r"^blk\.\d+\.", "", name)
+    if inside in exact or tensor.ndim == 1 or name.endswith((ROUTER, ".bias")):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding

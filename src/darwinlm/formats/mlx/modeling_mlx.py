@@ -30,7 +30,7 @@ class Absent(nn.Module):  # type: ignore[misc]
 
     def __call__(self, x: mx.array, *more: Any, **named: Any) -> mx.array:
         """Zeros of the input's shape."""
-        for cache in (each for each in (*more, *named.values()) if hasattr(each, "update_and_fetch")):
+        for cache in (value for value in (*more, *named.values()) if hasattr(value, "update_and_fetch")):
             zero = mx.zeros((x.shape[0], 1, x.shape[1], self.columns), x.dtype)
             cache.update_and_fetch(zero, zero)
         return mx.zeros_like(x)
@@ -43,13 +43,13 @@ def Model(args: ModelArgs) -> Any:  # noqa: N802 - mlx-lm's name
     name = plain["model_type"]
     family = import_module(f"mlx_lm.models.{MODEL_REMAPPING.get(name, name)}")
     model = family.Model(family.ModelArgs.from_dict(plain))
-    made: dict[str, Any] = {}
+    by_sizes: dict[str, Any] = {}
     for index, row in args["per_layer_config"].items():
         if "query_groups" in row:
             raise ValueError(f"layer {index}: mlx-lm runs no layer whose KV heads serve different numbers of heads")
         sizes = {name: value for name, value in row.items() if name != "skip"}
-        like = made.get(str(sizes)) or family.Model(family.ModelArgs.from_dict(plain | sizes)).model.layers
-        made[str(sizes)] = like
+        like = by_sizes.get(str(sizes)) or family.Model(family.ModelArgs.from_dict(plain | sizes)).model.layers
+        by_sizes[str(sizes)] = like
         layer = model.model.layers[int(index)] = like[int(index)]
         for name in row.get("skip", ()):
             part = {"attention": "self_attn"}.get(name, name)

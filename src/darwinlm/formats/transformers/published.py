@@ -106,8 +106,8 @@ def open_published(folder: Path, *, sharing: str | None = None) -> Checkpoint:
 
 def _family(folder: Path, shapes: Shapes) -> Family:
     """Qwen2 if queries have biases, else Llama. Raises ModelError if layers hold other tensors."""
-    found = (LAYER.match(name) for name in shapes if not is_buffer(name))
-    inside = {match[1] for match in found if match}
+    matches = (LAYER.match(name) for name in shapes if not is_buffer(name))
+    inside = {match[1] for match in matches if match}
     others = inside - WEIGHTS - BIASES
     if others or not inside:
         named = f"its layers hold {shorten(min(others))}" if others else "it has no layers named model.layers"

@@ -180,7 +180,7 @@ def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
     )
     where = next(differ, None)
     if where is None:
-        ours, theirs = (each(input_ids=tokens.to(model.device), use_cache=False).logits for each in (model, again))
+        ours, theirs = (side(input_ids=tokens.to(model.device), use_cache=False).logits for side in (model, again))
         # Rounding depends on where the weights lie in memory.
         where = None if (ours - theirs).float().norm() <= ROUNDING * ours.float().norm() else "the logits"
     if where is not None:

@@ -11,8 +11,8 @@ from vllm.model_executor.models.transformers import TransformersForCausalLM, Tra
 
 def present_runs(present: Sequence[bool], start: int, end: int) -> Iterator[tuple[int, int]]:
     """Maximal ranges [first, last + 1) of layers with attention among those of this process."""
-    for there, layers in groupby(range(start, end), key=present.__getitem__):
-        if there:
+    for attends, layers in groupby(range(start, end), key=present.__getitem__):
+        if attends:
             run = list(layers)
             yield run[0], run[-1] + 1
 

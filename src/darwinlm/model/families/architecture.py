@@ -83,7 +83,7 @@ class Architecture(Closed):
     bare: tuple[str, ...] = ()
     """Tensors in the file whose names have no `.weight` at their end."""
     float32: tuple[str, ...] = ()
-    """Parts of the names of small tensors in the file that llama.cpp reads in float32 alone, or keeps so."""
+    """Names in a block, or after `model.`, of small tensors that llama.cpp reads in float32 alone, or keeps so."""
     activations: tuple[str, ...] = ("silu", "swish")
     """Activations of MLPs that it computes."""
     keys: dict[str, str | int | tuple[str, ...]] = Field(default_factory=dict)

@@ -139,7 +139,7 @@ class Checkpoint:
         """Refuse a head that should be the embedding and isn't: transformers uses both, but saves only one."""
         for name, other in self._tied.items():
             if {name, other} <= self.tensors.keys():
-                left, right = (self.read(each)[""] for each in (name, other))
+                left, right = (self.read(tied)[""] for tied in (name, other))
                 if left.shape != right.shape or not torch.equal(left, right):
                     raise CheckpointError(
                         f"{self.folder} holds {name} and another {other}, but its config.json says that they are the "
@@ -198,7 +198,7 @@ class Checkpoint:
         unused = self._ignored
 
         def is_further(name: str) -> bool:
-            number = int(found[1]) if (found := block.match(name)) else -1
+            number = int(match[1]) if (match := block.match(name)) else -1
             beyond = number >= self.n_blocks and (number < last or matches(name, unused))
             return beyond or re.search(r"(^|\.)mtp", name) is not None
 
@@ -249,8 +249,8 @@ class Checkpoint:
 
     def _digests_of(self, names: Iterable[str]) -> dict[str, str]:
         paths = {name: self.folder / name for name in names}
-        found = file_digests(paths.values())
-        return {name: found[path] for name, path in paths.items()}
+        digests = file_digests(paths.values())
+        return {name: digests[path] for name, path in paths.items()}
 
     def note_files(self) -> None:
         """Take the hashes of the files beside the weights as they are now, with which `check_unchanged` compares."""

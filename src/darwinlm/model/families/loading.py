@@ -208,8 +208,8 @@ def _is_unigram(path: Path) -> bool:
 
 def no_tokenizer(where: Path, error: BaseException) -> ModelError:
     """The error for a model without a readable tokenizer."""
-    there = any((where / name).is_file() for name in (*FILES, MODEL))
-    return (CheckpointError if there else ModelError)(
+    present = any((where / name).is_file() for name in (*FILES, MODEL))
+    return (CheckpointError if present else ModelError)(
         f"{where} holds no tokenizer that can be read ({shorten(first_line(error), 300)}): put the files of the "
         "original model's tokenizer beside the weights, such as tokenizer.json and tokenizer_config.json"
     )

@@ -353,9 +353,9 @@ def define_classes(definition: Definition) -> tuple[type, type, type]:
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
         plain = getattr(family, f"{prefix}DecoderLayer", None) or getattr(family, f"{prefix}{infix}DecoderLayer")
-        made = {"model_type": f"darwinlm_{parent.model_type}", "_definition": definition}
+        members = {"model_type": f"darwinlm_{parent.model_type}", "_definition": definition}
         # Repeat the decorator, otherwise the family's checks would replace the ones above.
-        config_class = strict(_derive(config, PrunedConfig, parent, **made))
+        config_class = strict(_derive(config, PrunedConfig, parent, **members))
         pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _definition=definition)
         unsplit = [plain.__name__, pruned.__name__]
         shared = {"config_class": config_class, "_no_split_modules": unsplit, "_definition": definition}
@@ -387,8 +387,8 @@ def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tup
         parent = getattr(family, f"{prefix}Config")
         by_type = configuration.SubConfigSpec(config_class=AutoConfig, model_type=text[0].model_type)  # type: ignore[attr-defined]
         parts = {**parent.sub_configs_defaults, "text_config": by_type}
-        made = {"model_type": f"darwinlm_{parent.model_type}", "_whole_definition": (prefix, module)}
-        config = _derive(names[0], Saved, parent, sub_configs_defaults=parts, **made)
+        members = {"model_type": f"darwinlm_{parent.model_type}", "_whole_definition": (prefix, module)}
+        config = _derive(names[0], Saved, parent, sub_configs_defaults=parts, **members)
         _show_server(_derive(names[1], FromFamily, plain, config_class=config))
     return globals()[names[0]], globals()[names[1]]
 
@@ -401,8 +401,8 @@ def _derive(name: str, mixin: type, parent: type, **members: object) -> Any:
         "__doc__": f"{parent.__name__} of unequal layers.",
         "_parent": parent,
     }
-    globals()[name] = made = type(name, (mixin, parent), {**about, **members})
-    return made
+    globals()[name] = derived = type(name, (mixin, parent), {**about, **members})
+    return derived
 
 
 def _show_server(model: type) -> None:

@@ -30,7 +30,7 @@ def register(model_type: str) -> None:
     """Register the classes of one of our model types, also those of a model with further parts; others need none."""
     name = model_type.removeprefix(PREFIX)
     known = families().values() if model_type.startswith(PREFIX) else ()
-    family = next((each for each in known if name in (each.model_type, *each.inside)), None)
+    family = next((candidate for candidate in known if name in (candidate.model_type, *candidate.inside)), None)
     if family is None:
         return
     text = pruned_classes(family)

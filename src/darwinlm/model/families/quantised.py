@@ -117,21 +117,21 @@ def packed_weights(names: Iterable[str], formats: Sequence[WeightFormat], where:
     Raises CheckpointError if the numbers of one are missing.
     """
     stored = set(names)
-    found: dict[str, Packed] = {}
-    for each in formats:
-        for scales in [name for name in stored if name.endswith(each.scales)]:
-            begin = scales.removesuffix(each.scales)
-            if begin + each.values not in stored:
+    packed: dict[str, Packed] = {}
+    for kind in formats:
+        for scales in [name for name in stored if name.endswith(kind.scales)]:
+            begin = scales.removesuffix(kind.scales)
+            if begin + kind.values not in stored:
                 raise CheckpointError(
-                    f"{where} holds {shorten(scales)} without {begin + each.values}: fetch the model again"
+                    f"{where} holds {shorten(scales)} without {begin + kind.values}: fetch the model again"
                 )
-            found.setdefault(begin + each.name, Packed(each, (begin + each.values, scales), where))
-    if formats and not found:
-        marks = " or ".join(each.scales for each in formats)
+            packed.setdefault(begin + kind.name, Packed(kind, (begin + kind.values, scales), where))
+    if formats and not packed:
+        marks = " or ".join(kind.scales for kind in formats)
         raise CheckpointError(
             f"{where}: config.json says that weights are quantised, but none has {marks}: fetch the model again"
         )
-    return found
+    return packed
 
 
 def _fp8(scales: str, block: tuple[int, int] | None) -> WeightFormat:
@@ -160,9 +160,9 @@ def _compressed_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
     if sparse.get("format", "dense") != "dense":
         raise ValueError(f"the sparse format {sparse['format']}")
     weights = [group["weights"] for group in groups if isinstance(group.get("weights"), dict)]
-    if any(each.get("type", "float") != "float" for each in weights):
+    if any(group.get("type", "float") != "float" for group in weights):
         raise ValueError("integers")
-    return next(filter(None, (_block(each.get("block_structure")) for each in weights)), None)
+    return next(filter(None, (_block(group.get("block_structure")) for group in weights)), None)
 
 
 def _scaled(values: Tensor, scales: Tensor, *, stated: tuple[int, int] | None) -> Tensor:

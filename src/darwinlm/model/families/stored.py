@@ -91,7 +91,7 @@ class Stored:
         Raises CheckpointError, also later, if a shard is damaged or has gone.
         """
         packed = self.packed
-        names = [name for each in weights for name in (packed[each].names if each in packed else (each,))]
+        names = [name for weight in weights for name in (packed[weight].names if weight in packed else (weight,))]
         stored = self._read(names, backend)
 
         def weight(name: str) -> torch.Tensor:

@@ -56,8 +56,8 @@ class Parts:
 def _conversions(model_type: str) -> tuple[list[Any], list[Any]]:
     """How transformers renames stored tensors, and puts together those of experts."""
     steps = get_checkpoint_conversion_mapping(model_type) or []
-    return [each for each in steps if type(each) is WeightRenaming], [
-        each for each in steps if isinstance(each, WeightConverter)
+    return [step for step in steps if type(step) is WeightRenaming], [
+        step for step in steps if isinstance(step, WeightConverter)
     ]
 
 
@@ -76,7 +76,7 @@ def tensor_parts(
     `alone` gives the name of a tensor in the language model alone; None for one that isn't in it.
     """
     renamings, converters = _conversions(family.model_type)
-    patterns = {pattern: each.source_patterns for each in converters for pattern in each.source_patterns}
+    patterns = {pattern: converter.source_patterns for converter in converters for pattern in converter.source_patterns}
     result: dict[str, Parts] = {}
     experts: dict[str, dict[tuple[int, str], str]] = {}
     for name in stored:

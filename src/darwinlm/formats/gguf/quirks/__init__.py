@@ -23,8 +23,8 @@ from typing import Any
 def quirk(name: str) -> Callable[..., Any]:
     """The function of this package that a description names."""
     module, _, function = name.partition(".")
-    found: Callable[..., Any] = getattr(import_module(f"{__name__}.{module}"), function)
-    return found
+    named: Callable[..., Any] = getattr(import_module(f"{__name__}.{module}"), function)
+    return named
 
 
 def quirks(names: str | None) -> Iterator[Callable[..., Any]]:

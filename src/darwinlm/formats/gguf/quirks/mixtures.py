@@ -31,7 +31,7 @@ def first_row(tensor: Tensor, _: object) -> Tensor:
 
 def leading_dense_blocks(_: Reshaper, layout: Layout) -> int:
     """Number of blocks before the first mixture."""
-    return [bool(each.mlp.experts) for each in layout.targets].index(True)
+    return [bool(target.mlp.experts) for target in layout.targets].index(True)
 
 
 def shared_count(_: Reshaper, layout: Layout) -> int:
