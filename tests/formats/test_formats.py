@@ -6,10 +6,10 @@ from safetensors.torch import load_file, save_file
 from tests.formats.gguf.conftest import engine_here  # noqa: F401 - llama.cpp in the tests' own process
 from tests.tiny.pruned import MIXED, any_checkpoint, plain_checkpoint
 
+from darwinlm.formats.all_formats import FORMATS, format_of
 from darwinlm.formats.format import Format, WriteOptions, check_target
 from darwinlm.formats.gguf.gguf_format import GGUF
 from darwinlm.formats.gguf.header import read_header
-from darwinlm.formats.registry import FORMATS, format_of
 from darwinlm.formats.resolve import is_converted, memory_to_read
 from darwinlm.formats.transformers.transformers_format import TRANSFORMERS
 from darwinlm.model.families.checkpoint import Checkpoint

@@ -12,10 +12,10 @@ from tests.fuzz.gguf_bytes import gguf_file, plain_keys, plain_tensors
 
 from darwinlm.cli.main import _message
 from darwinlm.formats.gguf.checked_file import _note_fallbacks
+from darwinlm.formats.gguf.file_writer import _numbers
 from darwinlm.formats.gguf.header import read_header
-from darwinlm.formats.gguf.write import _numbers
 from darwinlm.formats.logits_check import ExportReport
-from darwinlm.formats.transformers.published import open_published
+from darwinlm.formats.transformers.import_published import open_published
 from darwinlm.formats.transformers.saved import check_saved
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runs import demo_recipe as demo

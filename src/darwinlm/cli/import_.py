@@ -23,7 +23,7 @@ def import_command(
     overwrite: arguments.Overwrite = False,
 ) -> None:
     """Convert a model published by the authors of DarwinLM, whose configuration doesn't describe its layers."""
-    from darwinlm.formats.transformers.published import SHARING, import_model
+    from darwinlm.formats.transformers.import_published import SHARING, import_model
     from darwinlm.runtime.errors import RecipeError
 
     if query_groups is not None and query_groups not in SHARING:

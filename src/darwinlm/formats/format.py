@@ -1,6 +1,6 @@
 """Formats of stored models behind four verbs: read, write, predict and check.
 
-`formats/registry.py` lists the formats. Models for mlx-lm and vLLM are folders of transformers with something beside
+`formats/all_formats.py` lists the formats. Models for mlx-lm and vLLM are folders of transformers with something beside
 them, and so no formats of their own: a file that `transformers/saved.py` adds, and a plugin.
 """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+from darwinlm.formats.all_formats import format_of
 from darwinlm.formats.format import Format, Say, silent
-from darwinlm.formats.registry import format_of
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.files import LICENCES
 from darwinlm.runtime.artifact import MANIFEST, MARKER, STAGES

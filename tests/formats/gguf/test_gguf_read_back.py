@@ -9,7 +9,6 @@ from tests.formats.gguf.test_gguf_families import CASES as FAMILIES
 from tests.formats.gguf.test_gguf_rope import CASES as ROPES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint
 
-from darwinlm.formats.gguf import write
 from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
 from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.formats.gguf.read import CONVERTED
@@ -45,8 +44,8 @@ def written(tmp_path, monkeypatch):
             add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}
             add[type(value)](key, value)
 
-    more, real = {}, write.write_keys
-    monkeypatch.setattr(write, "write_keys", write_keys)
+    more, real = {}, file_writer.write_keys
+    monkeypatch.setattr(file_writer, "write_keys", write_keys)
 
     def make(folder, keys=None):
         more.clear()
@@ -149,8 +148,8 @@ def twice(tmp_path, written, monkeypatch):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         change(tensors["lm_head.weight"])
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        own, real = {"token_embd.weight": embedding, "output.weight": head}, write._type
-        monkeypatch.setattr(write, "_type", lambda name, *given: own.get(name) or real(name, *given))
+        own, real = {"token_embd.weight": embedding, "output.weight": head}, file_writer._type
+        monkeypatch.setattr(file_writer, "_type", lambda name, *given: own.get(name) or real(name, *given))
         return written(folder), tensors["model.embed_tokens.weight"].float()
 
     return make

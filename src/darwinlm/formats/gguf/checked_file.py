@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from darwinlm.formats.gguf.engine import require_engine
+from darwinlm.formats.gguf.file_writer import write_gguf
 from darwinlm.formats.gguf.header import GgufHeader, file_type, read_header, rounding_error
 from darwinlm.formats.gguf.process import EngineProcess, quantise_file
 from darwinlm.formats.gguf.rope import UnsupportedError
 from darwinlm.formats.gguf.stock_layout import Layout, choose_layout
 from darwinlm.formats.gguf.tensors import gguf_tensors
 from darwinlm.formats.gguf.tokenizer_keys import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
-from darwinlm.formats.gguf.write import write_gguf
 from darwinlm.formats.logits_check import TEXT, ExportReport, compare_logits, exact_logits, text_tokens
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from darwinlm.formats.gguf.file_writer import write_keys
 from darwinlm.formats.gguf.header import GgufHeader
 from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.formats.gguf.rope import UnsupportedError, magnitude, rope_tensors
 from darwinlm.formats.gguf.stock_layout import choose_layout
-from darwinlm.formats.gguf.write import write_keys
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import family_of
 from darwinlm.model.surgery.reshape import Reshaper
