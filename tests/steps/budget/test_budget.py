@@ -22,9 +22,7 @@ from darwinlm.recipe import (
     parse_recipe,
 )
 from darwinlm.report.write import _budget
-from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, RecipeError
-from darwinlm.runtime.run import Run
 from darwinlm.steps.budget.bounds import resolve_budget
 from darwinlm.steps.budget.kinds import Bound
 from darwinlm.steps.budget.problem import Budget, Problem
@@ -251,18 +249,18 @@ def test_what_is_not_pruned_counts_too():
 @pytest.mark.parametrize(
     ("allocation", "block_params", "params"), [((1, 1), 171, 1170), ((1, 1), 170, 1171), ((2, 1), 270, 1270)]
 )
-def test_a_saved_model_that_is_not_the_planned_one_is_refused(allocation, block_params, params, tmp_path):
+def test_a_saved_model_that_is_not_the_planned_one_is_refused(allocation, block_params, params):
     """The last check of every run, on the parameters of the saved model itself."""
     problem = Problem(SPACE, parameter_costs(SPACE), Budget(100, 205), outside=1000)
-    task = Run(Recipe(model="any"), tmp_path / "out", Reporter(quiet=True)).task("report")
+    settings = BudgetSettings()
     search = SimpleNamespace(allocation=(1, 1))
     dense, saved = (SimpleNamespace(block_params=size, params=size + 1000) for size in (410, 170))
     models = {"dense": dense, "refit": saved}
-    found = _budget(task, problem, search, models)
+    found = _budget(settings, problem, search, models)
     assert (found.used, found.upper, found.unused, found.block_params) == (170, 205, 1 - 170 / 205, 170)
     search.allocation, saved.block_params, saved.params = allocation, block_params, params
     with pytest.raises(BudgetError, match=r"were planned for a budget of 205 block parameters: please report this"):
-        _budget(task, problem, search, models)
+        _budget(settings, problem, search, models)
 
 
 IN_TIME = CostModel("nanoseconds", ((0, 2_000_000), (0, 3_000_000)), 1_000_000)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +95,7 @@ def _run_watched(
             if shared_expert is not None:
                 of_shared = shared = SecondMoment(residual, device=stream.device)
 
-                def watch_shared(_: nn.Module, __: Any, y: Tensor) -> None:
+                def watch_shared(_: nn.Module, __: object, y: Tensor) -> None:
                     by = divisor(y)
                     of_shared.add(y if by is None else y.float() / by)
 
@@ -107,7 +106,11 @@ def _run_watched(
                 moment = moments[kind] = SecondMoment(output.weight.shape[1], device=stream.device)
 
                 def watch_inputs(
-                    _: nn.Module, inputs: Any, y: Tensor, to: SecondMoment = moment, kind: ModuleKind = kind
+                    _: nn.Module,
+                    inputs: tuple[Tensor, ...],
+                    y: Tensor,
+                    to: SecondMoment = moment,
+                    kind: ModuleKind = kind,
                 ) -> None:
                     divisor = norm_divisor(stream.checkpoint, kind, y)
                     to.add(inputs[0] if divisor is None else inputs[0].float() / divisor)

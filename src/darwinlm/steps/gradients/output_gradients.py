@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +100,7 @@ def _output_moments(stream: BlockStream, moments: dict[ModuleKind, SecondMoment]
             gain = norm_gain(layer, stream.checkpoint, kind)
 
             def watch(
-                module: nn.Module, _: Any, output: Tensor, to: SecondMoment = moment, gain: Tensor | None = gain
+                module: nn.Module, _: object, output: Tensor, to: SecondMoment = moment, gain: Tensor | None = gain
             ) -> None:
                 # Experts have a norm of their own behind them, in front of the one that they share with the MLP beside.
                 mixture = gain is not None and module is expert_module(layer, mlp)

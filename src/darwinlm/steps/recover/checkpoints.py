@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -52,7 +51,7 @@ class Checkpoints:
     its key.
     """
 
-    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, run: dict[str, object]) -> None:
         self.folder = folder
         self.run = run
 
@@ -131,7 +130,7 @@ class Checkpoints:
         check_room(self.folder, wanted, what, "or choose another output folder")
 
 
-def _flat(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+def _flat(tensors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{part}.{name}": tensor for part, named in tensors.items() for name, tensor in named.items()}
 
 

@@ -38,9 +38,10 @@ LOG_EVERY = 10
 """Steps between two lines of the log."""
 
 
-def _whole(norm: Any) -> float:
+def _whole(norm: Tensor) -> float:
     """A norm of weights or gradients, also of sharded ones."""
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    gather: Callable[[], Tensor] = getattr(norm, "full_tensor", lambda: norm)
+    return float(gather())
 
 
 @dataclass(eq=False)
@@ -67,7 +68,7 @@ class Training:
     steps: Steps
     settings: RecoverySettings
     folder: Path
-    key: dict[str, Any]
+    key: dict[str, object]
     _: KW_ONLY
     device: torch.device
     dtype: torch.dtype
@@ -204,15 +205,14 @@ class TrainingLoop:
                 f"recovery stopped before step {step + 1}: the loss is {mean}. The last checkpoint is kept: "
                 "lower recovery.learning_rate, and delete the stage's folder to start again"
             )
-        norm: Any = nn.utils.clip_grad_norm_(self.trained.values(), MAX_GRAD_NORM)
+        norm = nn.utils.clip_grad_norm_(self.trained.values(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.state.unlogged.append(mean)
         if step == 0 or (step + 1) % LOG_EVERY == 0 or step + 1 == self.last:
-            norm = _whole(norm)
             losses, self.state.unlogged = self.state.unlogged, []
             logged = sum(losses) / len(losses)
-            where = self._log(step + 1, {"loss": logged, "grad_norm": norm, "learning_rate": rate})
+            where = self._log(step + 1, {"loss": logged, "grad_norm": _whole(norm), "learning_rate": rate})
             speed = (step + 1 - self.pace.first) * self.steps.tokens / max(working_time() - self.pace.begun, 1e-9)
             self.given.say(f"{where}: loss {logged:.4f}, rate {rate:.2e}, {speed:.0f} tokens/s")
 

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.walk.expert_inputs import expert_module
 from darwinlm.model.walk.moments import SecondMoment
@@ -135,7 +135,7 @@ def limit(energies: Float[Tensor, " r"], squared_gains: Float[Tensor, " r"]) -> 
 
 
 @torch.no_grad()
-def output_gain(layer: nn.Module, checkpoint: Any, kind: ModuleKind) -> Float[Tensor, " r"] | None:
+def output_gain(layer: nn.Module, checkpoint: Checkpoint, kind: ModuleKind) -> Float[Tensor, " r"] | None:
     """Gain c of a module in a loaded block, [r] float32; None if it is 1."""
     scale: float = checkpoint.family.residual_scale(checkpoint.config)
     output = output_projection(layer, checkpoint.family, kind)
@@ -161,7 +161,7 @@ def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
         yield spread
         return
 
-    def watch(_: nn.Module, __: Any, z: Tensor) -> None:
+    def watch(_: nn.Module, __: object, z: Tensor) -> None:
         divisor = z if mixture is not None else norm_divisor(checkpoint, kind, z)
         assert divisor is not None
         spread.append(divisor)

@@ -207,10 +207,10 @@ class _Watched:
         def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             self._call, self._input = (arguments, named), None
 
-        def projected(_: nn.Module, __: Any, output: Tensor) -> None:
+        def projected(_: nn.Module, __: object, output: Tensor) -> None:
             output.register_hook(self._collect)  # type: ignore[no-untyped-call]
 
-        def absent(_: nn.Module, __: Any, output: Any) -> Any:
+        def absent(_: nn.Module, __: object, output: Any) -> Any:
             arguments, named = self._call
             zeros = 0 * (arguments[0] if arguments else named["hidden_states"])  # with a gradient
             zeros.register_hook(self._collect)
