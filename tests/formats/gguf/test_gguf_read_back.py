@@ -9,6 +9,7 @@ from tests.formats.gguf.test_gguf_families import CASES as FAMILIES
 from tests.formats.gguf.test_gguf_rope import CASES as ROPES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint
 
+from darwinlm.formats.gguf import file_writer
 from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
 from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.formats.gguf.read import CONVERTED
