@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Step
+from darwinlm.runtime.step import AnyStep
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.chats.step import Chats
 from darwinlm.steps.database.step import Database, DatabaseSettings
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from darwinlm.steps.search.step import SearchResult
     from darwinlm.steps.stitch.step import Stitched
 
-STEPS: tuple[type[Step[Any]], ...] = (
+STEPS: tuple[type[AnyStep], ...] = (
     OwnText,
     Vocabulary,
     Text,

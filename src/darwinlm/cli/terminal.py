@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darwinlm.runtime import parallel, tables
 from darwinlm.runtime.clock import working_time
@@ -52,7 +52,7 @@ def show_tables(several: Iterable[tables.Table]) -> None:
             output.print(remark, soft_wrap=True)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print one JSON document to standard output."""
     if parallel.is_main():
         wide = (sys.stdout.encoding or "").lower().startswith("utf")

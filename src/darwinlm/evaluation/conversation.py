@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TextStreamer
@@ -12,6 +12,9 @@ from transformers import TextStreamer
 from darwinlm.formats.opened import Opened
 from darwinlm.runtime.errors import DataError, ModelError, RecipeError, first_line
 from darwinlm.steps.own_text.script import end_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 REPETITION_PENALTY = 1.1
 """Makes tokens that were used before less likely."""
@@ -125,7 +128,7 @@ class Conversation:
 class _Pieces(TextStreamer):  # type: ignore[misc]
     """Streams text as soon as later tokens can't change it."""
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.on_text = on_text
         self.text = ""

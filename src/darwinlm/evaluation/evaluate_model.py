@@ -9,7 +9,7 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,6 +23,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.tables import Table
@@ -33,6 +34,9 @@ from darwinlm.steps.evaluate.metric import TokenMetric, token_metrics
 from darwinlm.steps.evaluate.metrics import Divergence
 from darwinlm.steps.evaluate.quality import Quality, measure_quality
 from darwinlm.steps.evaluate.step import CopyingScore
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class EvaluationRequest:
         """A model as the request wants it. Raises as `open_model`."""
         return open_model(source, dtype=self.dtype, device=self.device, dequantised=dequantised)
 
-    def key(self) -> dict[str, Any]:
+    def key(self) -> JsonObject:
         """Fields that must match before an earlier result is reused."""
         names = ("model", "limit", "sequence_length", "tokens", "against")
         folder = None if self.data_dir is None else str(self.data_dir)
@@ -92,7 +96,7 @@ class Evaluated:
     params: int = 0
     engine: str = ""
     scores: list[harness.TaskScore] = field(default_factory=list)
-    texts: list[dict[str, Any]] = field(default_factory=list)
+    texts: list[JsonObject] = field(default_factory=list)
     copying: dict[str, list[CopyingScore]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     chats: ChatFigures | None = None
@@ -113,7 +117,7 @@ class Evaluated:
         if self.scores:
             yield Table(summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores))
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Plain values for --out."""
         value, stderr = summary.average(self.scores)
         return {
@@ -131,7 +135,7 @@ class Evaluated:
         }
 
 
-def _text_table(texts: list[dict[str, Any]], engine: str) -> Table:
+def _text_table(texts: list[JsonObject], engine: str) -> Table:
     """The metrics of tokens on each text; those that don't compare two models also of the dense one."""
     headings, rows = ["text", "tokens"], [[str(text["source"]), str(text["tokens"])] for text in texts]
     remarks = [f"run by {engine}"]
@@ -151,9 +155,9 @@ def _text_table(texts: list[dict[str, Any]], engine: str) -> Table:
 
 def _text_figures(
     source: str, tokens: torch.Tensor, metrics: Sequence[TokenMetric], own: Quality, dense: Quality | None
-) -> dict[str, Any]:
+) -> JsonObject:
     """The figures of one text, as in the JSON: those that compare two models are None without a dense one."""
-    figures: dict[str, Any] = {"source": source, "sequences": len(tokens), "tokens": own.tokens}
+    figures: JsonObject = {"source": source, "sequences": len(tokens), "tokens": own.tokens}
     for metric in metrics:
         alone = dense is None and metric.compares
         figures[metric.name] = None if alone else own.values[metric.name]
@@ -162,7 +166,7 @@ def _text_figures(
     return figures
 
 
-def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Any = None) -> Evaluated:
+def evaluate_model(request: EvaluationRequest, out: Path | None = None, console: Console | None = None) -> Evaluated:
     """Measure a model; processes share the text and the benchmarks' items.
 
     `out` is a JSON file, written after every part; finished tasks of an interrupted run for the same request are kept.
@@ -194,12 +198,12 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         if not done or not wanted:
             save(list(done.values()))
         if wanted:
-            given: dict[str, Any] = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
+            given: JsonObject = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
             harness.run_suite(opened.model, opened.tokenizer, wanted, **given, done=done, save=save)
         return result
 
 
-def _save(result: Evaluated, out: Path | None, console: Any, scores: list[harness.TaskScore]) -> None:
+def _save(result: Evaluated, out: Path | None, console: Console | None, scores: list[harness.TaskScore]) -> None:
     """Keep scores, write the result, and print the newest score."""
     result.scores = list(scores)
     if out is not None and parallel.is_main():

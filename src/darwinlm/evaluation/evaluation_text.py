@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,8 +13,11 @@ from darwinlm.runtime.errors import DataError, ModelError
 from darwinlm.steps.text.packing import added_bos, token_ids
 from darwinlm.steps.text.sources import read_documents
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def pack(source: str, tokenizer: Any, *, sequence_length: int, max_tokens: int) -> Tensor:
+
+def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, max_tokens: int) -> Tensor:
     """The documents of a text, each followed by the end token, joined and cut into sequences [n, t].
 
     If the tokenizer adds bos, it replaces the first token of every sequence. t is `sequence_length`; at most

@@ -13,13 +13,17 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import validated
 from darwinlm.runtime.errors import DataError, RecipeError, first_line, missing_extra
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.steps.text.local_files import json_records
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hellaswag", "mmlu/default")
 """Folders of the known tasks inside the harness."""
@@ -27,7 +31,7 @@ HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hel
 LOCAL = "local"
 """Name of a group of tasks on local rows."""
 
-Rows = list[dict[str, Any]]
+Rows = list[JsonObject]
 
 
 @dataclass
@@ -60,8 +64,8 @@ class TaskScore:
 
 
 def run_suite(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     wanted: Sequence[Wanted],
     *,
     data_dir: Path | None = None,
@@ -267,7 +271,7 @@ def _read_result(score: TaskScore, results: Any) -> None:
         score.shots = next((int(shots) for shots in results.get("n-shot", {}).values()), None)
 
 
-def as_json(scores: Sequence[TaskScore]) -> list[dict[str, Any]]:
+def as_json(scores: Sequence[TaskScore]) -> list[JsonObject]:
     """Scores as plain values."""
     return [asdict(score) for score in scores]
 

@@ -17,14 +17,14 @@ from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.runtime.memory import all_bytes, memory_of
 from darwinlm.runtime.run import Run
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Cost, Step
+from darwinlm.runtime.step import AnyStep, Cost
 from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.search.step import Search, SearchSettings
 from darwinlm.steps.source.whole_model import CONVERSION, conversion_cost
 from darwinlm.steps.text.shares import shares_of
 from darwinlm.steps.workload import LIBRARIES, Workload
 
-Steps = Sequence[type[Step[Any]]]
+Steps = Sequence[type[AnyStep]]
 
 DEVICES = {
     "h100": (989, 80), "h200": (989, 141), "a100": (312, 80), "a100-40gb": (312, 40), "l40s": (362, 48),

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from darwinlm.recipe.recipe import Recipe
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import SHOWN, YAML_BYTES, parse_yaml, read_text, shorten, suggestion
 from darwinlm.runtime.registry import SettingError
 from darwinlm.runtime.section import Section
@@ -37,7 +38,7 @@ MISTAKES = 5
 """Maximum number of wrong fields in a message."""
 
 
-def options(**given: Any) -> dict[str, Any]:
+def options(**given: object) -> JsonObject:
     """Overrides by dotted name of short names, those in `OPTIONS` and the kinds of budget; `text` may be a list.
 
     Raises TypeError for others.
@@ -53,7 +54,7 @@ def options(**given: Any) -> dict[str, Any]:
 def load_recipe(
     recipe: Recipe | Path | str | None = None,
     assignments: Iterable[str] = (),
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
 ) -> Recipe:
     """Read a recipe: the file, then `section.field=value` assignments, then overrides by dotted name.
 
@@ -83,7 +84,7 @@ def load_recipe(
 def load_recipes(
     recipe: Recipe | Path | str | None = None,
     assignments: Iterable[str] = (),
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, object] | None = None,
 ) -> list[Recipe]:
     """Read a recipe whose budget may hold several values (`75%,50%` or a list): one recipe for each, in that order.
 
@@ -112,22 +113,22 @@ def _listed(assignments: Iterable[str]) -> tuple[str, ...]:
     return given
 
 
-def _several(tree: Mapping[str, Any]) -> str | None:
+def _several(tree: JsonObject) -> str | None:
     budget = tree.get("budget")
     if not isinstance(budget, dict):
         return None
     return next((kind for kind in BUDGETS if len(_values(budget.get(kind))) > 1), None)
 
 
-def _values(given: Any) -> list[Any]:
+def _values(given: object) -> list[object]:
     if isinstance(given, str):
         return [part.strip() for part in given.split(",")] if SEVERAL.search(given) else [given]
     return list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _assembled(
-    recipe: Recipe | Path | str | None, assignments: Sequence[str], overrides: Mapping[str, Any]
-) -> tuple[dict[str, Any], str]:
+    recipe: Recipe | Path | str | None, assignments: Sequence[str], overrides: Mapping[str, object]
+) -> tuple[JsonObject, str]:
     """The tree with assignments and overrides, and its source. A budget among them replaces one of another kind."""
     if isinstance(recipe, Recipe):
         tree, where = recipe.model_dump(exclude_unset=True), "the recipe"
@@ -155,7 +156,7 @@ def _assembled(
     return tree, where
 
 
-def parse_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
+def parse_recipe(tree: JsonObject, where: str) -> Recipe:
     """Validate a tree of plain values. Raises RecipeError, which names wrong fields and `where` they are."""
     try:
         recipe = Recipe.model_validate(dict(tree))
@@ -189,7 +190,7 @@ def find_recipe(recipe: str | Path) -> Path:
     raise RecipeError(f"there is no recipe at {recipe}: {hint}")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> JsonObject:
     """The tree of a recipe file; empty for an empty file. Raises RecipeError."""
     try:
         tree = parse_yaml(read_text(path, YAML_BYTES))
@@ -204,7 +205,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
+def _assign(tree: JsonObject, name: str, value: object) -> None:
     *sections, field = name.split(".")
     for section in sections:
         below = tree.setdefault(section, {})

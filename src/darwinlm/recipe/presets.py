@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from darwinlm.runtime.json_values import JsonObject
 
-PAPER: dict[str, Any] = {
+PAPER: JsonObject = {
     "units": {"attention": "query_head", "levels": "paper"},
     "database": {"metric": "output"},
     "text": {"source": "hf:HuggingFaceFW/fineweb-edu", "looking_back": 0},
@@ -23,14 +23,14 @@ PAPER: dict[str, Any] = {
 }
 """The settings of DarwinLM (arXiv 2502.07780). docs/method.md lists them, and what has no setting."""
 
-QUICK: dict[str, Any] = {
+QUICK: JsonObject = {
     "text": {"calibration_tokens": 16384, "evaluation_tokens": 4096},
     "search": {"generations": 3, "rounds": [{"tokens": 1024, "survivors": 2}, {"tokens": 4096, "survivors": 1}]},
     "refit": {"tokens": 16384},
 }
 """About two fifths of the default work."""
 
-THOROUGH: dict[str, Any] = {
+THOROUGH: JsonObject = {
     "text": {"calibration_tokens": 131_072, "evaluation_tokens": 32768},
     "search": {"generations": 40, "rounds": [{"tokens": 4096, "survivors": 2}, {"tokens": 16384, "survivors": 1}]},
     "refit": {"tokens": 65536},
@@ -40,10 +40,10 @@ THOROUGH: dict[str, Any] = {
 AMOUNTS = ("thorough", "default", "quick")
 """Presets among which a time limit chooses, the largest amounts first."""
 
-PRESETS: dict[str, dict[str, Any]] = {"default": {}, "quick": QUICK, "thorough": THOROUGH, "paper": PAPER}
+PRESETS: dict[str, JsonObject] = {"default": {}, "quick": QUICK, "thorough": THOROUGH, "paper": PAPER}
 
 
-def completed(given: dict[str, Any], preset: dict[str, Any]) -> dict[str, Any]:
+def completed(given: JsonObject, preset: JsonObject) -> JsonObject:
     """A recipe's tree with the fields of its preset that the user didn't give."""
     filled = dict(given)
     for name, value in preset.items():

@@ -17,7 +17,7 @@ from darwinlm.pipeline import STEPS
 from darwinlm.recipe.presets import PRESETS, completed
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Step
+from darwinlm.runtime.step import AnyStep
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.database.step import DatabaseSettings
 from darwinlm.steps.recover.step import RecoverySettings
@@ -74,7 +74,7 @@ class CoreRecipe(Sections):
         return self
 
 
-def with_sections(steps: Sequence[type[Step[Any]]]) -> type[CoreRecipe]:
+def with_sections(steps: Sequence[type[AnyStep]]) -> type[CoreRecipe]:
     """The core's recipe with a section for every step whose settings aren't among it."""
     further: dict[str, Any] = {
         step.section: (step.Settings, step.Settings())
@@ -93,7 +93,7 @@ else:
     Recipe = with_sections(STEPS)
 
 
-def field_order(recipe: type[CoreRecipe], steps: Sequence[type[Step[Any]]]) -> list[str]:
+def field_order(recipe: type[CoreRecipe], steps: Sequence[type[AnyStep]]) -> list[str]:
     """Names of all fields of a recipe in the order in which people read them.
 
     Plain values come first. A further step's section follows that of the step before it.

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError, storage_error
 from darwinlm.runtime.folders import make_folder, remove
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import load_json, shorten
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ ARTIFACT_BYTES = 1 << 30
 """Largest JSON file of a stage: the hashes of thirty million documents."""
 
 
-def digest_of(value: Any) -> str:
+def digest_of(value: object) -> str:
     """Hash of a JSON-like value (32 hex digits, independent of the order of its keys)."""
     text = json.dumps(value, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -119,7 +120,7 @@ def share(folder: Path) -> None:
                 path.chmod(0o666 & ~mask)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write JSON atomically. Raises StorageError, or NumericsError for NaN and infinity, which JSON doesn't know."""
     try:
         text = json.dumps(value, indent=1, sort_keys=False, ensure_ascii=False, allow_nan=False)
@@ -154,12 +155,12 @@ def read_json(path: Path) -> Any:
         raise damaged(path, str(error)) from error
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> JsonObject:
     """Read a JSON file that must hold a mapping. Raises ArtifactError."""
-    return read_as(path, dict[str, Any])
+    return read_as(path, JsonObject)
 
 
-def validated(path: Path, kind: type[T], value: Any) -> T:
+def validated(path: Path, kind: type[T], value: object) -> T:
     """A part of a JSON file, as in `read_as`. Raises ArtifactError if it is something else."""
     try:
         made: T = TypeAdapter(kind).validate_python(value)
@@ -222,7 +223,7 @@ def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError
 class Manifest(BaseModel):
     """What marks a stage as finished: its key, what it read of its inputs' parts, its time, and its files' hashes."""
 
-    key: dict[str, Any]
+    key: JsonObject
     reads: dict[str, dict[str, str]] = {}
     seconds: float = 0.0
     resumed: bool = False
@@ -251,12 +252,12 @@ def check_file(path: Path, digest: str | None, stage: Path | None = None) -> Non
         raise damaged(path, wrong, stage)
 
 
-def code_version(number: int) -> dict[str, Any]:
+def code_version(number: int) -> dict[str, int | str]:
     """Version of a stage and of transformers, whose models and tokenizers it runs: a part of the stage's key."""
     return {"version": number, "transformers": version("transformers")}
 
 
-def result_digest(key: Mapping[str, Any], reads: Mapping[str, Mapping[str, str]]) -> str:
+def result_digest(key: Mapping[str, object], reads: Mapping[str, Mapping[str, str]]) -> str:
     """Hash of what a finished stage's result depends on: its key, and what it read of its inputs' parts."""
     return digest_of({"key": key, "reads": reads} if reads else key)
 
@@ -285,7 +286,7 @@ class StageFolder:
     The key is a JSON-like description of everything that the result depends on.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, key: Mapping[str, object]) -> None:
         self.folder = folder
         self.key = json.loads(json.dumps(key, default=str))
         self.reads: Mapping[str, Mapping[str, str]] = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.tables import Table
 
 
@@ -19,7 +20,7 @@ class Figures(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JsonObject:
         """Plain values: what the file holds."""
         return self.model_dump(mode="json")
 
@@ -59,7 +60,7 @@ class StepFigures(Figures):
     lasting: ClassVar[bool] = True
 
     @classmethod
-    def of_record(cls, record: Mapping[str, Any], **further: Any) -> Self:
+    def of_record(cls, record: Mapping[str, object], **further: object) -> Self:
         """Figures from the fields of a step's own record that are among them, and `further` fields."""
         return cls.model_validate({name: record[name] for name in cls.model_fields if name in record} | further)
 
@@ -101,7 +102,7 @@ class Extract(BaseModel):
 
 
 def read_figures(
-    path: Path, kind: type[AnyFigures], words: str, context: Mapping[str, Any] | None = None
+    path: Path, kind: type[AnyFigures], words: str, context: Mapping[str, object] | None = None
 ) -> AnyFigures:
     """Read a file of figures; `words` name the content and what to give. Raises ArtifactError.
 

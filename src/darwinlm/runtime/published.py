@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -31,9 +30,9 @@ MODEL, FILES = "model", ("source", "text", "folder")
 """The setting that names a model, and those that name files or folders; texts may be several."""
 
 
-def without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def without_folders(recipe: Mapping[str, object]) -> dict[str, object]:
     """A recipe with files named without the folders that they lie in: pages and models are published."""
-    short: dict[str, Any] = {}
+    short: dict[str, object] = {}
     for name, value in recipe.items():
         if isinstance(value, dict):
             short[name] = without_folders(value)

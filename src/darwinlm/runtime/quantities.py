@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
@@ -26,7 +26,7 @@ FACTORS: Mapping[str, float] = {"": 1, "x": 1, "×": 1}
 MINUTES: Mapping[str, float] = {"": 1, "m": 1, "min": 1, "s": 1 / 60, "h": 60}
 
 
-def parse_share(value: Any) -> Any:
+def parse_share(value: object) -> object:
     """Read '50%' or 0.5 as the share 0.5; other types are left to the type check. Raises ValueError."""
     if isinstance(value, bool):
         raise ValueError("must be a share such as 50% or 0.5, not true or false")  # noqa: TRY004 - pydantic reports ValueError
@@ -39,7 +39,7 @@ def parse_share(value: Any) -> Any:
     return value
 
 
-def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
+def parse_quantity(value: object, units: Mapping[str, float], example: str) -> object:
     """Read a text as a number with one of the units; other values are returned unchanged.
 
     `units` holds the factor of each unit; the empty unit allows plain numbers. Messages show the example. Raises
@@ -65,16 +65,18 @@ def parse_quantity(value: Any, units: Mapping[str, float], example: str) -> Any:
     return float(number.replace(",", "").replace("_", "")) * units[unit]
 
 
-def parse_part(value: Any) -> Any:
+def parse_part(value: object) -> object:
     """Read '50%' or 0.5 as the share 0.5, and '24k' or 24000 as the number 24000; at most 1 is a share."""
     if isinstance(value, str) and value.strip().endswith("%"):
-        if (share := parse_share(value)) > 1:
+        share = parse_share(value)
+        assert isinstance(share, float), "a text that ends with % is a share"
+        if share > 1:
             raise ValueError("must be at most 100 %")
         return share
     return parse_quantity(value, COUNTS, "50% or 24k")
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> object:
     return round(value) if isinstance(value, float) and abs(value) < 1e18 else value
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 Reads = dict[str, dict[str, str]]
 """Identity of each part that was read, by the digest of the input and the name of the part."""
@@ -60,7 +60,7 @@ def note(source: Readable, part: str) -> None:
         reads.setdefault(source.digest, {})[part] = source.part(part)
 
 
-def readable_inputs(value: Any) -> Iterator[Readable]:
+def readable_inputs(value: object) -> Iterator[Readable]:
     """The inputs with parts among a step's inputs, also inside of others."""
     if isinstance(value, Readable):
         yield value
@@ -75,7 +75,7 @@ def readable_inputs(value: Any) -> Iterator[Readable]:
             yield from readable_inputs(getattr(value, field.name))
 
 
-def what_differs(reads: Mapping[str, Mapping[str, str]], inputs: Mapping[str, Any]) -> str | None:
+def what_differs(reads: Mapping[str, Mapping[str, str]], inputs: Mapping[str, object]) -> str | None:
     """The first part of an input that isn't as it was read; None if all are."""
     sources = [*readable_inputs(inputs)]
     for digest, parts in reads.items():

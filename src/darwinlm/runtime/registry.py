@@ -108,7 +108,7 @@ class Registry(Generic[T]):
                 return name
         raise KeyError(entry)
 
-    def identity(self, name: str) -> dict[str, Any] | None:
+    def identity(self, name: str) -> dict[str, object] | None:
         """`identity_of` an entry."""
         return identity_of(self.find(name))
 
@@ -137,12 +137,12 @@ class Extensions(Registry[type[AnyExtension]]):
         super().__init__(what, setting)
         self.base = base
 
-    def _checked(self, entry: Any) -> type[AnyExtension]:
+    def _checked(self, entry: object) -> type[AnyExtension]:
         if not (isinstance(entry, type) and issubclass(entry, self.base)):
             raise TypeError(f"a {self.what} is a subclass of {self.base.__name__}, and {entry!r} isn't")
         return entry
 
-    def parse(self, value: Any) -> AnyExtension:
+    def parse(self, value: object) -> AnyExtension:
         """An instance from what a recipe gives. Raises ValueError, which is SettingError for a setting inside it."""
         if isinstance(value, self.base):
             return value
@@ -160,14 +160,14 @@ class Extensions(Registry[type[AnyExtension]]):
         settings = extension.model_dump(mode="json")
         return {"name": name, **settings} if settings else name
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The schema of a field that is annotated with the registry."""
         return core_schema.no_info_plain_validator_function(
             self.parse, serialization=core_schema.plain_serializer_function_ser_schema(self.dump)
         )
 
 
-def validated_settings(kind: type[AnyExtension], settings: Mapping[str, Any]) -> AnyExtension:
+def validated_settings(kind: type[AnyExtension], settings: Mapping[str, object]) -> AnyExtension:
     """An extension with these settings. Raises SettingError, which names the first wrong one."""
     try:
         return kind.model_validate(dict(settings))
@@ -184,7 +184,7 @@ def validated_settings(kind: type[AnyExtension], settings: Mapping[str, Any]) ->
 # ------------------------------------------------------------------------------------------------------- identity
 
 
-def identity_of(entry: object) -> dict[str, Any] | None:
+def identity_of(entry: object) -> dict[str, object] | None:
     """What identifies an entry of a script in the keys of steps: its version, and a hash of its source.
 
     None for one of the package, which the versions of its steps cover. The hash is None if the source can't be read.

@@ -22,7 +22,7 @@ from darwinlm.runtime.output import claim, guarded
 from darwinlm.runtime.reads import Reads, noted, readable_inputs, what_differs
 from darwinlm.runtime.registry import identity_of
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Step, Task
+from darwinlm.runtime.step import AnyStep, Step, Task
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,12 +148,12 @@ class Run(Generic[Recipe]):
         for purpose, words in step.text_use:
             self._text_use[purpose] = (*self._text_use.get(purpose, ()), words)
 
-    def _task_of(self, step: Step[Any], folder: StageFolder) -> Task:
+    def _task_of(self, step: AnyStep, folder: StageFolder) -> Task:
         return Task(self.context, self.recipe, folder, self.times, step.sections)
 
-    def _key(self, step: Step[Any]) -> dict[str, Any]:
+    def _key(self, step: AnyStep) -> dict[str, object]:
         """Everything that the content of a step's folder depends on."""
-        key: dict[str, Any] = {"stage": step.folder_name, **code_version(step.version)}
+        key: dict[str, object] = {"stage": step.folder_name, **code_version(step.version)}
         key["inputs"] = {name: self._identity(value) for name, value in step.inputs.items()}
         key["settings"] = {used.section.__name__: used.values(self.recipe) for used in step.settings}
         if extensions := self._extensions(step):
@@ -165,9 +165,9 @@ class Run(Generic[Recipe]):
         key |= step.key(self._task_of(step, StageFolder(self.context.path(step.folder_name), {})))
         return key
 
-    def _extensions(self, step: Step[Any]) -> dict[str, Any]:
+    def _extensions(self, step: AnyStep) -> dict[str, object]:
         """Versions and sources of what comes from outside the package: the step, and extensions that it names."""
-        identities: dict[str, Any] = {}
+        identities: dict[str, object] = {}
         named = [extension for used in step.settings for extension in used.extensions(self.recipe)]
         for kind in (type(step), *map(type, (*named, *step.extensions))):
             identity = identity_of(kind)
@@ -182,7 +182,7 @@ class Run(Generic[Recipe]):
                 )
         return identities
 
-    def _identity(self, value: Any) -> Any:
+    def _identity(self, value: Any) -> object:
         """What identifies an input in a key: a plain value itself, an object by its `digest`; also inside containers.
 
         With the digest of a step's result stands the name of the step, so that the chain of steps can be verified.
@@ -196,7 +196,7 @@ class Run(Generic[Recipe]):
         digest = value.digest
         return {"step": self._steps[digest], "digest": digest} if digest in self._steps else digest
 
-    def _of_parent(self, step: Step[Any], key: Mapping[str, Any]) -> StageFolder | None:
+    def _of_parent(self, step: AnyStep, key: Mapping[str, object]) -> StageFolder | None:
         """The parent's folder of a step, or that of its parent, if it is complete for a key."""
         if self._parent is None:
             return None
@@ -207,7 +207,7 @@ class Run(Generic[Recipe]):
 
         return folder if parallel.decide(is_complete) else self._parent._of_parent(step, key)
 
-    def _is_complete(self, step: Step[Any], folder: StageFolder) -> bool:
+    def _is_complete(self, step: AnyStep, folder: StageFolder) -> bool:
         if not folder.is_complete():
             return False
         reason = what_differs(folder.reads, step.inputs) or step.spoiled(self._task_of(step, folder))
@@ -216,7 +216,7 @@ class Run(Generic[Recipe]):
             folder.discard()
         return reason is None
 
-    def _work(self, step: Step[Any], folder: StageFolder) -> StageTime:
+    def _work(self, step: AnyStep, folder: StageFolder) -> StageTime:
         """Fill a step's folder; of several processes, all share the work, or the first one does it alone.
 
         Only the first one writes into the folder. Raises ArtifactError if the folder isn't one of a run.
@@ -247,7 +247,7 @@ class Run(Generic[Recipe]):
         reporter.say(f"{step.label}: {seconds:.0f} s")
         return StageTime(step.folder_name, seconds, reused=False, resumed=resumed)
 
-    def _call(self, step: Step[Any], folder: StageFolder) -> None:
+    def _call(self, step: AnyStep, folder: StageFolder) -> None:
         try:
             step.work(self._task_of(step, folder))
         except RuntimeError as error:
@@ -260,7 +260,7 @@ class Run(Generic[Recipe]):
             ) from error
 
 
-def _check_noted(step: Step[Any], reads: Reads) -> None:
+def _check_noted(step: AnyStep, reads: Reads) -> None:
     known = {source.digest for source in readable_inputs(step.inputs)}
     assert reads.keys() <= known, f"{step.name} reads a part of a model that isn't among its inputs"
 

@@ -11,8 +11,9 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.registry import Extension
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import AnySection, Sections
@@ -45,7 +46,7 @@ class Uses:
         unknown = {*self.only, *self.ignoring} - self.section.model_fields.keys()
         assert not unknown, f"{self.section.__name__} has no fields {sorted(unknown)}"
 
-    def values(self, recipe: Sections) -> dict[str, Any]:
+    def values(self, recipe: Sections) -> JsonObject:
         """The values of these fields in a recipe, as JSON has them."""
         return recipe.section(self.section).model_dump(mode="json", include=self._names)
 
@@ -155,7 +156,7 @@ class Step(ABC, Generic[Result]):
     def read(self, task: Task) -> Result:
         """The result, from the folder."""
 
-    def key(self, task: Task) -> Mapping[str, Any]:
+    def key(self, task: Task) -> Mapping[str, object]:
         """Further properties that the result depends on."""
         return {}
 
@@ -193,7 +194,7 @@ class Step(ABC, Generic[Result]):
         return self.name
 
     @property
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self) -> dict[str, object]:
         """The inputs by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
@@ -201,3 +202,7 @@ class Step(ABC, Generic[Result]):
     def sections(self) -> frozenset[type[Section]]:
         """Sections of the recipe that the step reads."""
         return frozenset({*(used.section for used in self.settings), *self.consults})
+
+
+AnyStep: TypeAlias = Step[Any]
+"""A step with any result."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -118,7 +118,7 @@ class Chats(Step[ChatFigures]):
         """The metrics that compare two models."""
         return tuple(token_metrics(comparing=True))
 
-    def key(self, task: Task) -> Mapping[str, Any]:
+    def key(self, task: Task) -> Mapping[str, object]:
         """Versions of the metrics."""
         return {"metrics": measured_by(self.extensions)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import field_validator
 
@@ -182,7 +182,7 @@ class Evaluate(Step[Measured]):
         """The metrics."""
         return tuple(METRICS.all())
 
-    def key(self, task: Task) -> Mapping[str, Any]:
+    def key(self, task: Task) -> Mapping[str, object]:
         """Versions of the metrics."""
         return {"metrics": measured_by(self.extensions)}
 

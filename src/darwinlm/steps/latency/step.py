@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.step import Cost, Step, Task, Uses
@@ -38,7 +38,7 @@ class Latency(Step["CostModel"]):
 
     dense: Checkpoint
 
-    def key(self, task: Task) -> Mapping[str, Any]:
+    def key(self, task: Task) -> Mapping[str, object]:
         """What times depend on, besides the model and the request."""
         import platform
 

@@ -207,7 +207,7 @@ class Recover(Step[Recovered]):
         """Validation text; the text to train on is packed apart from that of other purposes."""
         return {"validation": recipe.section(TextSettings).validation_tokens}
 
-    def key(self, task: Task) -> Mapping[str, Any]:
+    def key(self, task: Task) -> Mapping[str, object]:
         """Identity of the text."""
         from darwinlm.steps.text.text_source import fingerprint, given_source
 

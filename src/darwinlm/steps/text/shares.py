@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Step
+from darwinlm.runtime.step import AnyStep
 from darwinlm.steps.text.sources import parts_of
 
 SELF = "self"
@@ -18,7 +17,7 @@ SPARE, SPARE_SEQUENCES = 1.05, 4
 of SmolLM2-135M filled their purposes with a factor of 1 and 2 sequences."""
 
 
-def shares_of(recipe: Sections, steps: Iterable[type[Step[Any]]]) -> dict[str, int]:
+def shares_of(recipe: Sections, steps: Iterable[type[AnyStep]]) -> dict[str, int]:
     """Number of tokens for each purpose: as many as the step needs that reads most of it."""
     needed: dict[str, int] = {}
     for step in steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -101,7 +101,7 @@ class Text(Step["dict[str, TokenSequences]"]):
     own_text: Documents | None
     shares: Mapping[str, int]
 
-    def key(self, task: Task) -> Mapping[str, Any]:
+    def key(self, task: Task) -> Mapping[str, object]:
         """Identity of the text."""
         from darwinlm.steps.text.text_source import fingerprint, given_source
 

@@ -148,7 +148,7 @@ class Vocabulary(Step[CutVocabulary]):
     own_text: Documents | None
     shares: Mapping[str, int]
 
-    def key(self, task: Task) -> Mapping[str, Any]:
+    def key(self, task: Task) -> Mapping[str, object]:
         """Identity of the text."""
         from darwinlm.steps.text.text_source import fingerprint, given_source
 
