@@ -18,7 +18,7 @@ from darwinlm.model.surgery.layer_table import layer_table
 from darwinlm.model.surgery.smaller_config import smaller_config
 from darwinlm.model.surgery.smaller_model import empty_model
 from darwinlm.model.units.space import space_of
-from darwinlm.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
+from darwinlm.recipe import Recipe, load_recipe, load_recipes, parse_recipe, shipped_recipes
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.steps.budget.bounds import resolve_budget
 from darwinlm.steps.budget.counted import Counted
@@ -220,6 +220,14 @@ def test_a_recipe_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "llama2-7b-2.7b").write_text("budget: {keep: 10%}", encoding="utf-8")
     assert load_recipe("llama2-7b-2.7b").budget.keep == 0.1
+
+
+def test_an_amount_is_the_same_in_every_unit():
+    shares = [load_recipe(None, [f"budget.keep={tenths / 10}%"]).budget.keep for tenths in range(10, 1001)]
+    assert shares == [float(f"{tenths / 1000:.3f}") for tenths in range(10, 1001)]
+    assert load_recipe(None, ["budget.latency=35ms"]) == load_recipe(None, ["budget.latency=0.035s"])
+    assert load_recipe(None, ["time=42s"]) == load_recipe(None, ["time=0.7m"])
+    assert load_recipe(None, ["recovery.tokens=0.3M"]).recovery.tokens == 300_000
 
 
 def test_assignments_may_come_from_a_generator():
