@@ -227,6 +227,14 @@ def test_a_recipe_of_ones_own_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
     assert load_recipe("llama2-7b-2.7b").budget.keep == 0.1
 
 
+def test_an_amount_is_the_same_in_every_unit():
+    shares = [load_recipe(None, [f"budget.keep={tenths / 10}%"]).budget.keep for tenths in range(10, 1001)]
+    assert shares == [float(f"{tenths / 1000:.3f}") for tenths in range(10, 1001)]
+    assert load_recipe(None, ["budget.latency=35ms"]) == load_recipe(None, ["budget.latency=0.035s"])
+    assert load_recipe(None, ["time=42s"]) == load_recipe(None, ["time=0.7m"])
+    assert load_recipe(None, ["recovery.tokens=0.3M"]).recovery.tokens == 300_000
+
+
 def test_assignments_may_come_from_a_generator():
     words = ["search.seed=4", "budget.keep=60%"]
     assert load_recipe(None, (word for word in words)) == load_recipe(None, words) != Recipe()

@@ -15,6 +15,7 @@ from darwinlm.report.summary import FILE, Summary
 from darwinlm.runs.finished import read_summary
 from darwinlm.runs.loaded import Model, load
 from darwinlm.runs.opening import check_inputs, named_here, open_run
+from darwinlm.runs.same_model import same_model, same_value
 from darwinlm.runtime.artifact import read_record, validated
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
@@ -127,13 +128,15 @@ def open_size(
 def check_replaced(recipe: Recipe, folder: Path, otherwise: str) -> None:
     """Refuse to replace a finished run, of any version, by one of another model or size, but `otherwise`.
 
-    Raises ArtifactError.
+    Raises ArtifactError, or CheckpointError if a model is named otherwise and damaged.
     """
     if not (folder / FILE).is_file():
         return
     before = validated(folder / FILE, dict[str, Any], read_record(folder / FILE).get("recipe"))
     now = named_here(recipe).model_dump(mode="json")
-    changed = [name for name in SIZED_BY if name in before and before[name] != now[name]]
+    changed = [name for name in SIZED_BY if name in before and not same_value(before[name], now[name])]
+    if "model" in changed and same_model(before["model"], now["model"], folder):
+        changed.remove("model")
     if changed:
         raise ArtifactError(
             f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Context, Decimal
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PlainSerializer
@@ -23,7 +24,14 @@ BYTES: Mapping[str, float] = {
 }
 SECONDS: Mapping[str, float] = {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 FACTORS: Mapping[str, float] = {"": 1, "x": 1, "×": 1}
-MINUTES: Mapping[str, float] = {"": 1, "m": 1, "min": 1, "s": 1 / 60, "h": 60}
+MINUTES: Mapping[str, float | Decimal] = {"": 1, "m": 1, "min": 1, "s": Decimal(1) / 60, "h": 60}
+_DECIMAL = Context(prec=40, traps=[])
+
+
+def _times(number: str, factor: float | Decimal) -> float:
+    """The product of a number in decimal and a factor, rounded once, so that 53.3% is 0.533."""
+    exact = factor if isinstance(factor, Decimal) else Decimal(repr(factor))
+    return float(_DECIMAL.multiply(_DECIMAL.create_decimal(number), exact))
 
 
 def parse_share(value: object) -> object:
@@ -33,13 +41,14 @@ def parse_share(value: object) -> object:
     if isinstance(value, str):
         text = value.strip()
         try:
-            return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+            number = float(text.removesuffix("%"))
         except ValueError:
             raise ValueError("must be a share such as 50% or 0.5") from None
+        return _times(text[:-1].strip().replace("_", ""), 0.01) if text.endswith("%") else number
     return value
 
 
-def parse_quantity(value: object, units: Mapping[str, float], example: str) -> object:
+def parse_quantity(value: object, units: Mapping[str, float] | Mapping[str, float | Decimal], example: str) -> object:
     """Read a text as a number with one of the units; other values are returned unchanged.
 
     `units` holds the factor of each unit; the empty unit allows plain numbers. Messages show the example. Raises
@@ -62,7 +71,7 @@ def parse_quantity(value: object, units: Mapping[str, float], example: str) -> o
     if unit not in units:
         missing = "needs a unit" if not unit else f"has an unknown unit '{unit}'"
         raise ValueError(f"{missing}; known are {known}, as in {example}")
-    return float(number.replace(",", "").replace("_", "")) * units[unit]
+    return _times(number.replace(",", "").replace("_", ""), units[unit])
 
 
 def parse_part(value: object) -> object:
