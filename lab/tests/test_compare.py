@@ -44,13 +44,13 @@ def test_every_method_keeps_the_budget(compare, folder):
     result = found(folder)
     rows = {row["method"]: row for row in result["rows"]}
     assert list(rows) == ["dense", *everywhere(), "darwinlm", "darwinlm+refit"]
-    assert rows["dense"]["texts"]["other"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert rows["dense"]["texts"]["other"]["values"]["kl"] == pytest.approx(0, abs=1e-6)
     for name, row in rows.items():
         assert set(row["texts"]) == {"held out", "other"}
         if name != "dense":
             assert row["block_params"] <= result["budget"]["upper"]
             assert row["block_params"] > 0.7 * result["budget"]["upper"]
-            assert row["texts"]["held out"]["kl"] > 0
+            assert row["texts"]["held out"]["values"]["kl"] > 0
             assert f"| {row['title']} |" in (folder / "out" / "comparison.md").read_text(encoding="utf-8")
     for name in everywhere():
         stage = folder / "out" / "stages" / f"method_{name}"
@@ -65,7 +65,7 @@ def test_every_method_keeps_the_budget(compare, folder):
         assert rows[name]["database_seconds"] == pytest.approx(sum(each["seconds"] for each in made)) != 0
     assert rows["magnitude"]["database_seconds"] is None
     assert rows["darwinlm"]["allocation"] == searched["allocation"]
-    assert rows["darwinlm"]["texts"]["held out"]["kl"] < rows["random"]["texts"]["held out"]["kl"]
+    assert rows["darwinlm"]["texts"]["held out"]["values"]["kl"] < rows["random"]["texts"]["held out"]["values"]["kl"]
 
 
 def test_blocks_of_several_kinds(
@@ -79,7 +79,7 @@ def test_blocks_of_several_kinds(
     for name, row in rows.items():
         if name != "dense":
             assert 0 < row["block_params"] <= found(tmp_path)["budget"]["upper"]
-            assert row["texts"]["held out"]["kl"] > 0
+            assert row["texts"]["held out"]["values"]["kl"] > 0
 
 
 def test_rankings_of_experts(
@@ -90,7 +90,7 @@ def test_rankings_of_experts(
     rows = {row["method"]: row for row in found(tmp_path)["rows"]}
     assert list(rows) == ["dense", "reap", "frequency", "reap+refit"]
     assert rows["frequency"]["allocation"] == rows["reap"]["allocation"]
-    assert rows["frequency"]["texts"]["held out"]["kl"] != rows["reap"]["texts"]["held out"]["kl"]
+    assert rows["frequency"]["texts"]["held out"]["values"]["kl"] != rows["reap"]["texts"]["held out"]["values"]["kl"]
 
 
 def test_variant_of_the_search_is_a_row_of_its_own(compare, folder):
