@@ -6,7 +6,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
-NEEDED = ("pydantic", "rich", "typer", "scipy", "datasets")
+NEEDED = ("pydantic", "rich", "typer", "scipy", "datasets", "jaxtyping")
 """Modules of the benchmark that neither PyTorch nor transformers needs."""
 
 
