@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.tiny.process import python
 
 import darwinlm
+from tests.tiny.process import python
 
 PACKAGE = Path(darwinlm.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
