@@ -20,7 +20,7 @@ def plans(setup: Setup) -> None:
 
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.recipe import load_recipe
-    from darwinlm.runs.prediction import plan_of
+    from darwinlm.runs.plan_model import plan_of
     from darwinlm.runtime.context import settled
     from darwinlm.steps.run_sizes import RunSizes
 

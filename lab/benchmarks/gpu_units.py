@@ -137,7 +137,7 @@ class Setup:
 
 def planned_bytes(run: Any) -> dict[str, float]:
     """Planned bytes of the device by stage of a run."""
-    from darwinlm.runs.prediction import plan_of
+    from darwinlm.runs.plan_model import plan_of
     from darwinlm.steps.run_sizes import RunSizes
     from darwinlm.steps.source.whole_model import open_model
 

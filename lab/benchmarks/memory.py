@@ -31,7 +31,7 @@ from darwinlm.pipeline import ORDER, prune
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo_recipe import demo_model, demo_recipe
 from darwinlm.runs.opening import open_run
-from darwinlm.runs.prediction import plan_of
+from darwinlm.runs.plan_model import plan_of
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.run import Run
 from darwinlm.steps.run_sizes import RunSizes

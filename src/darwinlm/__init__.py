@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from darwinlm.recipe import load_recipes as load_recipes
     from darwinlm.runs.loaded import Model as Model
     from darwinlm.runs.loaded import load as load
-    from darwinlm.runs.prediction import plan as plan
+    from darwinlm.runs.plan_model import plan as plan
     from darwinlm.runs.pruning import Result as Result
     from darwinlm.runs.pruning import prune as prune
     from darwinlm.runs.recovery import recover as recover
@@ -42,7 +42,7 @@ _HOMES = {
     "load": "darwinlm.runs.loaded",
     "load_recipe": "darwinlm.recipe",
     "load_recipes": "darwinlm.recipe",
-    "plan": "darwinlm.runs.prediction",
+    "plan": "darwinlm.runs.plan_model",
     "prune": "darwinlm.runs.pruning",
     "prune_sweep": "darwinlm.runs.sweep",
     "recover": "darwinlm.runs.recovery",

@@ -108,15 +108,30 @@ def same_figures(ours: Any, theirs: Any, where: str = "") -> None:
         assert ours == theirs, where
 
 
+def same_bytes(ours: Path, theirs: Path) -> None:
+    """Compare the weights that two runs wrote, byte for byte, and their allocations."""
+    weights, others = (sorted(path.relative_to(run) for path in run.rglob("*.safetensors")) for run in (ours, theirs))
+    assert {Path("model/model.safetensors"), Path("stages/database/block_0003.safetensors")} <= set(weights)
+    assert weights == others
+    for name in weights:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    found, expected = (read_json(run / "stages/search/result.json") for run in (ours, theirs))
+    assert found["allocation"] == expected["allocation"]
+
+
 def test_another_process_gives_the_same_bytes(finished_llama, tiny_llama, tiny_text_file, tmp_path):
     """In another folder too, and nothing on stderr. Sets and dictionaries come in another order there."""
-    words = ("prune", tiny_llama, "--text", tiny_text_file, "--keep", "60%", "--out", tmp_path / "out", *sets(SETTINGS))
-    done = python("-m", "darwinlm", *words, PYTHONHASHSEED="12345")
+    done = python("-m", "darwinlm", *prune(tiny_llama, tiny_text_file, tmp_path / "out"), PYTHONHASHSEED="12345")
     assert done.stderr == ""
     assert str(tmp_path / "out" / "report.html") in done.stdout.replace("\n", "")
-    weights = sorted(path.relative_to(finished_llama) for path in finished_llama.rglob("*.safetensors"))
-    assert {Path("model/model.safetensors"), Path("stages/database/block_0003.safetensors")} <= set(weights)
-    for name in weights:
-        assert (tmp_path / "out" / name).read_bytes() == (finished_llama / name).read_bytes(), name
-    ours, theirs = (read_json(folder / "stages/search/result.json") for folder in (tmp_path / "out", finished_llama))
-    assert ours["allocation"] == theirs["allocation"]
+    same_bytes(tmp_path / "out", finished_llama)
+
+
+def test_without_asserts_the_bytes_are_the_same(tiny_folder, tiny_text_file, make_run, tmp_path):
+    """Under `python -O`: no assert does any work. A mixture, with every correction."""
+    mixtral, training = tiny_folder("mixtral"), ("recovery.tokens=512", "recovery.batch_tokens=256")
+    run_stages(make_run(mixtral, tmp_path / "with", *training), "report")
+    words = prune(mixtral, tiny_text_file, tmp_path / "without", *sets(training))
+    assert python("-O", "-m", "darwinlm", *words).stderr == ""
+    assert (tmp_path / "without" / "report.html").is_file()
+    same_bytes(tmp_path / "without", tmp_path / "with")

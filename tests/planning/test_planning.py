@@ -18,8 +18,8 @@ from darwinlm.planning.rate import measure_rate
 from darwinlm.planning.run_plan import OF_PEAK, Plan, Row, check_memory, plan_card, plan_here
 from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import large_embedding
-from darwinlm.runs.prediction import notes_of
-from darwinlm.runs.prediction import plan as plan_of
+from darwinlm.runs.plan_model import notes_of
+from darwinlm.runs.plan_model import plan as plan_of
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import count
 from darwinlm.runtime.errors import DeviceMemoryError, RecipeError

@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import stat
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from tests.tiny.damage import flip
 
-from darwinlm.runtime import lock
+from darwinlm.runtime import artifact, lock
 from darwinlm.runtime.artifact import (
     KEY,
     MANIFEST,
@@ -69,6 +69,24 @@ def test_a_folder_is_complete_once_its_manifest_is_there(tmp_path):
     assert made.is_complete()
     manifest = read_manifest(made.folder)
     assert (manifest.seconds, manifest.resumed) == (2.0, True)
+
+
+def test_another_machine_waits_for_the_manifest(tmp_path, monkeypatch):
+    """It shows late there, with what the stage has read, which identifies the result; without it, that is an error."""
+    monkeypatch.setattr(artifact, "SEEN_LATE", 30.0)
+    made, reads = stage(tmp_path / "s"), {"model": {"tokenizer": "abc"}}
+    made.begin()
+    seen = stage(tmp_path / "s")
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(seen.await_manifest)
+        assert wait([waiting], timeout=0.3).not_done
+        made.finish(reads=reads)
+        waiting.result(timeout=10)
+    assert seen.reads == reads
+    assert seen.digest == made.digest != stage(tmp_path / "s").digest
+    monkeypatch.setattr(artifact, "SEEN_LATE", 0.0)
+    with pytest.raises(ArtifactError, match=r"nowhere/manifest\.json is damaged"):
+        stage(tmp_path / "nowhere").await_manifest()
 
 
 @pytest.mark.parametrize("before", ["finished", "finished, with another key", "begun, with another key", "no key"])

@@ -34,8 +34,8 @@ def plan(
     **budget: Any,
 ) -> None:
     """Predict what each stage of a run takes: passes of the model, time and memory. No weights are read."""
-    from darwinlm.runs.prediction import notes_of
-    from darwinlm.runs.prediction import plan as make
+    from darwinlm.runs.plan_model import notes_of
+    from darwinlm.runs.plan_model import plan as make
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.amounts import count, duration, size
 
