@@ -19,17 +19,17 @@ def check_not_evaluation_text(source: str) -> None:
     """Refuse a source that looks like the evaluation split of a known benchmark.
 
     Only names are checked: those of hub data sets, and the paths of all files, links as they are and followed. Raises
-    DataError if the source looks like evaluation text, or there is no such source.
+    DataError if the source looks like evaluation text, or doesn't exist.
     """
-    for each in map(parse_source, parts_of(source)):
-        if isinstance(each, HubSource):
-            names = [(str(each), f"{each.name}/{each.config}/{split}") for split in each.split.split("+")]
+    for part in map(parse_source, parts_of(source)):
+        if isinstance(part, HubSource):
+            names = [(str(part), f"{part.name}/{part.config}/{split}") for split in part.split.split("+")]
         else:
-            names = [(str(file), str(path)) for file in each.files() for path in (file.absolute(), file.resolve())]
-        for where, name in names:
-            if found := _BENCHMARK.search(name.lower()):
+            names = [(str(file), str(path)) for file in part.files() for path in (file.absolute(), file.resolve())]
+        for shown, name in names:
+            if match := _BENCHMARK.search(name.lower()):
                 raise DataError(
-                    f"Text source {source!r}: {where} looks like evaluation text of a benchmark ({found[0]}), which "
+                    f"Text source {source!r}: {shown} looks like evaluation text of a benchmark ({match[0]}), which "
                     "would inflate the scores of a model made with it. Give other text or the training split; rename a "
                     "file that only has such a name."
                 )

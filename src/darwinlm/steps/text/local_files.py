@@ -12,19 +12,19 @@ import glob
 import gzip
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, TypedDict, cast
 
 from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import parse_json, shorten
-from darwinlm.steps.text.records import CHAT_COLUMNS, text_fields, text_of
+from darwinlm.steps.text.records import CHAT_COLUMNS, Record, text_fields, text_of
 
 if TYPE_CHECKING:
-    from datasets import IterableDataset
+    from datasets import DatasetBuilder, IterableDataset
     from transformers import PreTrainedTokenizerBase
 
 _TEXT_EXTENSIONS = (".txt", ".txt.gz", ".md")
@@ -46,6 +46,20 @@ CELL_CHARACTERS = 1 << 22
 
 _SAMPLE = 32
 _ROWS_PER_BATCH = 64
+
+
+class Row(TypedDict):
+    """A record of a file. The shuffle depends on the printed length of rows, and so on these names and types.
+
+    Attributes:
+        where: Its file and place there, for messages.
+        fields: Names of the fields with its text.
+        record: What of it may belong to the text.
+    """
+
+    where: str
+    fields: tuple[str, ...]
+    record: Record
 
 
 def extension_of(path: Path) -> str | None:
@@ -80,12 +94,12 @@ def read_files(
 def _documents(
     path: Path, field: str | None, seed: int | None, tokenizer: PreTrainedTokenizerBase | None, files: int
 ) -> Iterator[str]:
-    rows: Any = _rows(str(path), field)
+    rows: Iterable[Row] = _rows(str(path), field)
     if seed is not None:
         from datasets.packaged_modules.generator.generator import Generator
 
-        rows = _stream(Generator, generator=_rows, gen_kwargs={"path": str(path), "field": field})
-        rows = shuffled(rows, f"{seed} {path.name}", files)
+        stream = _stream(Generator, generator=_rows, gen_kwargs={"path": str(path), "field": field})
+        rows = shuffled(stream, f"{seed} {path.name}", files)
     for row in rows:
         yield text_of(row["record"], row["fields"], row["where"], tokenizer)
 
@@ -96,12 +110,12 @@ def shuffled(rows: IterableDataset, seed: str, files: int = 1) -> IterableDatase
     The first rows tell how long they are.
     """
     lengths = [len(str(row)) for row in rows.take(_SAMPLE)]
-    fit = BUFFER_CHARACTERS * len(lengths) // max(sum(lengths), 1)
+    fitting = BUFFER_CHARACTERS * len(lengths) // max(sum(lengths), 1)
     number = random.Random(seed).getrandbits(32)  # noqa: S311 - no secret depends on it
-    return rows.shuffle(seed=number, buffer_size=max(1, min(BUFFER_DOCUMENTS, fit) // files))
+    return rows.shuffle(seed=number, buffer_size=max(1, min(BUFFER_DOCUMENTS, fitting) // files))
 
 
-def _stream(builder: Any, **options: Any) -> IterableDataset:
+def _stream(builder: type[DatasetBuilder], **options: object) -> IterableDataset:
     """Rows by a builder of `datasets`, read as they are needed and never cached."""
     from datasets.utils.logging import CRITICAL, set_verbosity
 
@@ -111,19 +125,17 @@ def _stream(builder: Any, **options: Any) -> IterableDataset:
         return rows
 
 
-def _rows(path: str, field: str | None) -> Iterator[dict[str, Any]]:
-    """The records of a file, without what isn't text, with their text fields and their place for messages.
-
-    All have the text fields of the first.
-    """
-    for where, record in _records(Path(path), field):
-        fields = text_fields(list(record), field, where)
+def _rows(path: str, field: str | None) -> Iterator[Row]:
+    """The records of a file, without what isn't text. All have the text fields of the first."""
+    for location, record in _records(Path(path), field):
+        fields = text_fields(list(record), field, location)
         field = "+".join(fields)
-        kept = {name: record[name] for name in (*fields, *CHAT_COLUMNS) if name in record}
-        yield {"where": where, "fields": fields, "record": kept}
+        text = {name: record[name] for name in (*fields, *CHAT_COLUMNS) if name in record}
+        yield {"where": location, "fields": fields, "record": text}
 
 
-def _records(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(path: Path, field: str | None) -> Iterator[tuple[str, Record]]:
+    """Yield (location, record) of a file of any supported kind."""
     extension = extension_of(path)
     if extension in _TEXT_EXTENSIONS:
         if field is not None:
@@ -131,15 +143,17 @@ def _records(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any
         return _passages(path)
     if extension in _JSON_EXTENSIONS:
         return json_records(path)
-    return _csv_records(path) if extension in _CSV_EXTENSIONS else _table_records(path, field)
+    if extension in _CSV_EXTENSIONS:
+        return _csv_records(path)
+    return _table_records(path, field)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
     """Open a text file, unpacked if its name ends in ``.gz``; errors of reading become a `DataError`."""
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    open_text = gzip.open if path.name.lower().endswith(".gz") else open
     try:
-        with cast("IO[str]", opened(path, "rt", encoding="utf-8-sig")) as file:
+        with cast("IO[str]", open_text(path, "rt", encoding="utf-8-sig")) as file:
             yield file
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(
@@ -148,12 +162,12 @@ def _opened(path: Path) -> Iterator[IO[str]]:
         ) from error
 
 
-def _passages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _passages(path: Path) -> Iterator[tuple[str, Record]]:
     """The documents of a text file, which two or more blank lines separate, as records.
 
     Where they are rare, as in a book, `PASSAGE_CHARACTERS` or a little more are a document, up to the next blank line.
     """
-    kept: list[str] = []
+    lines: list[str] = []
     length, blank = 0, 0
     with _opened(path) as file:
         while line := file.readline(PASSAGE_CHARACTERS):
@@ -162,61 +176,62 @@ def _passages(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if line.isspace():
                 blank += 1
                 continue
-            enough = blank >= 2 or (blank and length >= PASSAGE_CHARACTERS) or length >= 2 * PASSAGE_CHARACTERS
-            if kept and enough:
-                yield str(path), {"text": "".join(kept).rstrip("\n")}
-                kept, length = [], 0
-            if kept and blank:
-                kept.append("\n")
-            kept.append(line)
+            ends = blank >= 2 or (blank and length >= PASSAGE_CHARACTERS) or length >= 2 * PASSAGE_CHARACTERS
+            if lines and ends:
+                yield str(path), {"text": "".join(lines).rstrip("\n")}
+                lines, length = [], 0
+            if lines and blank:
+                lines.append("\n")
+            lines.append(line)
             length += len(line)
             blank = 0
-    if kept:
-        yield str(path), {"text": "".join(kept).rstrip("\n")}
+    if lines:
+        yield str(path), {"text": "".join(lines).rstrip("\n")}
 
 
-def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place for messages, record) of a file with one record per line, or with one list of records, read whole.
+def json_records(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yield (location, record) of a file with one record per line, or with one list of records, read whole.
 
     Raises DataError.
     """
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path}, line {number}"
+            location = f"{path}, line {number}"
             if line.lstrip().startswith("["):
-                for index, record in enumerate(_parsed(line + file.read(), str(path)), start=1):
+                records = cast("list[object]", _parsed(line + file.read(), str(path)))  # it begins with a bracket
+                for index, record in enumerate(records, start=1):
                     yield _record(record, f"{path}, record {index}")
                 return
             if not line.isspace():
-                yield _record(_parsed(line, where), where)
+                yield _record(_parsed(line, location), location)
 
 
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str, location: str) -> object:
     try:
         return parse_json(text)
     except ValueError as error:
         raise DataError(
-            f"{where}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record, or the file one "
-            "list of records."
+            f"{location}: this isn't JSON ({shorten(error, 200)}). Every line has to be one whole record, or the file "
+            "one list of records."
         ) from error
 
 
-def _record(record: Any, where: str) -> tuple[str, dict[str, Any]]:
+def _record(record: object, location: str) -> tuple[str, Record]:
     if not isinstance(record, dict):
         raise DataError(
-            f"{where}: this is a {type(record).__name__}, not a record. "
+            f"{location}: this is a {type(record).__name__}, not a record. "
             'Give one object like {"text": "..."} on every line, or one list of such objects.'
         )
-    return where, record
+    return location, record
 
 
-def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, record) of a table with commas, semicolons or tabs, whose first line names the columns."""
+def _csv_records(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yield (location, record) of a table with commas, semicolons or tabs, whose first line names the columns."""
     csv.field_size_limit(CELL_CHARACTERS)
     with _opened(path) as file:
         first = file.readline()
         table = csv.DictReader(chain([first], file), delimiter=max(",;\t", key=first.count), strict=True)
-        wrong: object = "there are more cells than columns in the first line"
+        reason: object = "there are more cells than columns in the first line"
         try:
             for record in table:
                 if None in record:
@@ -225,12 +240,12 @@ def _csv_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             else:
                 return
         except csv.Error as error:
-            wrong = error
-        raise DataError(f"{path}, line {table.line_num}: {wrong}. Correct the table, with such cells in quotes.")
+            reason = error
+        raise DataError(f"{path}, line {table.line_num}: {reason}. Correct the table, with such cells in quotes.")
 
 
-def _table_records(path: Path, field: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (place, record) of a Parquet or Arrow file; columns that hold no text aren't read from Parquet."""
+def _table_records(path: Path, field: str | None) -> Iterator[tuple[str, Record]]:
+    """Yield (location, record) of a Parquet or Arrow file; columns that hold no text aren't read from Parquet."""
     try:
         for number, record in enumerate(_table(path, field), start=1):
             yield f"{path}, row {number}", record

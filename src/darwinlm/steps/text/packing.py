@@ -6,10 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PIECE = 1 << 18
 """Maximum number of characters that a tokenizer gets at once; some libraries abort the process on a line of 50 MB."""
@@ -24,24 +27,28 @@ def document_hash(document: str) -> str:
     return blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def added_bos(tokenizer: Any) -> int | None:
+def added_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The bos token, if the tokenizer adds it to every text by default; else None.
 
     Models with such a tokenizer are used with bos, so every sequence begins with it.
     """
     bos: int | None = tokenizer.bos_token_id
-    bare, by_default = (tokenizer("a", **how)["input_ids"] for how in ({"add_special_tokens": False}, {}))
-    return bos if bos is not None and by_default[:1] == [bos] and bare[:1] != [bos] else None
+    if bos is None:
+        return None
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    by_default = tokenizer("a")["input_ids"]
+    return bos if by_default[:1] == [bos] and bare[:1] != [bos] else None
 
 
-def tokenise(texts: list[str], tokenizer: Any, bos: int | None) -> list[NDArray[np.int64]]:
-    """Tokens of each text, with the tokens around it as described in `splits`; none for one without tokens."""
-    before, after = ([] if token is None else [token] for token in (bos, tokenizer.eos_token_id))
-    ids = token_ids(tokenizer, texts) if texts else []
-    return [np.asarray([*before, *each, *after] if each else [], dtype=np.int64) for each in ids]
+def tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase, bos: int | None) -> list[NDArray[np.int64]]:
+    """Tokens of each text, [n] each, with those around it as described in `splits`; empty for one without tokens."""
+    before = [] if bos is None else [bos]
+    after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    documents = token_ids(tokenizer, texts) if texts else []
+    return [np.asarray([*before, *ids, *after] if ids else [], dtype=np.int64) for ids in documents]
 
 
-def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Tokens of each text without special ones; long texts are tokenised in pieces."""
     divided = [list(pieces(text, PIECE)) for text in texts]
     flat = [piece for parts in divided for piece in parts]
@@ -64,12 +71,12 @@ def _all_cores() -> Iterator[None]:
             os.environ[THREADS] = before
 
 
-def pieces(text: str, most: int) -> Iterator[str]:
-    """Pieces of at most `most` characters, cut before white space if there is any in the last eighth."""
+def pieces(text: str, longest: int) -> Iterator[str]:
+    """Pieces of at most `longest` characters, cut before white space if there is any in the last eighth."""
     start = 0
-    while len(text) - start > most:
-        end = start + most
-        space = max(text.rfind(mark, end - most // 8, end) for mark in (" ", "\n"))
+    while len(text) - start > longest:
+        end = start + longest
+        space = max(text.rfind(mark, end - longest // 8, end) for mark in (" ", "\n"))
         end = space if space > start else end
         yield text[start:end]
         start = end

@@ -41,13 +41,13 @@ def prepare_text(
 
 def _split(
     source: str,
-    wanted: Mapping[str, int],
+    requested: Mapping[str, int],
     tokenizer: PreTrainedTokenizerBase,
     settings: TextSettings,
     say: Callable[[str], object],
 ) -> dict[str, TokenSequences]:
     """Text for every purpose; a short text is divided in the recipe's proportions."""
-    shares = wanted
+    shares = requested
     while True:
         try:
             sequences = split_documents(
@@ -59,23 +59,23 @@ def _split(
                 source=source,
             )
         except TextTooShortError as error:
-            if "training" in wanted:
+            if "training" in requested:
                 raise
             # Documents don't end at the borders of shares, and text beyond a share is lost to other purposes.
             available = min(error.available, sum(shares.values()) - settings.sequence_length)
-            within = shares_within(wanted, available, settings.sequence_length)
+            within = shares_within(requested, available, settings.sequence_length)
             if within is None:
                 raise DataError(
                     f"text.source {source} has {error.available:,} tokens, less than a sequence of "
-                    f"{settings.sequence_length} for each of {listed(list(wanted))}: give more text, or lower "
+                    f"{settings.sequence_length} for each of {listed(list(requested))}: give more text, or lower "
                     "text.sequence_length"
                 ) from error
             shares = within
             continue
-        if shares != wanted:
+        if shares != requested:
             parts = ", ".join(f"{purpose} {part.tokens.numel():,}" for purpose, part in sequences.items())
             say(
-                f"text: {source} is short. The recipe asks for {sum(wanted.values()):,} tokens and gets "
+                f"text: {source} is short. The recipe asks for {sum(requested.values()):,} tokens and gets "
                 f"{sum(part.tokens.numel() for part in sequences.values()):,} ({parts}). More text makes a better "
                 "model."
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import parse_json, shorten
@@ -13,7 +13,23 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-Record = dict[str, Any]
+Record = dict[str, object]
+"""Fields of a record, as its file has them."""
+
+
+class Function(TypedDict):
+    """The name of a tool, and the arguments that it is called with, or their JSON schema."""
+
+    name: str
+    arguments: object
+
+
+class Tool(TypedDict):
+    """A tool, or a call of one, in the form of OpenAI's API."""
+
+    type: str
+    function: Function
+
 
 CHAT_FIELDS = ("messages", "conversations")
 """Fields for the chat of a record without text, as OpenAI's API and ShareGPT name them."""
@@ -43,37 +59,39 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
-def text_fields(names: Sequence[str], wanted: str | None, where: str) -> tuple[str, ...]:
-    """Choose the text fields: the wanted one, or two joined by a plus, a question and its answer.
+def text_fields(names: Sequence[str], field: str | None, location: str) -> tuple[str, ...]:
+    """Choose the text fields: the given one, or two joined by a plus, a question and its answer.
 
-    None takes the first existing of `TEXT_FIELDS`, `CHAT_FIELDS` and `PAIRS`. `where` names the record or file in
+    None takes the first existing of `TEXT_FIELDS`, `CHAT_FIELDS` and `PAIRS`. `location` names the record or file in
     errors. Raises DataError.
     """
     choices: list[tuple[str, ...]]
-    if wanted is None:
+    if field is None:
         choices = [(name,) for name in (*TEXT_FIELDS, *CHAT_FIELDS)] + list(PAIRS)
     else:
-        choices = [(wanted,), *([tuple(wanted.split("+"))] if wanted.count("+") == 1 else [])]
+        choices = [(field,)]
+        if field.count("+") == 1:
+            choices.append(tuple(field.split("+")))
     for choice in choices:
         if all(name in names for name in choice):
             return choice
     missing = ["+".join(choice) for choice in choices]
-    if wanted is not None:
+    if field is not None:
         missing = [name for name in choices[-1] if name not in names]
-    there = shorten(", ".join(sorted(map(str, names))), 200) or "none"
+    existing = shorten(", ".join(sorted(map(str, names))), 200) or "none"
     raise DataError(
-        f"{where}: there is no field {listed(missing)}; the existing fields are: {there}. "
+        f"{location}: there is no field {listed(missing)}; the existing fields are: {existing}. "
         "Name the one that holds the text after a '#' at the end of the source, or a question and its answer as "
         "'#question+answer'."
     )
 
 
 def text_of(
-    record: Mapping[str, Any], fields: Sequence[str], where: str, tokenizer: PreTrainedTokenizerBase | None = None
+    record: Mapping[str, object], fields: Sequence[str], location: str, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str:
     """Text of a record: a string as it is; messages, or a question and its answer, rendered as a chat.
 
-    Only chats need the tokenizer. `where` names the record in errors. Raises DataError.
+    Only chats need the tokenizer. `location` names the record in errors. Raises DataError.
     """
     values = [record[name] for name in fields]
     if len(fields) == 1:
@@ -81,28 +99,28 @@ def text_of(
         if value is None:
             return ""
         if not isinstance(value, list) and fields[0] not in CHAT_FIELDS:
-            return _string(value, fields[0], where)
+            return _string(value, fields[0], location)
         messages = value
     elif all(isinstance(value, list) for value in values):
-        messages = [message for value in values for message in value]
+        messages = [message for value in values if isinstance(value, list) for message in value]
     else:
-        question, answer = (_string(value or "", name, where) for value, name in zip(values, fields, strict=True))
+        question, answer = (_string(value or "", name, location) for value, name in zip(values, fields, strict=True))
         more = record.get("input") if fields[0] == "instruction" else None
         if more:
-            question = f"{question}\n\n{_string(more, 'input', where)}"
+            question = f"{question}\n\n{_string(more, 'input', location)}"
         if not question.strip() or not answer.strip():
             return ""
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     system = record.get("system")
-    if messages and system and isinstance(system, str):
+    if isinstance(messages, list) and messages and system and isinstance(system, str):
         messages = [{"role": "system", "content": system}, *messages]
-    return chat_text(messages, tokenizer, where, record.get("tools"))
+    return chat_text(messages, tokenizer, location, record.get("tools"))
 
 
-def _string(value: object, field: str, where: str) -> str:
+def _string(value: object, field: str, location: str) -> str:
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: the field '{field}' holds a {type(value).__name__}, not text. "
+            f"{location}: the field '{field}' holds a {type(value).__name__}, not text. "
             "Name the one that holds the text after a '#' at the end of the source."
         )
     try:
@@ -112,55 +130,54 @@ def _string(value: object, field: str, where: str) -> str:
     return value
 
 
-def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, where: str, tools: object = None) -> str:
+def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, location: str, tools: object = None) -> str:
     """Render a chat with the model's template, without a bos token that packing adds.
 
     Args:
         messages: A list of records with a `role` and a `content` in the form of OpenAI's API, or with `from` and
             `value` as in ShareGPT. Tool calls may hold their arguments as JSON text.
         tokenizer: Tokenizer with the template.
-        where: Name of the record in errors.
+        location: Name of the record in errors.
         tools: A list of tools as JSON schemas, also as JSON text; None or empty without tools.
 
     Raises:
         DataError: This is no chat, or the template can't render it, tools included.
     """
     if not isinstance(messages, list):
-        raise DataError(_NO_CHAT.format(where))
-    chat = [_message(each, where) for each in messages]
-    schemas = _from_json(tools, where) or []
+        raise DataError(_NO_CHAT.format(location))
+    chat = [_message(message, location) for message in messages]
+    schemas = cast("list[Tool]", _from_json(tools, location) or [])
     if tokenizer is None or not tokenizer.chat_template:
         raise DataError(
-            f"{where}: this is a chat, but the model's tokenizer has no chat template to render it. Give plain "
+            f"{location}: this is a chat, but the model's tokenizer has no chat template to render it. Give plain "
             "text, or a model with a chat template."
         )
     if not chat:
         return ""
-    template: Any = tokenizer.apply_chat_template
     try:
-        text = str(template(chat, tools=schemas or None, tokenize=False))
+        text = str(tokenizer.apply_chat_template(chat, tools=schemas or None, tokenize=False))
     except Exception as error:  # a template is a program; it may raise anything
         raise DataError(
-            f"{where}: the model's chat template refuses this chat ({first_line(error)}). Correct or remove it."
+            f"{location}: the model's chat template refuses this chat ({first_line(error)}). Correct or remove it."
         ) from error
-    calls = [call for message in chat for call in message.get("tool_calls", ())]
+    calls = [call for message in chat for call in cast("list[Tool]", message.get("tool_calls", []))]
     for name in (tool["function"]["name"] for tool in (*schemas, *calls)):
         if name not in text:
             raise DataError(
-                f"{where}: the model's chat template leaves out the tool '{name}'. Remove chats with tools, or give a "
-                "model whose template renders them."
+                f"{location}: the model's chat template leaves out the tool '{name}'. Remove chats with tools, or give "
+                "a model whose template renders them."
             )
     bos = tokenizer.bos_token
     # Only a token that every text gets anyway is left out; others, such as SmolLM2's, are a part of the template.
     if bos and text.startswith(bos) and added_bos(tokenizer) is not None:
         text = text.removeprefix(bos)
-    return _string(text, "messages", where)
+    return _string(text, "messages", location)
 
 
-def _message(message: object, where: str) -> Record:
+def _message(message: object, location: str) -> Record:
     """A message with the keys that chat templates read; empty keys, which tables add, are left out."""
     if not isinstance(message, dict):
-        raise DataError(_NO_CHAT.format(where))
+        raise DataError(_NO_CHAT.format(location))
     known = {name: value for name, value in message.items() if value is not None}
     if "from" in known and "value" in known:
         known = {"role": known["from"], "content": known["value"]}
@@ -169,25 +186,28 @@ def _message(message: object, where: str) -> Record:
         content = "".join(str(part.get("text", "")) for part in content)
     role = known.get("role")
     if not isinstance(role, str) or not isinstance(content, str):
-        raise DataError(_NO_CHAT.format(where))
-    calls = {"tool_calls": [_call(call, where) for call in known["tool_calls"]]} if known.get("tool_calls") else {}
-    return known | {"role": _ROLES.get(role, role), "content": content} | calls
+        raise DataError(_NO_CHAT.format(location))
+    rendered = {**known, "role": _ROLES.get(role, role), "content": content}
+    if known.get("tool_calls"):
+        rendered["tool_calls"] = [_call(call, location) for call in known["tool_calls"]]
+    return rendered
 
 
-def _call(call: object, where: str) -> Record:
+def _call(call: object, location: str) -> Tool:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise DataError(f"{where}: a tool call has no function with a name. Correct or remove it.")
-    arguments = _from_json(function.get("arguments"), where)
+        raise DataError(f"{location}: a tool call has no function with a name. Correct or remove it.")
+    arguments = _from_json(function.get("arguments"), location)
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _from_json(value: object, where: str) -> Any:
+def _from_json(value: object, location: str) -> object:
+    """A value, parsed if it is JSON text; None for blank text."""
     if not isinstance(value, str):
         return value
     try:
         return parse_json(value) if value.strip() else None
     except ValueError as error:
         raise DataError(
-            f"{where}: tools or their arguments aren't JSON ({shorten(error, 200)}). Correct them."
+            f"{location}: tools or their arguments aren't JSON ({shorten(error, 200)}). Correct them."
         ) from error

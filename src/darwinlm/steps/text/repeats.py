@@ -43,7 +43,7 @@ def with_repeats(tokens: torch.Tensor, *, share: float, seed: int, ordinary: NDA
     """
     if share == 0 or not len(tokens):
         return tokens
-    return torch.from_numpy(np.stack([_with_repeats(each, share, seed, ordinary) for each in tokens.numpy()]))
+    return torch.from_numpy(np.stack([_with_repeats(sequence, share, seed, ordinary) for sequence in tokens.numpy()]))
 
 
 def _with_repeats(
@@ -73,15 +73,15 @@ def _with_repeats(
         repeats.append((place, slice(start, start + size)))
         remaining -= size
     pieces, done = [], 0
-    for place, passage in sorted(repeats, key=lambda each: each[0]):
+    for place, passage in sorted(repeats, key=lambda repeat: repeat[0]):
         pieces += [plain[done:place], plain[passage]]
         done = place
     return np.concatenate([*pieces, plain[done:]])
 
 
-def _size(rng: np.random.Generator, most: int) -> int:
-    """Number of tokens of a passage, at most `most`; the remainder is never shorter than the shortest passage."""
-    if most < 2 * SHORTEST:
-        return most
-    size = int(np.exp(rng.uniform(np.log(SHORTEST), np.log(min(LONGEST, most) + 1))))
-    return most if most - size < SHORTEST <= most <= LONGEST else size
+def _size(rng: np.random.Generator, remaining: int) -> int:
+    """Number of tokens of a passage, at most `remaining`; what is left is never shorter than the shortest passage."""
+    if remaining < 2 * SHORTEST:
+        return remaining
+    size = int(np.exp(rng.uniform(np.log(SHORTEST), np.log(min(LONGEST, remaining) + 1))))
+    return remaining if remaining - size < SHORTEST <= remaining <= LONGEST else size

@@ -63,10 +63,10 @@ class TokenSequences:
 
     def first(self, n_tokens: int) -> TokenSequences:
         """As many whole sequences as hold some tokens, from the beginning; at most all."""
-        wanted = -(-n_tokens // self.tokens.shape[1])
-        if wanted >= len(self.tokens):
+        count = -(-n_tokens // self.tokens.shape[1])
+        if count >= len(self.tokens):
             return self
-        return TokenSequences(self.tokens[:wanted], self.document_hashes, self.source)
+        return TokenSequences(self.tokens[:count], self.document_hashes, self.source)
 
     def save(self, folder: Path) -> None:
         """Write the sequences into a folder, which is created if needed. Raises StorageError."""
@@ -76,11 +76,11 @@ class TokenSequences:
     @classmethod
     def load(cls, folder: Path) -> TokenSequences:
         """Read what `save` wrote. Raises ArtifactError."""
-        about = read_as(folder / _DESCRIPTION_FILE, _Description)
+        description = read_as(folder / _DESCRIPTION_FILE, _Description)
         tokens = read_tensors(folder / _TOKENS_FILE).get("tokens")
         if tokens is None or tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise damaged(folder / _TOKENS_FILE, "there are no sequences of tokens in it")
-        return cls(tokens, about.document_hashes, about.source)
+        return cls(tokens, description.document_hashes, description.source)
 
 
 @dataclass(frozen=True)

@@ -35,5 +35,5 @@ def named_parts(source: str) -> list[str]:
 def own_amount(source: str | None, tokens: float, sequence_length: int) -> int:
     """Tokens of its own that the dense model writes if a run reads so many of a source; 0 if none of it is its own."""
     parts = named_parts(source or "")
-    own = tokens * parts.count(SELF) / len(parts)
-    return int(SPARE * own) + SPARE_SEQUENCES * sequence_length if own else 0
+    share = tokens * parts.count(SELF) / len(parts)
+    return int(SPARE * share) + SPARE_SEQUENCES * sequence_length if share else 0

@@ -23,13 +23,13 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import is_utf8, shorten
 from darwinlm.steps.text.local_files import EXTENSIONS, extension_of, read_files, shuffled
 from darwinlm.steps.text.packing import pieces
-from darwinlm.steps.text.records import listed, text_fields, text_of
+from darwinlm.steps.text.records import Record, listed, text_fields, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +174,7 @@ def read_documents(
             a record has no text, a chat can't be rendered, or the hub can't be reached.
     """
     if len(parts := parts_of(source)) > 1:
-        return _in_balance([read_documents(each, seed=seed, tokenizer=tokenizer) for each in parts])
+        return _in_balance([read_documents(part, seed=seed, tokenizer=tokenizer) for part in parts])
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
         documents = _read_hub(parsed, seed, tokenizer)
@@ -206,44 +206,45 @@ def read_domains(
 
     Reading ends after `characters`, of which files get equal parts. Otherwise as `read_documents`.
     """
-    parts: list[tuple[str, str]] = []
-    for each in parts_of(source):
-        parsed = parse_source(each)
+    domains: list[tuple[str, str]] = []
+    for part in parts_of(source):
+        parsed = parse_source(part)
         if isinstance(parsed, HubSource):
-            parts.append((parsed.name, each))
-        else:
-            mark = f"#{parsed.field}" if parsed.field else ""
-            parts += [(path.name.removesuffix(extension_of(path) or ""), f"{path}{mark}") for path in parsed.files()]
-    for name, part in parts:
-        left = characters // len(parts)
+            domains.append((parsed.name, part))
+            continue
+        field = f"#{parsed.field}" if parsed.field else ""
+        names = {path: path.name.removesuffix(extension_of(path) or "") for path in parsed.files()}
+        domains += [(name, f"{path}{field}") for path, name in names.items()]
+    for name, part in domains:
+        remaining = characters // len(domains)
         for document in read_documents(part, seed=seed, tokenizer=tokenizer):
             yield name, document
-            left -= len(document)
-            if left <= 0:
+            remaining -= len(document)
+            if remaining <= 0:
                 break
 
 
 def _visible(documents: Iterator[str], source: str) -> Iterator[str]:
     """Yield documents with a visible character, long ones in pieces. Raises DataError if there is none."""
-    found = False
+    empty = True
     for document in documents:
         if document and not document.isspace():
             yield from pieces(document, DOCUMENT_CHARACTERS)
-            found = True
-    if not found:
+            empty = False
+    if empty:
         raise DataError(f"Text source {source!r}: there is no text in it. Give a source with at least one document.")
 
 
 def _read_hub(source: HubSource, seed: int | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
     field = source.field
     for number, row in enumerate(_hub_rows(source, seed), start=1):
-        where = f"{source}, row {number}"
-        fields = text_fields(list(row), field, where)
+        location = f"{source}, row {number}"
+        fields = text_fields(list(row), field, location)
         field = "+".join(fields)
-        yield text_of(row, fields, where, tokenizer)
+        yield text_of(row, fields, location, tokenizer)
 
 
-def _hub_rows(source: HubSource, seed: int | None) -> Iterator[dict[str, Any]]:
+def _hub_rows(source: HubSource, seed: int | None) -> Iterator[Record]:
     """Stream the rows; all network errors of the library become a `DataError`."""
     try:
         import datasets

@@ -43,7 +43,7 @@ _SMALLEST_WEIGHT = 0.02
 _SPARE_CHARACTERS_PER_TOKEN = 16
 """Characters of surplus documents that are kept for each requested token."""
 
-_LEFT = 4
+_UNUSED = 4
 """Limit on the unused parts of documents, as a multiple of the tokens of their purpose."""
 
 DOCUMENT_TOKENS = 512
@@ -88,12 +88,12 @@ def split_documents(
     if short:
         settings = ["search.rounds" if purpose == "training" else f"text.{purpose}_tokens" for purpose in short]
         shortages = "; ".join(
-            f"{purpose} has {shelves[purpose].n_tokens} of {shelves[purpose].wanted} tokens" for purpose in short
+            f"{purpose} has {shelves[purpose].n_tokens} of {shelves[purpose].requested} tokens" for purpose in short
         )
         read = f"{n_documents} documents were read, {n_repeated} of them repeated"
-        named = f"Text source {source!r}" if source else "The text"
+        name = f"Text source {source!r}" if source else "The text"
         raise TextTooShortError(
-            f"{named} is too short: {shortages} ({read}; no document serves two purposes). "
+            f"{name} is too short: {shortages} ({read}; no document serves two purposes). "
             f"Give more text, or lower {' and '.join(settings)}.",
             sum(shelf.n_tokens for shelf in shelves.values()),
         )
@@ -126,56 +126,64 @@ def shares_within(shares: Mapping[str, int], available: int, seq_len: int) -> di
     `available` and `seq_len` are in tokens. There is at least a sequence for each purpose; None if there is too little
     text for that.
     """
-    most = available // seq_len
-    if most < len(shares):
+    available_sequences = available // seq_len
+    if available_sequences < len(shares):
         return None
     part = min(1.0, available / sum(shares.values()))
     sequences = {purpose: max(1, int(part * tokens / seq_len)) for purpose, tokens in shares.items()}
-    while sum(sequences.values()) > most:
+    while sum(sequences.values()) > available_sequences:
         sequences[max(sequences, key=sequences.__getitem__)] -= 1
     return {purpose: count * seq_len for purpose, count in sequences.items()}
 
 
 class _Shelf:
-    def __init__(self, wanted: int, document_tokens: int) -> None:
-        self.wanted = wanted
+    """The text of one purpose, which is filled document by document.
+
+    Attributes:
+        requested: Number of tokens to gather.
+        document_tokens: Maximum number of tokens from one document, as long as there are others.
+        hashes: Hashes of the documents in it.
+    """
+
+    def __init__(self, requested: int, document_tokens: int) -> None:
+        self.requested = requested
         self.document_tokens = document_tokens
         self.n_tokens = 0
         self.hashes: list[str] = []
         self._pieces: list[NDArray[np.int64]] = []
-        self._left: list[NDArray[np.int64]] = []
-        self._left_tokens = 0
+        self._unused: list[NDArray[np.int64]] = []
+        self._unused_tokens = 0
 
     @property
     def lacks(self) -> int:
         """Number of tokens still needed."""
-        return self.wanted - self.n_tokens
+        return self.requested - self.n_tokens
 
     def put(self, hashed: str, tokens: NDArray[np.int64]) -> None:
         """Add as many of a document's tokens as are needed and allowed."""
-        most = min(self.document_tokens, len(tokens))
-        if not most:
+        length = min(self.document_tokens, len(tokens))
+        if not length:
             return
-        start = int(hashed, 16) % (len(tokens) - most + 1)
+        start = int(hashed, 16) % (len(tokens) - length + 1)
         self.hashes.append(hashed)
-        self._add(tokens[start : start + most])
-        for left in (tokens[start + most :], tokens[:start]):
-            if len(left) and self._left_tokens < _LEFT * self.wanted:
-                self._left.append(left)
-                self._left_tokens += len(left)
+        self._add(tokens[start : start + length])
+        for unused in (tokens[start + length :], tokens[:start]):
+            if len(unused) and self._unused_tokens < _UNUSED * self.requested:
+                self._unused.append(unused)
+                self._unused_tokens += len(unused)
 
     def fill(self) -> None:
         """Add unused parts of the documents in turn until there are enough tokens."""
-        most = self.document_tokens
-        while self.lacks and self._left:
-            for left in self._left:
-                self._add(left[:most])
-            self._left = [left[most:] for left in self._left if len(left) > most]
+        length = self.document_tokens
+        while self.lacks and self._unused:
+            for unused in self._unused:
+                self._add(unused[:length])
+            self._unused = [unused[length:] for unused in self._unused if len(unused) > length]
 
     def _add(self, tokens: NDArray[np.int64]) -> None:
-        kept = tokens[: self.lacks]
-        self._pieces.append(kept)
-        self.n_tokens += len(kept)
+        piece = tokens[: self.lacks]
+        self._pieces.append(piece)
+        self.n_tokens += len(piece)
 
     def sequences(self, seq_len: int, bos: int | None) -> torch.Tensor:
         """Join and cut the tokens, and set the bos token if there is one, [B, T]."""
@@ -200,7 +208,7 @@ def _deal(
     """
     seen: set[str] = set()
     spare: list[tuple[str, str]] = []
-    count, room = 0, _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.wanted for shelf in shelves.values())
+    count, room = 0, _SPARE_CHARACTERS_PER_TOKEN * sum(shelf.requested for shelf in shelves.values())
 
     def place(hashed: str, text: str, shelf: _Shelf) -> None:
         shelf.put(hashed, *tokenise([text], tokenizer, bos))
@@ -218,9 +226,9 @@ def _deal(
         elif room > 0:
             room -= len(text)
             spare.append((hashed, text))
-    left = iter(sorted(spare))
+    surplus = iter(sorted(spare))
     for shelf in shelves.values():
-        while shelf.lacks and (extra := next(left, None)) is not None:
+        while shelf.lacks and (extra := next(surplus, None)) is not None:
             place(*extra, shelf)
         shelf.fill()
     return count, count - len(seen)

@@ -28,8 +28,8 @@ def given_source(settings: TextSettings) -> str:
 
 def with_own_text(source: str, own_text: Documents | None) -> str:
     """A source with the files of the model's own text in place of `self`."""
-    own = None if own_text is None else own_text.folder
-    return ",".join(str(own) if part == SELF else part for part in named_parts(source))
+    folder = None if own_text is None else own_text.folder
+    return ",".join(str(folder) if part == SELF else part for part in named_parts(source))
 
 
 def check_text(settings: TextSettings, model: Checkpoint) -> None:
@@ -50,9 +50,9 @@ def check_length(length: int, *models: Checkpoint) -> None:
 
 
 def check_source(source: str) -> None:
-    """Refuse evaluation text of a benchmark, as `check_not_evaluation_text`; the model's own text is none."""
-    if others := [part for part in named_parts(source) if part != SELF]:
-        check_not_evaluation_text(",".join(others))
+    """Refuse evaluation text of a benchmark, as `check_not_evaluation_text`; the model's own text never is."""
+    if given_parts := [part for part in named_parts(source) if part != SELF]:
+        check_not_evaluation_text(",".join(given_parts))
 
 
 def documents_of(text: Mapping[str, TokenSequences]) -> tuple[str, ...]:
