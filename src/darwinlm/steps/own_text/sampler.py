@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor
 
 from darwinlm.runtime.memory import memory_of
 from darwinlm.steps.own_text.sampling_cache import RowCache, takes_rows
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
 
 CPU_ROWS, GPU_ROWS = 64, 256
 """Maximum number of sequences at once."""
@@ -73,24 +76,29 @@ class Sampler:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         prefix: Sequence[int],
         segments: Sequence[Segment],
         length: int,
         seed: int,
         rows: int | None = None,
     ) -> None:
-        self.model, self.device = model, next(model.parameters()).device
-        self.prefix, self.segments, self.length, self.seed = tuple(prefix), segments, length, seed
-        self._kept = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-        self._last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+        self.model = model
+        self.device: torch.device = next(model.parameters()).device
+        self.prefix = tuple(prefix)
+        self.segments = segments
+        self.length = length
+        self.seed = seed
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._only_last = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         self._prompt = self._read(1)
         self.continuous = takes_rows(self._prompt, length)
         self.rows = rows or self._fitting_rows()
-        most = max(len(segment.then) for segment in segments)
+        longest = max(len(segment.then) for segment in segments)
         vocabulary = model.get_input_embeddings().weight.shape[0]
         self._ends = torch.zeros(len(segments) + 1, vocabulary, dtype=torch.bool)
-        self._then = torch.full((len(segments) + 1, most + 1), -1)
+        self._then = torch.full((len(segments) + 1, longest + 1), -1)
         for index, segment in enumerate(segments):
             self._ends[index, [end for end in segment.ends if end < vocabulary]] = True
             self._then[index, : len(segment.then)] = torch.tensor(segment.then, dtype=torch.int64)
@@ -100,20 +108,20 @@ class Sampler:
         for name in ("_ends", "_then", "_then_length", "_temperature", "_until"):
             setattr(self, name, getattr(self, name).to(self.device))
 
-    def _read(self, rows: int) -> Any:
+    def _read(self, rows: int) -> Cache:
         """A cache with the prefix in every row, but for its last token where that isn't the only one."""
         prompt = torch.tensor([self.prefix[:-1] or self.prefix], device=self.device).expand(rows, -1)
-        output = self.model(input_ids=prompt, use_cache=True, **self._last)
+        output = self.model(input_ids=prompt, use_cache=True, **self._only_last)
         return output.get("cache") or output.get("past_key_values")
 
     def _fitting_rows(self) -> int:
-        most = GPU_ROWS if self.device.type == "cuda" else CPU_ROWS
+        limit = GPU_ROWS if self.device.type == "cuda" else CPU_ROWS
         # Layers of linear attention have a state instead of keys and values.
         states = (getattr(layer, name, None) for layer in self._prompt.layers for name in ("keys", "values"))
-        parts = [part for part in states if part is not None]
-        column = sum(part[:, :, 0].numel() * part.element_size() for part in parts)
+        present = [state for state in states if state is not None]
+        column = sum(state[:, :, 0].numel() * state.element_size() for state in present)
         room = memory_of(self.device).room("keys and values")
-        return int(max(1, min(most, room // max(column * self.length, 1))))
+        return int(max(1, min(limit, room // max(column * self.length, 1))))
 
     @torch.no_grad()
     def sample(self, numbers: Iterator[int]) -> Iterator[Sampled]:
@@ -146,7 +154,7 @@ class Sampler:
         """Begin a sequence in a row; its keys and values of the prefix are there already."""
         prompt = torch.tensor(self.prefix, device=self.device)
         state.numbers[row] = number
-        state.given[row] = -1
+        state.forced[row] = -1
         state.written[row, : len(prompt)] = prompt
         state.begins[row] = 0
         state.begins[row, 0] = len(prompt)
@@ -157,23 +165,24 @@ class Sampler:
 
     def _step(self, state: _State) -> None:
         """Feed a token to every row and choose the next one. Rows that are done stay where they are."""
-        how: dict[str, Any] = {self._kept: state.cache}
-        if self.continuous:
+        arguments: dict[str, Cache | Tensor] = {self._cache_name: state.cache}
+        if isinstance(state.cache, RowCache):
             state.cache.positions = state.positions
-            how |= {"attention_mask": state.cache.mask(), "position_ids": state.positions[:, None]}
-        output = self.model(input_ids=state.tokens[:, None], use_cache=True, **how)
+            arguments["attention_mask"] = state.cache.mask()
+            arguments["position_ids"] = state.positions[:, None]
+        output = self.model(input_ids=state.tokens[:, None], use_cache=True, **arguments)
         following = (state.positions + 1).clamp(max=self.length - 1)
         logits = output.logits[:, -1]
         random = state.uniform.gather(1, following[:, None])[:, 0]
         sampled = choose(logits, self._temperature[state.segment], random)
-        given = state.given.gather(1, following[:, None])[:, 0]
-        free = given < 0
-        token = torch.where(free, sampled, given)
+        forced = state.forced.gather(1, following[:, None])[:, 0]
+        free = forced < 0
+        token = torch.where(free, sampled, forced)
         ended = free & self._ends[state.segment, token] & ~state.done
         then = self._then[state.segment]  # [B, longest + 1]
         token = torch.where(ended & (then[:, 0] >= 0), then[:, 0], token)
         places = (following[:, None] + torch.arange(then.shape[1], device=self.device)).clamp(max=self.length - 1)
-        state.given.scatter_(1, places, torch.where(ended[:, None], then, state.given.gather(1, places)))
+        state.forced.scatter_(1, places, torch.where(ended[:, None], then, state.forced.gather(1, places)))
         begin = (following + 1 + self._then_length[state.segment]).clamp(max=self.length)
         state.segment = state.segment + ended.long()
         now = state.begins.gather(1, state.segment[:, None])[:, 0]
@@ -197,7 +206,7 @@ class Sampler:
             tokens = tokens[: positions[row] + 1]  # noqa: PLW2901 - the rest of the room is of no use
             last = min(segment, len(self.segments) - 1)
             ended = segment == len(self.segments)
-            stops = [begin - max(len(each.then), 1) for begin, each in zip(begun[1:], self.segments, strict=True)]
+            stops = [begin - max(len(part.then), 1) for begin, part in zip(begun[1:], self.segments, strict=True)]
             stops[last] = len(tokens) - ended
             parts = (tuple(tokens[begun[index] : stops[index]]) for index in range(last + 1))
             yield Sampled(number, tuple(tokens), tuple(begun[: last + 1]), tuple(parts), ended)
@@ -235,7 +244,7 @@ class _State:
     """The rows of a batch.
 
     Attributes:
-        given: Tokens that aren't sampled, -1 elsewhere, [B, L].
+        forced: Tokens that aren't sampled, -1 elsewhere, [B, L].
         written: All tokens so far, [B, L].
         begins: Position at which each segment begins, [B, S + 1].
         segment: Index of the present segment; S after the last one, [B].
@@ -244,21 +253,21 @@ class _State:
         numbers: Number of the sequence in each row; None if the row is free.
     """
 
-    def __init__(self, cache: Any, rows: int, length: int, segments: int, device: torch.device) -> None:
+    def __init__(self, cache: Cache, rows: int, length: int, segments: int, device: torch.device) -> None:
         self.cache = cache
-        self.given = torch.full((rows, length), -1, device=device)
+        self.forced = torch.full((rows, length), -1, device=device)
         self.written = torch.zeros(rows, length, dtype=torch.int64, device=device)
         self.begins = torch.zeros(rows, segments + 1, dtype=torch.int64, device=device)
         self.uniform = torch.zeros(rows, length, device=device)
-        self.segment, self.positions, self.tokens = (
-            torch.zeros(rows, dtype=torch.int64, device=device) for _ in range(3)
-        )
+        self.segment = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self.done = torch.ones(rows, dtype=torch.bool, device=device)
         self.numbers: list[int | None] = [None] * rows
 
     def keep(self, rows: Tensor) -> None:
         """Keep some rows only."""
-        for name in ("given", "written", "begins", "uniform", "segment", "positions", "tokens", "done"):
+        for name in ("forced", "written", "begins", "uniform", "segment", "positions", "tokens", "done"):
             setattr(self, name, getattr(self, name)[rows])
         self.numbers = [self.numbers[row] for row in rows.tolist()]
         self.cache.keep(rows)

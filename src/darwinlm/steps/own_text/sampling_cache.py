@@ -5,8 +5,6 @@ Letters: B rows, H key-value heads, L columns, D head size.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
@@ -42,18 +40,18 @@ class _RowLayer(CacheLayerMixin):  # type: ignore[misc]
 
     is_sliding = False
 
-    def __init__(self, cache: RowCache, prompt: Any, rows: int, length: int) -> None:
+    def __init__(self, cache: RowCache, prompt: CacheLayerMixin, rows: int, length: int) -> None:
         super().__init__()
         self.cache, self.length = cache, length
         if prompt.is_initialized:
-            self.keys, self.values = (_beginning(part, rows, length) for part in (prompt.keys, prompt.values))
+            self.keys, self.values = (_beginning(states, rows, length) for states in (prompt.keys, prompt.values))
             self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Never needed: a layer that stores anything has stored the prompt."""
         raise AssertionError
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Store the keys and values [B, H, 1, D] of the new tokens; returns those of all columns."""
         positions = self.cache.positions
         rows = torch.arange(len(positions), device=positions.device)
@@ -82,7 +80,7 @@ def _beginning(prompt: Tensor, rows: int, length: int) -> Tensor:
     return room
 
 
-def takes_rows(prompt: Any, length: int) -> bool:
+def takes_rows(prompt: Cache, length: int) -> bool:
     """Whether every layer of a model's cache is plain keys and values, with no window shorter than `length`."""
     layers = getattr(prompt, "layers", [])
     kinds = {DynamicLayer: True, DynamicSlidingWindowLayer: False}

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from darwinlm.runtime.errors import first_line
 from darwinlm.steps.own_text.sampler import Sampled, Segment
 from darwinlm.steps.text.packing import document_hash
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Record = dict[str, JsonValue]
 
 PROMPT_TEMPERATURE, ANSWER_TEMPERATURE, DOCUMENT_TEMPERATURE = 1.0, 0.7, 1.0
 _MARK = "QUESTION"
@@ -32,18 +38,18 @@ class Script:
     name: str
     prefix: tuple[int, ...]
     segments: tuple[Segment, ...]
-    record: Callable[[Sampled], dict[str, Any] | None]
+    record: Callable[[Sampled], Record | None]
     identity: Callable[[Sampled], str]
 
 
-def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Tokens that end an answer: those of the model's generation config and of the tokenizer."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
     return tuple(sorted(end for end in ends if end is not None))
 
 
-def chat_parts(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | str:
+def chat_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]] | str:
     """Tokens of the template before the user's words, and between them and the answer; or why there are none."""
     if not getattr(tokenizer, "chat_template", None):
         return "the model has no chat template"
@@ -62,12 +68,12 @@ def chat_parts(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | str:
     return prefix, header
 
 
-def is_chat(tokenizer: Any) -> bool:
+def is_chat(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the model has a chat template that can be used."""
     return not isinstance(chat_parts(tokenizer), str)
 
 
-def chats(model: Any, tokenizer: Any, length: int) -> Script | str:
+def chats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> Script | str:
     """Chats of at most `length` tokens with a prompt and an answer; or why the model can't write them."""
     parts = chat_parts(tokenizer)
     if isinstance(parts, str):
@@ -79,7 +85,7 @@ def chats(model: Any, tokenizer: Any, length: int) -> Script | str:
     ends = end_tokens(model, tokenizer)
     question = Segment(PROMPT_TEMPERATURE, (header[0], *ends), len(prefix) + room // 2, header)
 
-    def record(sampled: Sampled) -> dict[str, Any] | None:
+    def record(sampled: Sampled) -> Record | None:
         words = [_text(tokenizer, part) for part in sampled.parts]
         if len(words) < 2 or not all(words) or loops(sampled.parts[0]) or loops(sampled.parts[1]):
             return None
@@ -99,13 +105,13 @@ def chats(model: Any, tokenizer: Any, length: int) -> Script | str:
     )
 
 
-def documents(model: Any, tokenizer: Any, length: int) -> Script | str:
+def documents(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, length: int) -> Script | str:
     """Documents of at most `length` tokens; or why the model can't write them."""
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
         return "its tokenizer has neither a first nor a last token to begin documents with"
 
-    def record(sampled: Sampled) -> dict[str, Any] | None:
+    def record(sampled: Sampled) -> Record | None:
         text = _text(tokenizer, sampled.parts[0])
         return {"text": text, "ended": sampled.ended} if text and not loops(sampled.parts[0]) else None
 
@@ -118,7 +124,7 @@ def documents(model: Any, tokenizer: Any, length: int) -> Script | str:
     )
 
 
-def _text(tokenizer: Any, tokens: tuple[int, ...]) -> str:
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> str:
     return str(tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()
 
 

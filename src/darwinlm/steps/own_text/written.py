@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,13 +18,16 @@ from darwinlm.runtime.errors import DataError, storage_error
 from darwinlm.steps.own_text.sampler import Sampled, Sampler
 from darwinlm.steps.own_text.script import Script, chats, documents
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 TRIAL, RECENT, USABLE = 32, 256, 0.25
 """Sequences at the beginning, and the last ones, of which the share `USABLE` must be usable."""
 
 
 def write_own_text(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     tokens: int,
     *,
@@ -73,8 +76,8 @@ def write_own_text(
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What later work reads of a document's line, with its text."""
+class _Line:
+    """What is read back of the line of a document, which also has its text."""
 
     number: int
     tokens: int
@@ -89,15 +92,15 @@ class _OwnText:
     ) -> None:
         self.script, self.first, self.progress = script, first, progress
         self.path = folder / f"{script.name}-{parallel.place()}.jsonl"
-        self.wanted = -(-tokens // parallel.size())
-        records: list[_Kept] = []
+        self.requested = -(-tokens // parallel.size())
+        records: list[_Line] = []
         if self.path.exists():
-            whole = self.path.read_bytes()
-            whole = whole[: whole.rfind(b"\n") + 1]  # an interruption cuts the last line
-            self.path.write_bytes(whole)
-            for number, line in enumerate(whole.splitlines(), 1):
+            content = self.path.read_bytes()
+            lines = content[: content.rfind(b"\n") + 1]  # an interruption cuts the last line
+            self.path.write_bytes(lines)
+            for number, line in enumerate(lines.splitlines(), 1):
                 try:
-                    records.append(TypeAdapter(_Kept).validate_json(line))
+                    records.append(TypeAdapter(_Line).validate_json(line))
                 except ValidationError as error:
                     raise damaged(self.path, f"line {number} isn't one of ours") from error
         self.seen = {record.identity for record in records}
@@ -107,7 +110,8 @@ class _OwnText:
         self.begun = 0
         self.lately: deque[bool] = deque(maxlen=RECENT)
         """Whether each of the last finished sequences was usable."""
-        self.why = Counter[str]()
+        self.reasons = Counter[str]()
+        """Why sequences were left out."""
 
     @property
     def written(self) -> int:
@@ -125,8 +129,8 @@ class _OwnText:
 
     def _reason(self, among: int) -> str:
         """The most frequent reason for leaving sequences out."""
-        ((worst, times),) = self.why.most_common(1)
-        return f"{times} of {max(among, times)} {self.script.name} {worst}"
+        ((reason, count),) = self.reasons.most_common(1)
+        return f"{count} of {max(among, count)} {self.script.name} {reason}"
 
     def write(self, sampler: Sampler, late: Callable[[], bool]) -> None:
         """Write until there are enough tokens. Raises DataError if hardly any of the last sequences are usable."""
@@ -134,7 +138,7 @@ class _OwnText:
         def numbers() -> Iterator[int]:
             for number in count(self.first + TRIAL + parallel.place(), parallel.size()):
                 unfinished = (self.begun - len(self.tried)) * (self.written / max(len(self.tried), 1))
-                if self.written + unfinished >= self.wanted or late():
+                if self.written + unfinished >= self.requested or late():
                     return
                 yield number
 
@@ -163,17 +167,17 @@ class _OwnText:
         self.tried[sampled.number] = len(sampled.tokens) if usable else 0
         if record is not None and usable:
             self.seen.add(identity)
-            kept = {"number": sampled.number, "tokens": len(sampled.tokens), "identity": identity}
-            file.write(json.dumps(record | kept) + "\n")
+            about = {"number": sampled.number, "tokens": len(sampled.tokens), "identity": identity}
+            file.write(json.dumps(record | about) + "\n")
             file.flush()
-            self.progress(min(self.written, self.wanted), self.wanted)
+            self.progress(min(self.written, self.requested), self.requested)
         elif record is not None:
-            self.why["repeat an earlier prompt or text"] += 1
+            self.reasons["repeat an earlier prompt or text"] += 1
         else:
             unended = len(sampled.parts) < len(self.script.segments)
-            self.why["don't end the user's turn" if unended else "are empty or end in a loop"] += 1
+            self.reasons["don't end the user's turn" if unended else "are empty or end in a loop"] += 1
         if len(self.lately) == RECENT and sum(self.lately) < USABLE * RECENT:
             raise DataError(
-                f"the model's own text comes to an end after {self.written:,} of {self.wanted:,} tokens "
+                f"the model's own text comes to an end after {self.written:,} of {self.requested:,} tokens "
                 f"({self._reason(RECENT)}): name a text with --text, or lower the tokens of the recipe"
             )
