@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,7 +23,10 @@ from darwinlm.steps.own_text.sampler import Sampled, Sampler
 from darwinlm.steps.own_text.script import chats
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from darwinlm.formats.opened import Opened
+    from darwinlm.model.walk.decoder import Decoder
 
 FIRST = 1 << 40
 """Number of the first chat, which no text for pruning reaches."""
@@ -42,7 +45,7 @@ class Answers:
 
 
 @torch.no_grad()
-def write_answers(dense: Any, tokenizer: Any, tokens: int) -> Answers | str:
+def write_answers(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Answers | str:
     """Let the dense model write chats with at least `tokens` answer tokens, or the reason why it can't.
 
     Processes share the work. Chats without an answer are left out.
@@ -53,35 +56,41 @@ def write_answers(dense: Any, tokenizer: Any, tokens: int) -> Answers | str:
         return script
     sampler = Sampler(dense, script.prefix, script.segments, length, 0)
     written: list[Sampled] = []
-    number, count, wanted = FIRST + parallel.place(), 0, -(-tokens // parallel.size())
-    most = wanted // CHATS_AT_ONCE + CHATS_AT_ONCE  # so that a model without answers comes to an end
-    while count < wanted and len(written) < most:
+    number, count = FIRST + parallel.place(), 0
+    requested = -(-tokens // parallel.size())
+    limit = requested // CHATS_AT_ONCE + CHATS_AT_ONCE  # so that a model without answers comes to an end
+    while count < requested and len(written) < limit:
         numbers = range(number, number + CHATS_AT_ONCE * parallel.size(), parallel.size())
         number = numbers.stop
         for sampled in sampler.sample(iter(numbers)):
             written.append(sampled)
             count += len(sampled.tokens) - sampled.begins[1] if len(sampled.begins) > 1 else 0
-    together = sorted((chat for part in parallel.gather(written) for chat in part), key=lambda chat: chat.number)
-    together = [chat for chat in together if len(chat.begins) > 1 and len(chat.tokens) > chat.begins[1]]
-    if not together:
+    gathered = sorted((chat for part in parallel.gather(written) for chat in part), key=lambda chat: chat.number)
+    answered = [chat for chat in gathered if len(chat.begins) > 1 and len(chat.tokens) > chat.begins[1]]
+    if not answered:
         return "the dense model doesn't end the user's turn"
-    padded = torch.zeros(len(together), max(len(chat.tokens) for chat in together), dtype=torch.int64)
+    padded = torch.zeros(len(answered), max(len(chat.tokens) for chat in answered), dtype=torch.int64)
     answer = torch.zeros_like(padded, dtype=torch.bool)
-    for row, chat in enumerate(together):
+    for row, chat in enumerate(answered):
         padded[row, : len(chat.tokens)] = torch.tensor(chat.tokens)
         answer[row, chat.begins[1] : len(chat.tokens)] = True
     return Answers(padded, answer)
 
 
 def measure_answers(
-    dense: Any, models: Mapping[str, Any], answers: Answers, *, batch_tokens: int, memory: HiddenMemory | None = None
+    dense: Decoder | PreTrainedModel,
+    models: Mapping[str, Decoder | PreTrainedModel],
+    answers: Answers,
+    *,
+    batch_tokens: int,
+    memory: HiddenMemory | None = None,
 ) -> dict[str, AnswerFigures]:
     """Compare models with the dense one on its answers; processes share the chats.
 
     Models are decoders, or whole models of transformers; streams of decoders may go where `memory` says.
     """
     quality = measure_quality(
-        dense, models, answers.tokens, batch_tokens=batch_tokens, where=answers.answer, memory=memory
+        dense, models, answers.tokens, batch_tokens=batch_tokens, predicted=answers.answer, memory=memory
     )
     names = [metric.name for metric in token_metrics(comparing=True)]
     return {

@@ -10,7 +10,7 @@ import ast
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +18,9 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
 from darwinlm.steps.chats.step import CodeFigures
 from darwinlm.steps.own_text.script import chat_parts, end_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEW_TOKENS = 256
 """Maximum length of an answer."""
@@ -41,35 +44,47 @@ TASKS = (
 )  # fmt: skip
 
 
-def greedy_answers(model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int) -> list[str]:
-    """Greedy answers through the chat template; processes share the prompts. Raises ModelError without a template."""
+def greedy_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], new_tokens: int
+) -> list[str]:
+    """Greedy answers through the chat template, of at most `new_tokens` tokens; processes share the prompts.
+
+    Raises ModelError without a template.
+    """
     parts = chat_parts(tokenizer)
     if isinstance(parts, str):
         raise ModelError(f"{parts}: coding tasks are for chat models")
-    questions = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    asked = tokenizer.apply_chat_template(questions, add_generation_prompt=True, return_dict=True)["input_ids"]
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
     ends = end_tokens(model, tokenizer)
-    how: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
-    how |= {"max_new_tokens": new_tokens, "eos_token_id": list(ends) or None, "pad_token_id": [*ends, 0][0]}
-    mine, answers = list(parallel.mine(range(len(asked)))), dict[int, str]()
-    for start in range(0, len(mine), PROMPTS_AT_ONCE):
-        batch = mine[start : start + PROMPTS_AT_ONCE]
-        longest = max(len(asked[index]) for index in batch)
-        room = [longest - len(asked[index]) for index in batch]
-        ids = [[0] * left + list(asked[index]) for left, index in zip(room, batch, strict=True)]
-        mask = [[0] * left + [1] * (longest - left) for left in room]
-        given, seen = (torch.tensor(rows, device=model.device) for rows in (ids, mask))
+    share = list(parallel.mine(range(len(inputs))))
+    answers: dict[int, str] = {}
+    for start in range(0, len(share), PROMPTS_AT_ONCE):
+        batch = share[start : start + PROMPTS_AT_ONCE]
+        longest = max(len(inputs[index]) for index in batch)
+        padding = [longest - len(inputs[index]) for index in batch]
+        ids = [[0] * count + list(inputs[index]) for count, index in zip(padding, batch, strict=True)]
+        mask = [[0] * count + [1] * (longest - count) for count in padding]
         # Of the prompts, the head reads the last tokens; torch would copy its weights for every such strided row.
-        with model.get_output_embeddings().register_forward_pre_hook(lambda _, x: (x[0].contiguous(),)):
-            out = model.generate(given, attention_mask=seen, **how)[:, longest:].tolist()
-        for index, new in zip(batch, out, strict=True):
+        with model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)):
+            output = model.generate(
+                torch.tensor(ids, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                do_sample=False,
+                num_beams=1,
+                repetition_penalty=1.0,
+                max_new_tokens=new_tokens,
+                eos_token_id=list(ends) or None,
+                pad_token_id=ends[0] if ends else 0,
+            )
+        for index, new in zip(batch, output[:, longest:].tolist(), strict=True):
             end = next((place for place, token in enumerate(new) if token in ends), len(new))
             answers[index] = str(tokenizer.decode(new[:end], skip_special_tokens=True)).strip()
-    together = {index: answer for part in parallel.gather(answers) for index, answer in part.items()}
-    return [together[index] for index in range(len(asked))]
+    gathered = {index: answer for part in parallel.gather(answers) for index, answer in part.items()}
+    return [gathered[index] for index in range(len(inputs))]
 
 
-def write_code(model: Any, tokenizer: Any) -> list[str | None]:
+def write_code(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
     """The first block of code in the answer to each task, None without one. Raises ModelError as `greedy_answers`."""
     prompts = [f"Write a Python function that {task}." for task in TASKS]
     blocks = [
@@ -81,11 +96,13 @@ def write_code(model: Any, tokenizer: Any) -> list[str | None]:
 
 def compare_code(codes: Sequence[str | None], dense: Sequence[str | None]) -> CodeFigures | None:
     """Figures of a model's blocks, on the tasks for which `dense` has one; None if it has none."""
-    pairs = [(parsed(code), parsed(other)) for code, other in zip(codes, dense, strict=True) if other is not None]
+    pairs = [
+        (parsed(code), parsed(expected)) for code, expected in zip(codes, dense, strict=True) if expected is not None
+    ]
     if not pairs:
         return None
-    parse = [code is not None for code, _ in pairs]
-    same = [code is not None and code == other for code, other in pairs]
+    parse = [tree is not None for tree, _ in pairs]
+    same = [tree is not None and tree == expected for tree, expected in pairs]
     return CodeFigures(tasks=len(pairs), parsed=sum(parse) / len(pairs), same=sum(same) / len(pairs))
 
 
@@ -99,7 +116,7 @@ def parsed(code: str | None) -> str | None:
             tree = ast.parse(code)
         for node in ast.walk(tree):
             if isinstance(body := getattr(node, "body", None), list):
-                node.body = [each for each in body if not _is_string(each)]  # type: ignore[attr-defined]
+                node.body = [statement for statement in body if not _is_string(statement)]  # type: ignore[attr-defined]
         return ast.dump(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None

@@ -30,10 +30,10 @@ def measure_chats(task: Task, dense: Checkpoint, models: Models, tokens: int) ->
     written = write_answers(load_whole(task, dense), dense.tokenizer(), tokens)
     if isinstance(written, str):
         return f"dense writes no chats: {written}"
-    reader, *others = (models.models[name].read(written.tokens) for name in (DENSE, *chosen))
+    reader, *smaller = (models.models[name].read(written.tokens) for name in (DENSE, *chosen))
     return measure_answers(
         reader,
-        dict(zip(chosen, others, strict=True)),
+        dict(zip(chosen, smaller, strict=True)),
         written,
         batch_tokens=context.batch_tokens,
         memory=HiddenMemory(task.folder),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ from darwinlm.runtime.errors import DataError
 from darwinlm.steps.evaluate.quality import reading
 from darwinlm.steps.evaluate.step import CopyingScore
 from darwinlm.steps.text.packing import added_bos
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from darwinlm.model.walk.decoder import Decoder
 
 FEWEST_LISTS, LISTS, LIST_TOKENS = 4, 16, 2048
 """Fewest and most sequences of each kind and length, and evaluation tokens for each of them."""
@@ -60,11 +65,11 @@ class Copying:
 
 
 def number_of_lists(evaluation_tokens: int) -> int:
-    """Number of sequences of each kind and length beside so many tokens of text."""
+    """Number of sequences of each kind and length, from the number of tokens of evaluation text."""
     return min(max(evaluation_tokens // LIST_TOKENS, FEWEST_LISTS), LISTS)
 
 
-def word_tokens(tokenizer: Any) -> list[int]:
+def word_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that are whole words: three or more lower-case letters, after the prefix of a word's beginning if any."""
     special = set(tokenizer.all_special_ids)
     marked: list[int] = []
@@ -77,7 +82,7 @@ def word_tokens(tokenizer: Any) -> list[int]:
     return marked or bare
 
 
-def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS) -> Copying:
+def word_lists(tokenizer: PreTrainedTokenizerBase, n: int, *, lists: int = LISTS) -> Copying:
     """Lists of n different random words of the tokenizer's vocabulary, each twice. Raises DataError."""
     words = word_tokens(tokenizer)
     if len(words) < FEWEST_WORDS:
@@ -85,12 +90,14 @@ def word_lists(tokenizer: Any, n: int, *, lists: int = LISTS) -> Copying:
             f"the tokenizer has {len(words)} tokens that are words of {SHORTEST_WORD} letters or more, but lists of "
             f"random words take {FEWEST_WORDS}: copying of lists can't be measured with it, only that of text"
         )
-    draw = random.Random(f"{SEED}:{n}")  # noqa: S311 - no secret hangs on it
+    draw = random.Random(f"{SEED}:{n}")  # noqa: S311 - no secret depends on it
     drawn = torch.tensor([draw.sample(words, n) for _ in range(lists)])
     return Copying(f"{n} words", n, _after_bos(tokenizer, drawn, drawn))
 
 
-def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int = LISTS) -> Copying | None:
+def passages(
+    tokenizer: PreTrainedTokenizerBase, text: Tensor, n: int, gap: int = 0, *, lists: int = LISTS
+) -> Copying | None:
     """Passages of a text, each given twice, with other text of the same block in between.
 
     `text` is [B, T]. `gap` tokens of other text stand between the occurrences. A block gives at most one of the `lists`
@@ -103,26 +110,27 @@ def passages(tokenizer: Any, text: Tensor, n: int, gap: int = 0, *, lists: int =
     return Copying(name, n, _after_bos(tokenizer, blocks, blocks[:, :n]))
 
 
-def _after_bos(tokenizer: Any, *parts: Tensor) -> Tensor:
+def _after_bos(tokenizer: PreTrainedTokenizerBase, *parts: Tensor) -> Tensor:
     """Tokens [b, t] joined, after bos if the tokenizer adds it."""
     bos = added_bos(tokenizer)
-    before = parts[0].new_full((len(parts[0]), 0 if bos is None else 1), bos or 0)
-    return torch.cat([before, *parts], dim=1)
+    if bos is None:
+        return torch.cat(parts, dim=1)
+    return torch.cat([parts[0].new_full((len(parts[0]), 1), bos), *parts], dim=1)
 
 
-def longest_sequence(config: Any) -> int | None:
+def longest_sequence(config: PreTrainedConfig) -> int | None:
     """Maximum sequence length by the configuration of a model; None if it isn't stated."""
     longest: int | None = getattr(config, "max_position_embeddings", None)
     return longest
 
 
 def all_copying(
-    tokenizer: Any, text: Tensor, longest: int | None, *, lists: int = LISTS
+    tokenizer: PreTrainedTokenizerBase, text: Tensor, longest: int | None, *, lists: int = LISTS
 ) -> tuple[list[Copying], list[str]]:
     """The standard sequences: lists of 16 and 64 words, passages of 64 tokens repeated at once and after 192 tokens.
 
-    `text` is [B, T]. `longest` is the model's longest sequence; None has no limit. Returns
-    remarks about those that were left out, too.
+    `text` is [B, T]. `longest` is the model's longest sequence; None has no limit. Also returns remarks about those
+    that were left out.
     """
     sequences: list[Copying] = []
     remarks = []
@@ -136,18 +144,18 @@ def all_copying(
             remarks.append(f"copying of text wasn't measured over {n + gap} tokens: sequences of text are shorter")
         else:
             sequences.append(passage)
-    kept = []
+    fitting = []
     for copying in sequences:
         if longest is None or copying.tokens.shape[1] <= longest:
-            kept.append(copying)
+            fitting.append(copying)
         else:
             remarks.append(f"copying of {copying.name} takes {copying.tokens.shape[1]} tokens, and the model {longest}")
-    return kept, remarks
+    return fitting, remarks
 
 
 @torch.no_grad()
 def measure_copying(
-    models: Mapping[str, Any], copying: Sequence[Copying], *, batch_tokens: int
+    models: Mapping[str, Decoder | PreTrainedModel], copying: Sequence[Copying], *, batch_tokens: int
 ) -> dict[str, list[CopyingScore]]:
     """Accuracy and loss of several models on the same sequences, which processes share, in one walk of each model."""
     kind_of, batches = _batches(copying, batch_tokens)
@@ -157,19 +165,21 @@ def measure_copying(
         with model.with_head():
             for kind, batch, states in zip(kind_of, batches, walk, strict=True):
                 targets = batch[:, 1 - copying[kind].n :].flatten().to(states.device)
-                parts = (torch.split(part, model.head_tokens) for part in (states[:, :-1].flatten(0, 1), targets))
-                for state, target in zip(*parts, strict=True):
+                state_pieces = torch.split(states[:, :-1].flatten(0, 1), model.head_tokens)
+                target_pieces = torch.split(targets, model.head_tokens)
+                for state, target in zip(state_pieces, target_pieces, strict=True):
                     logits = model.head(state)
-                    right = (logits.argmax(-1) == target).sum()
-                    lost = exact(token_losses(logits, target)).sum(dtype=torch.float64)
-                    rows[kind] += torch.tensor([float(right), float(lost), len(target)], dtype=torch.float64)
-    return {
-        name: [
-            CopyingScore(kind.name, right / count, lost / count, int(count))
-            for kind, (right, lost, count) in zip(copying, rows, strict=True)
+                    correct = (logits.argmax(-1) == target).sum()
+                    loss = exact(token_losses(logits, target)).sum(dtype=torch.float64)
+                    rows[kind] += torch.tensor([float(correct), float(loss), len(target)], dtype=torch.float64)
+    totals: list[list[list[float]]] = parallel.all_reduce(sums).tolist()
+    scores: dict[str, list[CopyingScore]] = {}
+    for name, of_model in zip(models, totals, strict=True):
+        scores[name] = [
+            CopyingScore(kind.name, correct / count, loss / count, int(count))
+            for kind, (correct, loss, count) in zip(copying, of_model, strict=True)
         ]
-        for name, rows in zip(models, parallel.all_reduce(sums).tolist(), strict=True)
-    }
+    return scores
 
 
 def _batches(kinds: Sequence[Copying], batch_tokens: int) -> tuple[list[int], list[Tensor]]:

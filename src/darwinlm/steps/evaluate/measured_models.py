@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from darwinlm.steps.source.whole_model import load_whole, why_not_whole
 from darwinlm.steps.stitch.stitch import stitched_blocks
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from darwinlm.model.units.space import Allocation
     from darwinlm.steps.database.step import PruningDatabase
     from darwinlm.steps.results import Corrected
@@ -38,7 +40,7 @@ class MeasuredModel(Protocol):
     """A model to measure."""
 
     @property
-    def identity(self) -> Any:
+    def identity(self) -> object:
         """What identifies it: plain values."""
 
     def read(self, tokens: Tensor) -> StreamedDecoder:
@@ -153,19 +155,18 @@ def measure_models(task: Task, dense: Checkpoint, models: Models, dtype: torch.d
     }
     del decoders
     used = _use(task, models.whole, sum(sizes[name].params for name in models.whole), tokenizer, tokens[:1])
-    return {
-        name: ModelFigures(
-            metrics={
-                **{metric.name: metric.of(sizes[name]) for metric in size_metrics()},
-                **quality[name].values,
-                **(used[name].speeds if name in used else dict.fromkeys(metric.name for metric in speed_metrics())),
-            },
+    untimed = _Used(dict.fromkeys(metric.name for metric in speed_metrics()), ())
+    measured: Measured = {}
+    for name in models.models:
+        use = used.get(name, untimed)
+        metrics = {metric.name: metric.of(sizes[name]) for metric in size_metrics()}
+        measured[name] = ModelFigures(
+            metrics={**metrics, **quality[name].values, **use.speeds},
             tokens=quality[name].tokens,
-            continuations=used[name].continuations if name in used else (),
+            continuations=use.continuations,
             looking_back=LookingBackFigures(copying=tuple(copied[name]), remarks=tuple(remarks)),
         )
-        for name in models.models
-    }
+    return measured
 
 
 @dataclass(frozen=True)
@@ -176,25 +177,28 @@ class _Used:
     continuations: tuple[str, ...]
 
 
-def _use(task: Task, models: Mapping[str, Checkpoint], params: int, tokenizer: Any, prompt: Tensor) -> dict[str, _Used]:
+def _use(
+    task: Task, models: Mapping[str, Checkpoint], params: int, tokenizer: PreTrainedTokenizerBase, prompt: Tensor
+) -> dict[str, _Used]:
     """Speeds and continuations of models with so many parameters together.
 
     The first process measures while the others wait. On a GPU, the models must fit into half of the free memory.
     """
-    context, used = task.context, dict[str, _Used]()
+    context = task.context
+    used: dict[str, _Used] = {}
     if tokenizer.chat_template and isinstance(reason := chat_parts(tokenizer), str):
         context.reporter.say(f"evaluate: answers continue text: {reason}")
     if reason := why_not_whole(task, params):
         context.reporter.say(f"evaluate: no speeds and continuations: {reason}")
     elif parallel.is_main():
-        held: dict[str, Any] = {name: load_whole(task, checkpoint) for name, checkpoint in models.items()}
-        rounds = measure_speed(held, prompt)
+        loaded = {name: load_whole(task, checkpoint) for name, checkpoint in models.items()}
+        rounds = measure_speed(loaded, prompt)
         prompts = prompts_for(tokenizer)
         used = {
             name: _Used(
                 {metric.name: metric.of(rounds[name]) for metric in speed_metrics()},
                 tuple(continue_greedily(model, tokenizer, prompts)),
             )
-            for name, model in held.items()
+            for name, model in loaded.items()
         }
     return parallel.broadcast(used)

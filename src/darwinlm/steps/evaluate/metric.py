@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from darwinlm.runtime.amounts import NOTHING
 from darwinlm.runtime.registry import Registry
@@ -28,9 +28,9 @@ Values = Mapping[str, Value]
 
 @dataclass(frozen=True)
 class Tile:
-    """A large figure at the top of the page, with what it is above and what it is compared with below."""
+    """A large figure at the top of the page, with its label above and what it is compared with below."""
 
-    what: str
+    label: str
     figure: str
     compared: str
 
@@ -130,7 +130,7 @@ AnyMetric = TypeVar("AnyMetric", bound=Metric)
 class Metrics(Registry[Metric]):
     """The registry of metrics, which holds an instance of each."""
 
-    def _checked(self, entry: Any) -> Metric:
+    def _checked(self, entry: object) -> Metric:
         if not (isinstance(entry, type) and issubclass(entry, Metric)):
             raise TypeError(f"a metric is a subclass of Metric, and {entry!r} isn't")
         return entry()

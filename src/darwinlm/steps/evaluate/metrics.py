@@ -68,10 +68,10 @@ class BlockParams(SizeMetric):
     def tile(self, saved: Values, dense: Values, uniform: Values | None) -> Tile | None:
         """The share that is kept."""
         del uniform
-        kept, whole = saved[self.name], dense[self.name]
-        assert whole is not None, "every model has a size"
-        of_whole = f"{self.words(kept)} of {self.words(whole)} kept"
-        return Tile("block parameters", amounts.percent(kept, whole), of_whole)
+        params, dense_params = saved[self.name], dense[self.name]
+        assert dense_params is not None, "every model has a size"
+        compared = f"{self.words(params)} of {self.words(dense_params)} kept"
+        return Tile("block parameters", amounts.percent(params, dense_params), compared)
 
 
 @register

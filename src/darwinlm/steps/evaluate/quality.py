@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from darwinlm.runtime.memory import kept_memory
 from darwinlm.steps.evaluate.metric import TokenMetric, token_metrics
 from darwinlm.steps.evaluate.metrics import Agreement, Divergence, Perplexity
 from darwinlm.steps.evaluate.predictions import DensePredictions, Predictions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class WholeModel:
 
     head_tokens = 256
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
 
     @property
@@ -71,10 +74,10 @@ class WholeModel:
     def through(
         self, batches: Sequence[Tensor], *, keep: Sequence[int] = (), memory: HiddenMemory | None = None
     ) -> Iterable[Tensor]:
-        """Logits [b, t, v] of each batch when it is asked for."""
-        more = [{"logits_to_keep": last} for last in keep] or [{}] * len(batches)
-        for batch, which in zip(batches, more, strict=True):
-            yield self.model(input_ids=batch.to(self.device), use_cache=False, **which).logits
+        """Logits [b, t, v] of each batch when it is asked for, or of the last `keep` positions."""
+        options = [{"logits_to_keep": count} for count in keep] or [{}] * len(batches)
+        for batch, option in zip(batches, options, strict=True):
+            yield self.model(input_ids=batch.to(self.device), use_cache=False, **option).logits
 
     def head(self, states: Tensor) -> Tensor:
         """The logits themselves."""
@@ -90,27 +93,27 @@ Reader = Decoder | WholeModel
 """A model that text is read with: first through its blocks, then through its head."""
 
 
-def reading(model: Any) -> Reader:
+def reading(model: Decoder | PreTrainedModel) -> Reader:
     """A decoder, or a whole model of transformers, to read text with."""
     return model if isinstance(model, Decoder) else WholeModel(model)
 
 
 @torch.no_grad()
 def measure_quality(
-    dense: Any,
-    models: Mapping[str, Any],
+    dense: Decoder | PreTrainedModel,
+    models: Mapping[str, Decoder | PreTrainedModel],
     tokens: Tensor,
     *,
     batch_tokens: int,
-    where: Tensor | None = None,
+    predicted: Tensor | None = None,
     memory: HiddenMemory | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Quality]:
     """Measure several models on the same tokens by all metrics of tokens; processes share the sequences.
 
-    `tokens` is [n, t] held-out text, of which `where`, [n, t] bool, says which are predicted, not the first of a
-    sequence; None takes all others. Models are decoders, or whole models of transformers. The dense model, with which
-    the others are compared, may be among them. Streams of decoders may go where `memory` says. One walk takes all
+    `tokens` is [n, t] held-out text. `predicted`, [n, t] bool, says which of them are predicted, never the first of a
+    sequence; None takes all but the first. Models are decoders, or whole models of transformers. The dense model, with
+    which the others are compared, may be among them. Streams of decoders may go where `memory` says. One walk takes all
     batches, so that weights are read once. `progress` gets the finished passes of a batch through a model, and all of
     them.
 
@@ -121,24 +124,24 @@ def measure_quality(
     named = {name: reference if model is dense else reading(model) for name, model in models.items()}
     readers: list[Reader] = [reference]
     for reader in named.values():
-        if all(reader is not other for other in readers):
+        if all(reader is not known for known in readers):
             readers.append(reader)
     share = tokens[parallel.place() :: parallel.size()]
     size = max(1, batch_tokens // tokens.shape[1])
     batches = torch.split(share, size) if len(share) else ()
     masks: Sequence[Tensor | None] = [None] * len(batches)
-    if where is not None and len(share):
-        masks = torch.split(where[parallel.place() :: parallel.size()].roll(-1, 1), size)
+    if predicted is not None and len(share):
+        masks = torch.split(predicted[parallel.place() :: parallel.size()].roll(-1, 1), size)
     sums = torch.zeros(len(readers), len(metrics), dtype=torch.float64)
     with kept_memory(reference.device):
         for of_batch in _measured(metrics, readers, list(zip(batches, masks, strict=True)), memory, progress):
             sums += of_batch
     sums = parallel.all_reduce(sums)
-    count = tokens.numel() if where is None else int(where.sum())
-    predictions = count - (len(tokens) if where is None else 0)
+    count = tokens.numel() if predicted is None else int(predicted.sum())
+    predictions = count - (len(tokens) if predicted is None else 0)
     qualities = {}
     for name, reader in named.items():
-        totals = sums[next(row for row, other in enumerate(readers) if other is reader)]
+        totals = sums[next(row for row, known in enumerate(readers) if known is reader)]
         if not bool(totals.isfinite().all()):
             raise NumericsError(f"the losses of {name} aren't finite (NaN or infinity): try float32, or another model")
         values = {
@@ -159,7 +162,7 @@ def _measured(
     """Sums of the metrics over each batch and its mask, as those of `_measure_batch`; models are read in one walk."""
     if not batches:
         return
-    whole, passes = sum(isinstance(reader, WholeModel) for reader in readers), 0
+    n_whole, passes = sum(isinstance(reader, WholeModel) for reader in readers), 0
     with ExitStack() as heads:
         walks = []
         for reader in readers:
@@ -171,8 +174,8 @@ def _measured(
             heads.enter_context(reader.with_head(readers[0]))
         for batch, mask in batches:
             yield _measure_batch(metrics, readers, [next(walk).flatten(0, 1) for walk in walks], batch, mask)
-            if whole:  # their passes are made here
-                passes += whole
+            if n_whole:  # their passes are made here
+                passes += n_whole
                 progress(passes, len(readers) * len(batches))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from darwinlm.runtime.compute import now
 from darwinlm.steps.evaluate.metric import TimedRounds
 from darwinlm.steps.own_text.script import is_chat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -33,7 +36,7 @@ SPEED_ROUNDS, SPEED_SECONDS = 3, 5.0
 
 
 @torch.no_grad()
-def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, TimedRounds]:
+def measure_speed(models: Mapping[str, PreTrainedModel], prompt: Tensor) -> dict[str, TimedRounds]:
     """Time prompt processing and decoding: one warm-up, then up to `SPEED_ROUNDS` rounds over all models.
 
     The prompt is [1, t] tokens. Rates don't include the warm-up.
@@ -46,49 +49,59 @@ def measure_speed(models: Mapping[str, Any], prompt: Tensor) -> dict[str, TimedR
             tokens = prompt.to(model.device)
             seconds = _seconds(partial(model, input_ids=tokens, use_cache=False), model.device)
             new = NEW_TOKENS if number else WARM_TOKENS
-            whole = _seconds(partial(_decode, model, tokens[:, :16], new), model.device)
+            decoding = _seconds(partial(_decode, model, tokens[:, :16], new), model.device)
             if number:
                 prompts[name].append(prompt.shape[1] / seconds)
-                decodes[name].append(NEW_TOKENS / whole)
-                timed += seconds + whole
+                decodes[name].append(NEW_TOKENS / decoding)
+                timed += seconds + decoding
         if number and timed > SPEED_SECONDS:
             break
     return {name: TimedRounds(tuple(prompts[name]), tuple(decodes[name])) for name in models}
 
 
-def _greedy(model: Any, ids: Tensor, new: int, **more: Any) -> Tensor:
+def _greedy(model: PreTrainedModel, ids: Tensor, new: int, **options: int) -> Tensor:
     """Prompt and continuation; the arguments override the checkpoint's generation_config.json."""
-    how = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": new}
-    tokens: Tensor = model.generate(ids, attention_mask=torch.ones_like(ids), **how, **more)
+    tokens: Tensor = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        num_beams=1,
+        num_return_sequences=1,
+        max_new_tokens=new,
+        **options,
+    )
     return tokens
 
 
-def _decode(model: Any, tokens: Tensor, new: int) -> None:
+def _decode(model: PreTrainedModel, tokens: Tensor, new: int) -> None:
     # min_new_tokens, so that a model that ends its text early doesn't look fast.
     _greedy(model, tokens, new, min_new_tokens=new, pad_token_id=0)
 
 
-def _seconds(action: Callable[[], Any], device: torch.device) -> float:
+def _seconds(action: Callable[[], object], device: torch.device) -> float:
     begun = now(device)
     action()
     return now(device) - begun
 
 
-def prompts_for(tokenizer: Any) -> tuple[str, ...]:
+def prompts_for(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """The prompts that suit a model."""
     return QUESTIONS if is_chat(tokenizer) else BEGINNINGS
 
 
 @torch.no_grad()
-def continue_greedily(model: Any, tokenizer: Any, prompts: tuple[str, ...]) -> list[str]:
-    """Greedy answer to each prompt of a chat model, else its continuation; both without the prompt."""
-    continuations, chat = [], is_chat(tokenizer)
+def continue_greedily(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: tuple[str, ...]
+) -> list[str]:
+    """Greedy answer of a chat model to each prompt, or else its continuation; both without the prompt."""
+    continuations = []
+    chat = is_chat(tokenizer)
     end = model.config.eos_token_id
     for prompt in prompts:
         text = prompt
         if chat:
-            asked = [{"role": "user", "content": prompt}]
-            text = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+            messages = [{"role": "user", "content": prompt}]
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=text == prompt)["input_ids"].to(model.device)
         tokens = _greedy(model, ids, NEW_TOKENS, pad_token_id=end if isinstance(end, int) else 0)
         continuations.append(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))

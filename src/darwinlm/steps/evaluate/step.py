@@ -141,8 +141,8 @@ Measured = dict[str, ModelFigures]
 def copying_passage(models: Measured, name: ModelNames) -> Passage | None:
     """How far models read their context, and what wasn't measured; None if no model has such figures."""
     looking_back = {key: model.looking_back for key, model in models.items()}
-    dense, *others = looking_back.values()
-    if dense is None or None in others:
+    dense, *smaller = looking_back.values()
+    if dense is None or None in smaller:
         return None
     remarks = [f"{remark[:1].upper()}{remark[1:]}." for remark in dense.remarks]
     rows = [

@@ -9,9 +9,9 @@ MULTIPLE = 64
 """The number of kept tokens is a multiple of this, which suits matrix products."""
 
 
-def kept_size(wanted: float, tokens: int) -> int:
+def kept_size(keep: float, tokens: int) -> int:
     """Number of tokens to keep: a share of all if at most 1, else a number; rounded up to a multiple, at most all."""
-    count = wanted * tokens if wanted <= 1 else wanted
+    count = keep * tokens if keep <= 1 else keep
     return min(-int(-count // MULTIPLE) * MULTIPLE, tokens)
 
 
@@ -33,18 +33,18 @@ def choose_tokens(
     Returns:
         Exactly `size` tokens, or all if there are fewer.
     """
-    made: Counter[int] = Counter()
+    merges: Counter[int] = Counter()
     for token, count in uses.items():
         for part in paths[token] or (token,):
-            made[part] += count
-    order = sorted(paths, key=lambda token: (paths[token] is None, -made[token], token))
-    kept = set(always)
-    before = -1
+            merges[part] += count
+    order = sorted(paths, key=lambda token: (paths[token] is None, -merges[token], token))
+    chosen = set(always)
+    size_before = -1
     # A token that didn't fit may fit later, when tokens on its path were kept for others.
-    while before < len(kept) < size:
-        before = len(kept)
+    while size_before < len(chosen) < size:
+        size_before = len(chosen)
         for token in order:
-            added = {token, *(paths[token] or ())} - kept
-            if len(kept) + len(added) <= size:
-                kept |= added
-    return kept
+            added = {token, *(paths[token] or ())} - chosen
+            if len(chosen) + len(added) <= size:
+                chosen |= added
+    return chosen

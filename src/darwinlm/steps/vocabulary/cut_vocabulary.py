@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.loading import check_tokens
@@ -23,7 +22,10 @@ from darwinlm.steps.text.step import TextSettings
 from darwinlm.steps.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.steps.vocabulary.spelling import measure_bits, measure_spelling
 from darwinlm.steps.vocabulary.step import VocabularyFigures
-from darwinlm.steps.vocabulary.tokenizer_tree import TokenizerTree
+from darwinlm.steps.vocabulary.tokenizer_tree import TokenizerJson, TokenizerTree
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHARACTERS = 1 << 25
 """Maximum number of characters of text for the choice; tokens are counted at about a million characters per second."""
@@ -65,13 +67,16 @@ def cut_vocabulary(
     return _measure(context, settings, dense, Checkpoint.open(folder / "model"), rows, held_out, folder)
 
 
-def _documents(source: str, shares: Mapping[str, int], seed: int, tokenizer: Any) -> tuple[ByDomain, ByDomain]:
+def _documents(
+    source: str, shares: Mapping[str, int], seed: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[ByDomain, ByDomain]:
     """Documents for the choice, and held-out ones, by domain. Those for the evaluation are held out."""
     texts: ByDomain = {}
     held_out: ByDomain = {}
     for domain, text in read_domains(source, CHARACTERS, seed=seed, tokenizer=tokenizer):
-        held = purpose_of(document_hash(text), shares, seed) == "evaluation"
-        (held_out if held else texts).setdefault(domain, []).append(text)
+        purpose = purpose_of(document_hash(text), shares, seed)
+        documents = held_out if purpose == "evaluation" else texts
+        documents.setdefault(domain, []).append(text)
     if not texts or not held_out:
         raise DataError(
             f"text.source {source} has too few documents to choose tokens and to measure the choice: give more text, "
@@ -81,16 +86,16 @@ def _documents(source: str, shares: Mapping[str, int], seed: int, tokenizer: Any
 
 
 def _choose(
-    wanted: float, source: str, dense: Checkpoint, texts: ByDomain, tokenizer: Any
-) -> tuple[list[int], dict[str, Any]]:
+    keep: float, source: str, dense: Checkpoint, texts: ByDomain, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], TokenizerJson]:
     """Old numbers of the kept tokens in their new order, and the smaller tokenizer."""
     tree = TokenizerTree(tokenizer, dense.source)
-    if wanted > len(tree.tokens):
+    if keep > len(tree.tokens):
         raise RecipeError(
-            f"vocabulary: {wanted:,.0f} tokens requested, but {dense.source} has {len(tree.tokens):,}: request fewer, "
+            f"vocabulary: {keep:,.0f} tokens requested, but {dense.source} has {len(tree.tokens):,}: request fewer, "
             "or leave out --vocab"
         )
-    size = kept_size(wanted, len(tree.tokens))
+    size = kept_size(keep, len(tree.tokens))
     always = tree.indispensable(tokenizer) | (special_numbers(dense) & tree.tokens.keys())
     check_tokens(max(*tokenizer.get_vocab().values(), *always), int(dense.config.vocab_size), dense.source)
     if len(always) > size:
@@ -123,11 +128,12 @@ def _measure(
     folder: Path,
 ) -> VocabularyFigures:
     """What the smaller vocabulary costs, on held-out text."""
-    whole, cut = dense.tokenizer(), small.tokenizer()
-    domains = {name: asdict(measure_spelling(texts, whole, cut, rows)) for name, texts in held_out.items()}
+    tokenizer, cut = dense.tokenizer(), small.tokenizer()
+    domains = {name: measure_spelling(texts, tokenizer, cut, rows) for name, texts in held_out.items()}
     passages, memory = list(_passages(settings, held_out)), HiddenMemory(folder)
-    bits = {
-        name: measure_bits(
+
+    def bits_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> float:
+        return measure_bits(
             partial(StreamedDecoder, checkpoint, dtype=context.dtype, device=context.device),
             passages,
             tokenizer,
@@ -135,27 +141,25 @@ def _measure(
             progress=context.reporter.advance,
             memory=memory,
         )
-        for name, checkpoint, tokenizer in (("dense_bits_per_byte", dense, whole), ("bits_per_byte", small, cut))
-    }
-    params = sum(parameter.numel() for parameter in dense.outline.parameters())
-    fewer = sum(parameter.numel() for parameter in small.outline.parameters())
+
     return VocabularyFigures(
         tokens=len(rows),
-        dense_tokens=len(whole.get_vocab()),
-        params=fewer,
-        dense_params=params,
+        dense_tokens=len(tokenizer.get_vocab()),
+        params=sum(parameter.numel() for parameter in small.outline.parameters()),
+        dense_params=sum(parameter.numel() for parameter in dense.outline.parameters()),
         domains=domains,
-        **bits,
+        dense_bits_per_byte=bits_of(dense, tokenizer),
+        bits_per_byte=bits_of(small, cut),
     )
 
 
 def _passages(settings: TextSettings, held_out: ByDomain) -> Iterator[str]:
     """Beginnings of held-out documents, of each domain in turn, in all as long as the evaluation text."""
     length = CHARACTERS_PER_TOKEN * settings.sequence_length
-    left = CHARACTERS_PER_TOKEN * settings.evaluation_tokens
+    remaining = CHARACTERS_PER_TOKEN * settings.evaluation_tokens
     for number in range(max(map(len, held_out.values()))):
         for texts in held_out.values():
-            if number < len(texts) and left > 0:
+            if number < len(texts) and remaining > 0:
                 passage = texts[number][:length]
-                left -= len(passage)
+                remaining -= len(passage)
                 yield passage

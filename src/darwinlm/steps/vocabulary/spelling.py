@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,8 +17,13 @@ from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.text.packing import added_bos, token_ids
 from darwinlm.steps.vocabulary.step import Spelling
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequence[int]) -> Spelling:
+
+def measure_spelling(
+    texts: Sequence[str], dense: PreTrainedTokenizerBase, small: PreTrainedTokenizerBase, rows: Sequence[int]
+) -> Spelling:
     """Compare two tokenizers on texts.
 
     `rows` holds the number in `dense` of every token of `small`. Raises CheckpointError if they number other tokens,
@@ -29,24 +34,26 @@ def measure_spelling(texts: Sequence[str], dense: Any, small: Any, rows: Sequenc
         raise CheckpointError(
             "the tokenizer with the smaller vocabulary numbers its tokens differently: please report this"
         )
-    new = {old: number for number, old in enumerate(rows)}
-    affected = before = after = 0
-    for text, old, ids in zip(texts, token_ids(dense, list(texts)), token_ids(small, list(texts)), strict=True):
-        lost = sum(token not in new for token in old)
-        same = [new[token] for token in old] == ids if not lost else dense.decode(old) == small.decode(ids)
+    numbers = {old: new for new, old in enumerate(rows)}
+    affected = dense_tokens = tokens = 0
+    for text, old, new in zip(texts, token_ids(dense, list(texts)), token_ids(small, list(texts)), strict=True):
+        removed = sum(token not in numbers for token in old)
+        same = dense.decode(old) == small.decode(new) if removed else [numbers[token] for token in old] == new
         if not same:
             raise CheckpointError(
                 f"the tokenizer with the smaller vocabulary splits the text {text[:40]!r} differently: please report "
                 "this"
             )
-        affected, before, after = affected + lost, before + len(old), after + len(ids)
-    return Spelling(sum(len(text.encode()) for text in texts), before, after, affected)
+        affected += removed
+        dense_tokens += len(old)
+        tokens += len(new)
+    return Spelling(sum(len(text.encode()) for text in texts), dense_tokens, tokens, affected)
 
 
 def measure_bits(
     read: Callable[[Tensor], Decoder],
     passages: Sequence[str],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     batch_tokens: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -54,23 +61,24 @@ def measure_bits(
 ) -> float:
     """Bits per byte of a model with its tokenizer, which compare across vocabularies.
 
-    `read` gives the model to read some tokens with; its streams may go where `memory` says. Each passage is read after
-    the bos token, or the end token, and predicted with its end.
+    `read` gives a decoder for some tokens; `memory` says where its streams may go. Each passage is read after the bos
+    token, or else the end token, and its end is predicted too.
     """
     begin, end = added_bos(tokenizer), tokenizer.eos_token_id
-    before = [token for token in (end if begin is None else begin,) if token is not None]
+    first = end if begin is None else begin
+    before = [] if first is None else [first]
     after = [] if end is None else [end]
-    wholes = [torch.tensor([*before, *ids, *after]) for ids in token_ids(tokenizer, list(passages))]
-    tokens = pad_sequence(wholes, batch_first=True)
-    lengths = torch.tensor([len(each) for each in wholes])[:, None]
-    places = torch.arange(tokens.shape[1])[None]
-    model = read(torch.cat(wholes))
+    sequences = [torch.tensor([*before, *ids, *after]) for ids in token_ids(tokenizer, list(passages))]
+    tokens = pad_sequence(sequences, batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])[:, None]
+    positions = torch.arange(tokens.shape[1])[None]
+    model = read(torch.cat(sequences))
     quality = measure_quality(
         model,
         {"dense": model},
         tokens,
         batch_tokens=batch_tokens,
-        where=(places > 0) & (places < lengths),
+        predicted=(positions > 0) & (positions < lengths),
         memory=memory,
         progress=progress,
     )["dense"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -33,8 +33,8 @@ class VocabularySettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_number_is_the_size(cls, given: Any) -> Any:
-        return given if isinstance(given, dict | VocabularySettings) else {"keep": given}
+    def _a_number_is_the_size(cls, value: object) -> object:
+        return value if isinstance(value, dict | VocabularySettings) else {"keep": value}
 
     @property
     def cut(self) -> bool:

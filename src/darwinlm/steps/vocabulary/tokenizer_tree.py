@@ -12,12 +12,66 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from darwinlm.runtime.errors import ModelError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 CHAT = tuple({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
+
+
+class AddedToken(TypedDict):
+    """A token that isn't a piece of the model, with its number."""
+
+    id: int
+    content: str
+
+
+class SpecialTokens(TypedDict):
+    """Numbers of the tokens that a name in a template stands for."""
+
+    ids: list[int]
+
+
+class Processor(TypedDict):
+    """A step after the splitting, which adds special tokens; `sep` and `cls` are a token and its number."""
+
+    type: str
+    processors: NotRequired[list[Processor]]
+    sep: NotRequired[tuple[str, int]]
+    cls: NotRequired[tuple[str, int]]
+    special_tokens: NotRequired[dict[str, SpecialTokens]]
+
+
+class Padding(TypedDict):
+    """Padding of batches with a token."""
+
+    pad_id: int
+
+
+class BytePairs(TypedDict):
+    """A BPE model: numbers of the pieces, and the merges in their order, each as a pair or as two pieces in a word."""
+
+    type: str
+    vocab: dict[str, int]
+    merges: list[list[str]] | list[str]
+    unk_token: NotRequired[str | None]
+    byte_fallback: NotRequired[bool]
+    ignore_merges: NotRequired[bool]
+    continuing_subword_prefix: NotRequired[str | None]
+    end_of_word_suffix: NotRequired[str | None]
+
+
+class TokenizerJson(TypedDict):
+    """A tokenizer.json, as far as it depends on numbers of tokens; further fields are carried along."""
+
+    model: BytePairs
+    added_tokens: list[AddedToken]
+    post_processor: NotRequired[Processor | None]
+    padding: NotRequired[Padding | None]
 
 
 class TokenizerTree:
@@ -26,12 +80,12 @@ class TokenizerTree:
     `source` is the name of its model, for messages. Raises ModelError if it has no such JSON, or its model isn't BPE.
     """
 
-    def __init__(self, tokenizer: Any, source: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise _refused(source, "has no tokenizer.json and can't be converted to one")
-        self.tree: dict[str, Any] = json.loads(backend.to_str())
-        self.model: dict[str, Any] = self.tree["model"]
+        self.tree: TokenizerJson = json.loads(backend.to_str())
+        self.model: BytePairs = self.tree["model"]
         if self.model["type"] != "BPE":
             raise _refused(source, f"is of the type {self.model['type']}, not BPE")
         if self.model.get("continuing_subword_prefix") or self.model.get("end_of_word_suffix"):
@@ -39,10 +93,11 @@ class TokenizerTree:
         self.pieces: dict[str, int] = self.model["vocab"]
         self.added: dict[int, str] = {token["id"]: token["content"] for token in self.tree["added_tokens"]}
         self.tokens: dict[int, str] = {number: token for token, number in self.pieces.items()} | self.added
-        self._merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in self.model["merges"]]
+        merges = self.model["merges"]
+        self._merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in merges]
         self._ranks = {pair: rank for rank, pair in enumerate(self._merges)}
 
-    def indispensable(self, tokenizer: Any) -> set[int]:
+    def indispensable(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
         """Added and special tokens, bytes or single characters, and those of the chat template, with their paths."""
         fallback = bool(self.model.get("byte_fallback"))
         kept = set(self.added) | {
@@ -52,8 +107,9 @@ class TokenizerTree:
         }
         kept |= set(_numbers_of(self.tree.get("post_processor")))
         kept |= {number for number in tokenizer.all_special_ids if number in self.tokens}
-        if self.model.get("unk_token") in self.pieces:
-            kept.add(self.pieces[self.model["unk_token"]])
+        unknown = self.model.get("unk_token")
+        if unknown in self.pieces:
+            kept.add(self.pieces[unknown])
         for number in _chat_tokens(tokenizer):
             kept |= {number, *(self.path(number) or ())}
         return kept
@@ -67,38 +123,38 @@ class TokenizerTree:
         parts = list(token)
         if any(part not in self.pieces for part in parts):
             return alone
-        made = [self.pieces[part] for part in parts]
+        path = [self.pieces[part] for part in parts]
         while len(parts) > 1:
             rank, place = min((self._ranks.get(pair, inf), place) for place, pair in enumerate(pairwise(parts)))
             if rank == inf:
                 return alone
             parts[place : place + 2] = [parts[place] + parts[place + 1]]
-            made.append(self.pieces[parts[place]])
-        return made
+            path.append(self.pieces[parts[place]])
+        return path
 
     def ordered(self, kept: Iterable[int]) -> list[int]:
         """Old numbers of kept tokens in their new order: pieces first, as `tokenizers` numbers them."""
         outside = set(self.added) - set(self.pieces.values())
         return sorted(kept, key=lambda number: (number in outside, number))
 
-    def cut(self, kept: Sequence[int]) -> dict[str, Any]:
+    def cut(self, kept: Sequence[int]) -> TokenizerJson:
         """The JSON with the kept tokens only, numbered in the given order."""
-        new = {old: number for number, old in enumerate(kept)}
-        pieces = {piece: new[old] for piece, old in self.pieces.items() if old in new}
+        numbers = {old: new for new, old in enumerate(kept)}
+        pieces = {piece: numbers[old] for piece, old in self.pieces.items() if old in numbers}
         vocabulary = dict(sorted(pieces.items(), key=lambda item: item[1]))
         merges = [list(pair) for pair in self._merges if {*pair, "".join(pair)} <= pieces.keys()]
-        added = [{**token, "id": new[token["id"]]} for token in self.tree["added_tokens"]]
-        padding = self.tree.get("padding")
+        added: list[AddedToken] = [{**token, "id": numbers[token["id"]]} for token in self.tree["added_tokens"]]
+        processor, padding = self.tree.get("post_processor"), self.tree.get("padding")
         return {
             **self.tree,
             "model": {**self.model, "vocab": vocabulary, "merges": merges},
             "added_tokens": added,
-            "post_processor": _renumbered(self.tree.get("post_processor"), new.__getitem__),
-            "padding": padding and {**padding, "pad_id": new.get(padding["pad_id"], 0)},
+            "post_processor": None if processor is None else _renumbered(processor, numbers.__getitem__),
+            "padding": None if padding is None else {**padding, "pad_id": numbers.get(padding["pad_id"], 0)},
         }
 
 
-def _chat_tokens(tokenizer: Any) -> Iterator[int]:
+def _chat_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[int]:
     """Tokens of a short chat in the model's template, without a system message if it refuses one."""
     if not tokenizer.chat_template:
         return
@@ -111,31 +167,35 @@ def _chat_tokens(tokenizer: Any) -> Iterator[int]:
             yield from tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def _numbers_of(processor: dict[str, Any] | None) -> list[int]:
+def _numbers_of(processor: Processor | None) -> list[int]:
+    """Numbers of all tokens that a post-processor adds."""
     numbers: list[int] = []
 
-    def seen(number: int) -> int:
+    def note(number: int) -> int:
         numbers.append(number)
         return number
 
-    _renumbered(processor, seen)
+    if processor is not None:
+        _renumbered(processor, note)
     return numbers
 
 
-def _renumbered(processor: dict[str, Any] | None, new: Callable[[int], int]) -> dict[str, Any] | None:
-    if processor is None:
-        return None
+def _renumbered(processor: Processor, number_of: Callable[[int], int]) -> Processor:
+    """A post-processor with other numbers of its tokens; `number_of` gives the new number of an old one."""
+    changed: Processor = {**processor}
     if processor["type"] == "Sequence":
-        return {**processor, "processors": [_renumbered(step, new) for step in processor["processors"]]}
-    changed: dict[str, Any] = {
-        name: [processor[name][0], new(processor[name][1])] for name in ("sep", "cls") if name in processor
-    }
+        changed["processors"] = [_renumbered(step, number_of) for step in processor["processors"]]
+        return changed
+    if "sep" in processor:
+        changed["sep"] = (processor["sep"][0], number_of(processor["sep"][1]))
+    if "cls" in processor:
+        changed["cls"] = (processor["cls"][0], number_of(processor["cls"][1]))
     if "special_tokens" in processor:
         changed["special_tokens"] = {
-            name: {**token, "ids": [new(number) for number in token["ids"]]}
-            for name, token in processor["special_tokens"].items()
+            name: {**tokens, "ids": [number_of(number) for number in tokens["ids"]]}
+            for name, tokens in processor["special_tokens"].items()
         }
-    return {**processor, **changed}
+    return changed
 
 
 def _refused(source: str, reason: str) -> ModelError:
