@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -30,22 +30,22 @@ class BudgetSettings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_bound(cls, data: Any) -> Any:
+    def _take_bound(cls, data: object) -> object:
         """Move the bound from under the name of its kind."""
         if not isinstance(data, Mapping) or "bound" in data:
             return data
-        given = {kind: data[kind] for kind in BUDGETS if data.get(kind) is not None}
-        others = {name: value for name, value in data.items() if name not in BUDGETS}
-        if len(given) > 1:
-            raise ValueError(f"give one bound only, not {' and '.join(given)} at once")
-        if not given:
-            if len(others) < len(data):
+        bounds = {kind: data[kind] for kind in BUDGETS if data.get(kind) is not None}
+        further = {name: value for name, value in data.items() if name not in BUDGETS}
+        if len(bounds) > 1:
+            raise ValueError(f"give one bound only, not {' and '.join(bounds)} at once")
+        if not bounds:
+            if len(further) < len(data):
                 raise ValueError("no bound is given: give one of " + ", ".join(BUDGETS))
-            return others
-        ((kind, value),) = given.items()
+            return further
+        ((kind, value),) = bounds.items()
         settings = dict(value) if isinstance(value, Mapping) else {"value": value}
         try:
-            return {**others, "bound": BUDGETS.parse({"name": kind, **settings})}
+            return {**further, "bound": BUDGETS.parse({"name": kind, **settings})}
         except SettingError as error:
             inside = () if error.where == ("value",) else error.where
             raise SettingError((kind, *inside), str(error), error.value) from error
@@ -57,12 +57,13 @@ class BudgetSettings(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _by_kind(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _by_kind(self, serialise: SerializerFunctionWrapHandler) -> dict[str, object]:
         """The bound under the name of its kind, as a recipe has it."""
-        fields: dict[str, Any] = serialise(self)
+        fields: dict[str, object] = serialise(self)
         if "bound" not in fields:
             return fields
         settings = fields.pop("bound")
+        assert isinstance(settings, dict), "a bound has fields"
         kind = settings.pop("name")
         return {kind: settings["value"] if settings.keys() == {"value"} else settings, **fields}
 

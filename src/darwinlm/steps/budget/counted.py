@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from darwinlm.formats.gguf.file_costs import file_costs as costs_in_file
 from darwinlm.formats.gguf.gguf_format import GGUF
@@ -16,6 +16,9 @@ from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.budget_settings import BudgetSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,18 @@ class Counted:
 
 def byte_costs(model: Counted) -> CostModel:
     """Bytes of weights, saved buffers and the KV cache."""
-    modules, kv_bytes, costs = model.space.modules, _kv_bytes(model), []
+    modules = model.space.modules
+    kv_bytes = _kv_bytes(model)
+    costs: list[tuple[int, ...]] = []
     for module in modules:
         row = [level.params * model.itemsize for level in module.levels]
         if module.kind == "attention":
-            cached = [level.sizes.in_even_groups().groups for level in module.levels]
-            row = [size + kv_bytes(module.block, groups) for size, groups in zip(row, cached, strict=True)]
+            groups = [level.sizes.in_even_groups().groups for level in module.levels]
+            row = [size + kv_bytes(module.block, count) for size, count in zip(row, groups, strict=True)]
         costs.append(tuple(row))
     mixing = {module.block for module in modules if module.kind in ("attention", "mixer")}
-    kept = sum(kv_bytes(block, 0) for block in range(model.checkpoint.n_blocks) if block not in mixing)
-    return CostModel("bytes", tuple(costs), model.outside * model.itemsize + kept + model.checkpoint.buffer_bytes)
+    cached = sum(kv_bytes(block, 0) for block in range(model.checkpoint.n_blocks) if block not in mixing)
+    return CostModel("bytes", tuple(costs), model.outside * model.itemsize + cached + model.checkpoint.buffer_bytes)
 
 
 def file_costs(model: Counted) -> CostModel:
@@ -66,8 +71,8 @@ def file_costs(model: Counted) -> CostModel:
     """
     checkpoint, kind = model.checkpoint, model.recipe.section(UnitsSettings).quantisation
     if kind not in GGUF.types:
-        named = ", ".join(GGUF.types)
-        raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {named}")
+        names = ", ".join(GGUF.types)
+        raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {names}")
     if GGUF.refusal(checkpoint) is not None:
         raise BudgetError(f"budget.file: llama.cpp doesn't run {checkpoint.family.model_type} models like this one")
     return costs_in_file(checkpoint, model.space, model.shapes, kind, equal=model.equal)
@@ -82,14 +87,18 @@ def _kv_bytes(model: Counted) -> Callable[[int, int], int]:
     checkpoint, budget = model.checkpoint, model.recipe.section(BudgetSettings)
     config, context, sliding = checkpoint.config, budget.context, "sliding_attention"
     window = getattr(config, "sliding_window", None)
-    kind = sliding if window else "full_attention"
-    kinds = list(getattr(config, "layer_types", None) or [kind] * checkpoint.n_blocks)
+    default_kind = sliding if window else "full_attention"
+    kinds = list(getattr(config, "layer_types", None) or [default_kind] * checkpoint.n_blocks)
     columns = {shape.block: shape.sizes.head_dim for shape in model.shapes if shape.kind == "attention"}
     reusing, latent = checkpoint.family.attention.sources(config), latent_columns(config)
 
+    def tokens_in(block: int) -> int:
+        if block in reusing:
+            return 0
+        return min(context, window or context) if kinds[block] == sliding else context
+
     def of_block(block: int, heads: int) -> int:
-        kind = kinds[block]
-        tokens = 0 if block in reusing else min(context, window or context) if kind == sliding else context
+        kind, tokens = kinds[block], tokens_in(block)
         heads = heads or int(kind == sliding or kind not in kinds[:block])
         elements = latent or 2 * heads * (columns.get(block) or head_dim(config, block))
         return elements * tokens * model.itemsize
@@ -97,7 +106,7 @@ def _kv_bytes(model: Counted) -> Callable[[int, int], int]:
     return of_block
 
 
-def latent_columns(config: Any) -> int:
+def latent_columns(config: PreTrainedConfig) -> int:
     """Elements per token of compressed keys and values (multi-head latent attention); 0 if they aren't compressed."""
     rank = getattr(config, "kv_lora_rank", None)
-    return rank + config.qk_rope_head_dim if rank else 0
+    return int(rank + config.qk_rope_head_dim) if rank else 0

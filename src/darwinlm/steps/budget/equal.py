@@ -63,7 +63,7 @@ class EqualLayers:
         levels = np.asarray(sizes)  # [w, n]
         loss, cost = self._sums(levels, losses), self._sums(levels, self.cost.costs)
         order = np.argsort(loss[1], axis=1, kind="stable")  # [w, b]
-        total, price = (_removed(whole, change, order) for whole, change in (loss, cost))  # [w, d]
+        total, price = (_removed(dense, change, order) for dense, change in (loss, cost))  # [w, d]
         total = np.where(price <= self.upper, total, np.inf)
         for count in range(self.most_removed + 1):
             width = int(total[:, count].argmin())
@@ -114,21 +114,21 @@ class EqualLayers:
     def neighbours(self, parent: Allocation) -> list[Allocation]:
         """Allocations with other attentions or experts, one removed block more, less, or exchanged."""
         gone = {number for number, block in enumerate(self.blocks) if not any(parent[index] for index in block)}
-        own = next(
+        present_sizes = next(
             sizes for sizes in self.sizes if any(self._without(allocation, gone) == parent for allocation in sizes)
         )
         present = set(range(len(self.blocks))) - gone
         sets = [gone - {old} for old in gone] + [gone | {new} for new in present]
         sets += [gone - {old} | {new} for old, new in product(gone, present)]
-        near = [self._widest(own, removed) for removed in sets]
+        near = [self._widest(present_sizes, removed) for removed in sets]
         near += [self._widest(sizes, gone) for sizes in self.sizes]
         return [allocation for allocation in dict.fromkeys(near) if allocation is not None and allocation != parent]
 
 
-def _removed(whole: np.ndarray, change: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Sums [w, d] after the removal of the first blocks in `order` [w, b], from [w] and changes [w, b]."""
+def _removed(total: np.ndarray, change: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Sums [w, d] after the removal of the first blocks in `order` [w, b], from all sums [w] and changes [w, b]."""
     steps = np.cumsum(np.take_along_axis(change, order, axis=1), axis=1)
-    sums: np.ndarray = whole[:, None] + np.concatenate([np.zeros((len(whole), 1)), steps], axis=1)
+    sums: np.ndarray = total[:, None] + np.concatenate([np.zeros((len(total), 1)), steps], axis=1)
     return sums
 
 
@@ -167,8 +167,8 @@ def equal_layers(
     blocks: dict[int, list[int]] = {}
     for index, module in enumerate(space.modules):
         blocks.setdefault(module.block, []).append(index)
-    whole = [block for block in blocks.values() if all(index in cut for index in block)]
+    cut_blocks = [block for block in blocks.values() if all(index in cut for index in block)]
     attending = [block for block in blocks.values() if any(space.modules[index].kind == "attention" for index in block)]
-    if 0 < len(attending) < len(blocks) and all(block in whole for block in attending):
-        whole.remove(attending[0])  # transformers' caches of hybrid models need one attention
-    return EqualLayers(cost, upper, tuple(sizes), tuple(map(tuple, whole)) if removable else ())
+    if 0 < len(attending) < len(blocks) and all(block in cut_blocks for block in attending):
+        cut_blocks.remove(attending[0])  # transformers' caches of hybrid models need one attention
+    return EqualLayers(cost, upper, tuple(sizes), tuple(map(tuple, cut_blocks)) if removable else ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from darwinlm.formats.gguf.gguf_format import GGUF
 from darwinlm.model.families.checkpoint import Checkpoint
@@ -23,6 +23,9 @@ from darwinlm.steps.budget.equal import EqualLayers, equal_layers
 from darwinlm.steps.budget.problem import Budget
 from darwinlm.steps.search.step import SearchSettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 
 def choose_layers(recipe: Sections, checkpoint: Checkpoint, space: SearchSpace) -> tuple[bool, str | None]:
     """Whether the run makes equal layers, and what the user should know about it before it starts.
@@ -39,8 +42,8 @@ def choose_layers(recipe: Sections, checkpoint: Checkpoint, space: SearchSpace) 
         return False, None
     about = f"llama.cpp runs {checkpoint.family.model_type} models only with equal layers"
     if in_gguf(quantisation):
-        asked = "--file" if recipe.section(BudgetSettings).kind == "file" else f"--for {quantisation}"
-        return True, f"{about}: with {asked} all layers get the same sizes"
+        option = "--file" if recipe.section(BudgetSettings).kind == "file" else f"--for {quantisation}"
+        return True, f"{about}: with {option} all layers get the same sizes"
     return False, f"{about}, and this run makes unequal ones: for a GGUF file, stop it and prune with --for gguf"
 
 
@@ -75,7 +78,7 @@ def layers_that_run(
     return layers
 
 
-def _config_of(checkpoint: Checkpoint, space: SearchSpace, allocation: Allocation) -> Any:
+def _config_of(checkpoint: Checkpoint, space: SearchSpace, allocation: Allocation) -> PreTrainedConfig:
     return smaller_config(checkpoint, layer_table(checkpoint.family, checkpoint.n_blocks, space.sizes(allocation)))
 
 
@@ -90,7 +93,7 @@ def _only_equal_in_gguf(checkpoint: Checkpoint, space: SearchSpace) -> bool:
     return _why_not_gguf(checkpoint, checkpoint.config, sizes) is not None
 
 
-def _why_not_gguf(checkpoint: Checkpoint, config: Any, sizes: list[BlockSizes]) -> str | None:
+def _why_not_gguf(checkpoint: Checkpoint, config: PreTrainedConfig, sizes: list[BlockSizes]) -> str | None:
     """Why llama.cpp doesn't run a model with such blocks; None if it does."""
     numbered = [replace(block, block=number) for number, block in enumerate(sizes)]
     return GGUF.refusal(Checkpoint(checkpoint.folder, config, checkpoint.family, checkpoint.source), numbered)

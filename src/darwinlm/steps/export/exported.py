@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -18,6 +18,8 @@ from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.version import VERSION
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from darwinlm.steps.refit.step import Refitted
     from darwinlm.steps.stitch.step import Stitched
 
@@ -29,7 +31,7 @@ def save_final(
     text: Tensor,
     folder: Path,
     scratch: Path,
-    recipe: dict[str, Any],
+    recipe: dict[str, JsonValue],
 ) -> dict[str, str]:
     """Save the final model into a folder.
 

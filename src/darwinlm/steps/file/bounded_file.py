@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,6 +31,15 @@ def check_file(budget: BudgetSettings) -> None:
         require_engine(LLAMA_CPP, "a budget of a GGUF file")
 
 
+@dataclass(frozen=True)
+class _FileRequest:
+    """A GGUF file to write and measure."""
+
+    checkpoint: Checkpoint
+    quantisation: str
+    path: Path
+
+
 def write_bounded_file(
     dense: Checkpoint, small: Checkpoint, bound: int, kind: str, tokens: Tensor, folder: Path, scratch: Path
 ) -> BoundedFileFigures:
@@ -43,18 +53,18 @@ def write_bounded_file(
     same_tokens = source.suffix == SUFFIX and dense.config.vocab_size == small.config.vocab_size
     tokenizer = source if same_tokens else None
 
-    wanted = {"saved": (small, kind, path)}
-    if (fits := GGUF.largest(dense, bound)) is not None:
-        wanted["dense"] = dense, fits[0], dense_path
-    for checkpoint, quantisation, file in wanted.values():
-        GGUF.write(checkpoint, file, WriteOptions(quantisation, tokenizer))
+    requests = {"saved": _FileRequest(small, kind, path)}
+    if (largest := GGUF.largest(dense, bound)) is not None:
+        requests["dense"] = _FileRequest(dense, largest[0], dense_path)
+    for request in requests.values():
+        GGUF.write(request.checkpoint, request.path, WriteOptions(request.quantisation, tokenizer))
     if (size := path.stat().st_size) > EXCESS * bound:
         raise BudgetError(f"the file has {size:,} bytes, more than the {bound:,} of budget.file: please report this")
-    opened = {name: open_in_llama_cpp(file)[0] for name, (*_, file) in wanted.items()}
+    opened = {name: open_in_llama_cpp(request.path)[0] for name, request in requests.items()}
     quality = measure_quality(dense.load(torch.float32), opened, tokens, batch_tokens=tokens.shape[1])
     files = {
-        name: QuantisedFile(quantisation=quantisation, bytes=file.stat().st_size, kl=quality[name].kl)
-        for name, (_, quantisation, file) in wanted.items()
+        name: QuantisedFile(quantisation=request.quantisation, bytes=request.path.stat().st_size, kl=quality[name].kl)
+        for name, request in requests.items()
     }
     for model in opened.values():
         model.close()

@@ -52,17 +52,17 @@ class BoundedFileFigures(StepFigures):
     def note(self) -> str:
         """The file beside the quantised dense model, and which one to use."""
         saved, dense = self.saved, self.dense
-        said = (
+        sentence = (
             f"{self.file} has {size(saved.bytes)} and KL {nats(saved.kl)} on {self.tokens:,} tokens of the evaluation "
             "text in llama.cpp."
         )
         if dense is None:
-            return f"{said} No type makes the dense model that small."
-        other = f"the dense model as {dense.quantisation} has {size(dense.bytes)} and KL {nats(dense.kl)}"
+            return f"{sentence} No type makes the dense model that small."
+        quantised = f"the dense model as {dense.quantisation} has {size(dense.bytes)} and KL {nats(dense.kl)}"
         if dense.kl > saved.kl:
-            return f"{said} It loses less than quantising alone: {other}."
+            return f"{sentence} It loses less than quantising alone: {quantised}."
         command = f"darwinlm export {shlex.quote(self.model)} --quant {dense.quantisation} --out model.gguf"
-        return f"{said} Quantising alone loses less: {other}. Use that instead: {command}."
+        return f"{sentence} Quantising alone loses less: {quantised}. Use that instead: {command}."
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,8 +34,8 @@ def gradient_sequences(calibration: TokenSequences) -> int:
     """Number of sequences for the gradients; each process needs one."""
     from darwinlm.runtime import parallel
 
-    wanted = -(-gradient_tokens(calibration.n_tokens) // calibration.tokens.shape[1])
-    return min(max(wanted, parallel.size()), len(calibration.tokens))
+    count = -(-gradient_tokens(calibration.n_tokens) // calibration.tokens.shape[1])
+    return min(max(count, parallel.size()), len(calibration.tokens))
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Gradients(Step[GradientMoments]):
         if not load.settings(DatabaseSettings).metric.gradients:
             return None
         tokens = -(-gradient_tokens(text.calibration_tokens) // text.sequence_length) * text.sequence_length
-        held = largest({"heads": load.head}, load.backward | {"blocks": 2 * load.block})
+        memory = largest({"heads": load.head}, load.backward | {"blocks": 2 * load.block})
         if load.on_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
-            held["fragments"] = load.passing["activations"]
-        held["rows of the embedding"] = float(min(tokens, sizes.vocabulary) * sizes.width * sizes.size)
-        return Cost(sizes.operations(tokens, blocks=3, heads=2), held | load.streams(tokens, sizes.depth + 1))
+            memory["fragments"] = load.passing["activations"]
+        memory["rows of the embedding"] = float(min(tokens, sizes.vocabulary) * sizes.width * sizes.size)
+        return Cost(sizes.operations(tokens, blocks=3, heads=2), memory | load.streams(tokens, sizes.depth + 1))

@@ -7,17 +7,20 @@ model would seem no faster. A CUDA graph is recorded once for a model and replay
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from darwinlm.runtime.cuda_graph import recorded
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 WARM_UP = 3
 """Warm-up steps before a graph is recorded, for the initialisation of libraries."""
 
 
-def cache_name(model: Any) -> str:
+def cache_name(model: PreTrainedModel) -> str:
     """Name of the model's cache argument, which differs between releases of transformers."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
@@ -29,20 +32,20 @@ class GraphedDecoding:
     Raises RuntimeError if a step can't be recorded, as one that reads the device's results (a mixture's routing).
     """
 
-    def __init__(self, model: Any, tokens: Tensor, steps: int) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tensor, steps: int) -> None:
         from transformers import StaticCache
 
         self.model = model
         self.cache = StaticCache(config=model.config, max_cache_len=tokens.shape[1] + WARM_UP + steps)
-        self._named = {cache_name(model): self.cache}
+        self._cache_argument = {cache_name(model): self.cache}
         self._token = tokens[:, :1].clone()
-        model(input_ids=tokens, use_cache=True, logits_to_keep=1, **self._named)
+        model(input_ids=tokens, use_cache=True, logits_to_keep=1, **self._cache_argument)
         for _ in range(WARM_UP):
             self._run()
         self._replay = recorded(self._run, tokens.device)
 
     def _run(self) -> None:
-        self.logits: Tensor = self.model(input_ids=self._token, use_cache=True, **self._named).logits
+        self.logits: Tensor = self.model(input_ids=self._token, use_cache=True, **self._cache_argument).logits
 
     def step(self) -> Tensor:
         """Logits of one more token, [b, 1, v]."""

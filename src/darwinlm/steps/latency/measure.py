@@ -46,14 +46,15 @@ def check_fastest(budget: BudgetSettings, timing: Timing) -> None:
     ratio, seconds = timing
     bound = budget.bound
     if isinstance(bound, Speedup) and bound.value * ratio > 1:
-        asked, most = f"speedup: {bound.value:g}x is", f"{1 / ratio:.2f}x as fast"
+        request, fastest_speed = f"speedup: {bound.value:g}x is", f"{1 / ratio:.2f}x as fast"
     elif isinstance(bound, Latency) and ratio * seconds > bound.value:
-        asked, most = f"latency: {1e3 * bound.value:.3g} ms is", f"as fast as {1e3 * ratio * seconds:.3g} ms"
+        request = f"latency: {1e3 * bound.value:.3g} ms is"
+        fastest_speed = f"as fast as {1e3 * ratio * seconds:.3g} ms"
     else:
         return
     raise BudgetError(
-        f"budget.{asked} out of reach: here the model without any attention and MLP is only {most}, because embedding "
-        "and output head stay; choose a bound well below that"
+        f"budget.{request} out of reach: here the model without any attention and MLP is only {fastest_speed}, because "
+        "embedding and output head stay; choose a bound well below that"
     )
 
 
@@ -68,9 +69,7 @@ def measure_table(
     """Time the models for a table.
 
     `points` is the maximum number of timed widths for one kind of module. The file `record` keeps the ratios for a run
-    that resumes.
-
-    The checks of the table compare it with a few random allocations.
+    that resumes. The checks of the table compare it with a few random allocations.
     """
     dense = space.sizes(space.dense)
     known = read_as(record, dict[str, Timing]) if record.exists() else {}
@@ -121,7 +120,7 @@ def _ratios_of(kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Modul
     modules = [module for module in space.modules if module.kind == kind and len(module.levels) > 1]
     plain = [module.place for module in modules if not module.levels[-1].sizes.experts]
     mixtures = [module.place for module in modules if module.levels[-1].sizes.experts]
-    others = {place: sizes for place, sizes in space.sizes(space.dense).items() if place not in (*plain, *mixtures)}
+    remaining = {place: sizes for place, sizes in space.sizes(space.dense).items() if place not in (*plain, *mixtures)}
     tops = {module.levels[-1].sizes for module in modules}
     known = {next(iter(tops)): 1.0} if len(tops) == 1 else {}
 
@@ -129,12 +128,12 @@ def _ratios_of(kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, Modul
         return mixtures if sizes.experts else plain
 
     def measure(sizes: LayerSizes) -> float:
-        return ratio(record_name(sizes), {**others, **dict.fromkeys(timed_together(sizes), sizes)})
+        return ratio(record_name(sizes), {**remaining, **dict.fromkeys(timed_together(sizes), sizes)})
 
-    gone = ratio(f"{kind}:gone", others)
-    wanted = {level.sizes for module in modules for level in module.levels if level.sizes.width}
-    at = refine(measured_lines(wanted), measure, points=points, known=known)
-    return Ratios(at, gone, {line_of(sizes): len(timed_together(sizes)) for sizes in wanted})
+    gone = ratio(f"{kind}:gone", remaining)
+    possible = {level.sizes for module in modules for level in module.levels if level.sizes.width}
+    at = refine(measured_lines(possible), measure, points=points, known=known)
+    return Ratios(at, gone, {line_of(sizes): len(timed_together(sizes)) for sizes in possible})
 
 
 def record_name(sizes: LayerSizes) -> str:

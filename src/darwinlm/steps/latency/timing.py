@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from darwinlm.model.units.levels import with_owners
 from darwinlm.runtime.compute import now
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.latency.graphs import GraphedDecoding, cache_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DECODE_STEPS = 8
 """Number of decoded tokens whose median time is used for all."""
@@ -47,7 +50,7 @@ class Timing(NamedTuple):
 class TimedModel:
     """A model whose passes are timed, and its decoding, once it is recorded as a CUDA graph."""
 
-    model: Any
+    model: PreTrainedModel
     decoding: GraphedDecoding | None = None
 
 
@@ -94,17 +97,19 @@ class ModelTimer:
         timed = TimedModel(self.build(modules))
         self.seconds(timed)
         pairs: list[tuple[float, float]] = []
-        while len(pairs) < self.runs or (len(pairs) < PATIENCE * self.runs and not steady([b / a for a, b in pairs])):
+        ratios: list[float] = []
+        while len(ratios) < self.runs or (len(ratios) < PATIENCE * self.runs and not steady(ratios)):
             pairs.append((self.seconds(reference), self.seconds(timed)))
-        return Timing(statistics.median(b / a for a, b in pairs), statistics.median(a for a, _ in pairs))
+            ratios = [time / dense_time for dense_time, time in pairs]
+        return Timing(statistics.median(ratios), statistics.median(dense_time for dense_time, _ in pairs))
 
-    def build(self, modules: ModuleSizes) -> Any:
+    def build(self, modules: ModuleSizes) -> PreTrainedModel:
         """A model with modules of the given sizes; other modules are removed."""
         # Which query heads stay isn't known yet and hardly affects the time, so use the first ones.
-        known = {
+        owned = {
             place: with_owners(self.shapes[place], sizes, torch.arange(sizes.width)) for place, sizes in modules.items()
         }
-        table = layer_table(self.checkpoint.family, self.checkpoint.n_blocks, known)
+        table = layer_table(self.checkpoint.family, self.checkpoint.n_blocks, owned)
         model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):

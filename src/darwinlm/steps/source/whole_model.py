@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,6 +19,9 @@ from darwinlm.runtime.output import guarded
 from darwinlm.runtime.reads import note
 from darwinlm.runtime.step import Cost, Task
 from darwinlm.steps.workload import Workload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 STORED = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 """Names of types in safetensors."""
@@ -46,7 +49,7 @@ def conversion_cost(load: Workload) -> Cost | None:
     return Cost(0, {"weights in float32": memory}) if memory else None
 
 
-def load_whole(task: Task, checkpoint: Checkpoint) -> Any:
+def load_whole(task: Task, checkpoint: Checkpoint) -> PreTrainedModel:
     """A whole model that generates, on the run's device.
 
     On a CPU its weights lie in mapped files, which aren't counted as used.
@@ -64,5 +67,6 @@ def why_not_whole(task: Task, params: int) -> str:
     """Why a GPU doesn't hold whole models of so many parameters, for which half of its memory is; empty if it does."""
     device, needed = task.context.device, params * task.context.dtype.itemsize
     room = min(parallel.gather(memory_of(device).room("whole models")))
-    fits = device.type == "cpu" or needed <= room
-    return "" if fits else f"whole models need {size(needed)}, and {size(room)} are for them"
+    if device.type == "cpu" or needed <= room:
+        return ""
+    return f"whole models need {size(needed)}, and {size(room)} are for them"

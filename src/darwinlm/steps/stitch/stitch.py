@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,16 +17,21 @@ from darwinlm.model.surgery.smaller_model import described, fill
 from darwinlm.model.units.levels import Level
 from darwinlm.model.units.modules import ModuleReader
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def stitch(database: ModuleReader, allocation: tuple[int, ...], keep: Callable[[Tensor], Tensor] = torch.clone) -> Any:
+
+def stitch(
+    database: ModuleReader, allocation: tuple[int, ...], keep: Callable[[Tensor], Tensor] = torch.clone
+) -> PreTrainedModel:
     """The smaller model of an allocation, in the checkpoint's types; `keep` puts every tensor in its place."""
     smaller, weights = stitched_blocks(database, allocation)
     model, prefix = smaller.skeleton(), database.checkpoint.block_prefix
     tensors = {name: keep(database.checkpoint.read(name)[""]) for name in database.checkpoint.names_outside_blocks()}
     for block in range(smaller.n_blocks):
         tensors |= {prefix(block) + name: keep(tensor) for name, tensor in weights(block).items()}
-    left, _ = fill(model, tensors)
-    assert not left, f"stitching left {left} without weights"
+    missing, _ = fill(model, tensors)
+    assert not missing, f"stitching left {missing} without weights"
     return model.eval().requires_grad_(requires_grad=False)
 
 
@@ -57,7 +62,7 @@ def _block_tensors(database: ModuleReader, chosen: Mapping[Place, Level], block:
         if level is None or level.sizes.width == 0:
             continue
         tensors, norms = split_block(inside, part)
-        kept = database.kept(block, kind, level)
-        for name, tensor in shrink_tensors(family, database.shapes[block, kind], tensors, kept).items():
+        units = database.kept(block, kind, level)
+        for name, tensor in shrink_tensors(family, database.shapes[block, kind], tensors, units).items():
             yield f"{part.prefix}{name}", tensor
         yield from norms.items()
