@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import fields
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,16 +20,16 @@ ENOUGH = 2.0
 
 
 class _ConstantWeights(Checkpoint):
-    """A checkpoint whose weights are all alike, from its configuration alone."""
+    """A checkpoint whose weights are all equal, from its configuration alone."""
 
     @cached_property
-    def tensors(self) -> Any:
+    def tensors(self) -> dict[str, torch.Size]:  # type: ignore[override]
         return {name: tensor.shape for name, tensor in self.outline.state_dict().items()}
 
     def read(self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True) -> dict[str, Tensor]:
-        found = {name: torch.full(shape, 0.01) for name, shape in self.tensors.items() if name.startswith(prefix)}
+        tensors = {name: torch.full(shape, 0.01) for name, shape in self.tensors.items() if name.startswith(prefix)}
         kind = dtype or torch.float32
-        return {name.removeprefix(prefix): self.cast(name, tensor, kind) for name, tensor in found.items()}
+        return {name.removeprefix(prefix): self.cast(name, tensor, kind) for name, tensor in tensors.items()}
 
     def rows(self, name: str, index: Tensor, *, dtype: torch.dtype) -> Tensor:
         return torch.rand(len(index), *self.tensors[name][1:]).to(dtype)

@@ -77,9 +77,11 @@ class Plan:
         return shortest, longest
 
     def _time(self, row: Row, rate: float) -> float:
+        seconds = row.cost.operations / self.sizes.processes / rate
         minutes = self.sizes.recipe.section(SearchSettings).minutes
-        most = 60 * minutes if row.step == Search.name and minutes is not None else math.inf
-        return min(row.cost.operations / self.sizes.processes / rate, most)
+        if row.step == Search.name and minutes is not None:
+            return min(seconds, 60 * minutes)
+        return seconds
 
     def passes(self, *rows: Row) -> float:
         """Work of some steps, or of all, in tokens that the dense model reads."""
@@ -105,7 +107,10 @@ class Plan:
 
 
 def rows_of(steps: Steps, sizes: RunSizes, *, on_cpu: bool, memory: float) -> list[Row]:
-    """The rows of a run, in order, on a device with so many bytes for a process; a CPU's hold the libraries too."""
+    """Rows of the steps of a run, in order, on a device with `memory` bytes for one process.
+
+    On a CPU, the libraries are part of each row's memory.
+    """
     load = Workload(sizes, shares_of(sizes.recipe, steps), on_cpu=on_cpu, memory=memory)
     costs = [(CONVERSION, conversion_cost(load)), *((step.name, step.cost(load)) for step in steps)]
     base = {"libraries": LIBRARIES} if on_cpu else {}
@@ -115,17 +120,17 @@ def rows_of(steps: Steps, sizes: RunSizes, *, on_cpu: bool, memory: float) -> li
 def plan_here(steps: Steps, sizes: RunSizes, device: torch.device, rate: float | None = None) -> Plan:
     """Plan a run on a device of this machine; its rate is measured if it isn't known."""
     on_cpu = device.type == "cpu"
-    held = float(sizes.recipe.compute.memory or all_bytes(device)) / (sizes.processes if on_cpu else 1)
+    memory = float(sizes.recipe.compute.memory or all_bytes(device)) / (sizes.processes if on_cpu else 1)
     rate = measure_rate(sizes, device) if rate is None else rate
-    return Plan(sizes, str(device), rows_of(steps, sizes, on_cpu=on_cpu, memory=held), held, (rate, rate))
+    return Plan(sizes, str(device), rows_of(steps, sizes, on_cpu=on_cpu, memory=memory), memory, (rate, rate))
 
 
 def plan_card(steps: Steps, sizes: RunSizes, card: str) -> Plan:
     """Plan a run on a card of `DEVICES`, whose rate is a range."""
     peak, gigabytes = DEVICES[card]
-    held = float(sizes.recipe.compute.memory or gigabytes << 30)
+    memory = float(sizes.recipe.compute.memory or gigabytes << 30)
     slowest, fastest = (share * 1e12 * peak for share in OF_PEAK)
-    return Plan(sizes, card, rows_of(steps, sizes, on_cpu=False, memory=held), held, (slowest, fastest))
+    return Plan(sizes, card, rows_of(steps, sizes, on_cpu=False, memory=memory), memory, (slowest, fastest))
 
 
 def check_memory(steps: Steps, recipe: Sections, checkpoint: Checkpoint, device: torch.device) -> None:

@@ -41,7 +41,10 @@ class RunSizes:
     def __init__(
         self, checkpoint: Checkpoint, recipe: Sections, processes: int = 1, *, smaller: Checkpoint | None = None
     ) -> None:
-        self.checkpoint, self.recipe, self.processes, self.smaller = checkpoint, recipe, processes, smaller
+        self.checkpoint = checkpoint
+        self.recipe = recipe
+        self.processes = processes
+        self.smaller = smaller
         text, vocabulary = recipe.section(TextSettings), recipe.section(VocabularySettings)
         kept_tokens = vocabulary.keep if smaller is None else None
         self.shapes = module_shapes(checkpoint)
@@ -52,12 +55,13 @@ class RunSizes:
         self.vocabulary, self.depth = kept_size(kept_tokens or 1, rows), checkpoint.n_blocks
         self.blocks = self.space.params(self.space.dense)
         self.block = max(self.params_of(block) for block in range(self.depth))
-        self.params: int = sum(
-            each.numel() // rows * self.vocabulary
-            if each.shape[:1] == (rows,) and not name.startswith(f"{checkpoint.family.layers}.")
-            else each.numel()
-            for name, each in checkpoint.outline.named_parameters()
-        )
+        self.params = 0
+        for name, parameter in checkpoint.outline.named_parameters():
+            in_blocks = name.startswith(f"{checkpoint.family.layers}.")
+            if parameter.shape[:1] == (rows,) and not in_blocks:
+                self.params += parameter.numel() // rows * self.vocabulary
+            else:
+                self.params += parameter.numel()
         self.outside = self.params - self.blocks
         widths = {shape.kind: 0 for shape in self.shapes}
         for shape in self.shapes:
@@ -70,7 +74,7 @@ class RunSizes:
     def params_of(self, block: int) -> int:
         """Number of parameters of a block."""
         blocks = self.checkpoint.outline.get_submodule(self.checkpoint.family.layers)
-        return sum(each.numel() for each in blocks[block].parameters())
+        return sum(parameter.numel() for parameter in blocks[block].parameters())
 
     @cached_property
     def kept_blocks(self) -> tuple[int, int]:
@@ -81,8 +85,8 @@ class RunSizes:
         """
         if self.smaller is not None:
             blocks = self.smaller.outline.get_submodule(self.smaller.family.layers)
-            kept = sum(each.numel() for each in blocks.parameters())
-            return kept, kept
+            params = sum(parameter.numel() for parameter in blocks.parameters())
+            return params, params
         bound = self.recipe.section(BudgetSettings).bound
         equal = self.recipe.section(SearchSettings).layers == "equal"
         counted = Counted(self.recipe, self.checkpoint, self.space, self.shapes, self.outside, equal)
@@ -108,9 +112,10 @@ class RunSizes:
         return sum(map(self.through_module, self.shapes))
 
     def through_module(self, shape: ModuleShape) -> float:
-        """Those of one module; a token meets its own experts."""
-        own = shape.chosen / shape.sizes.experts if shape.sizes.experts else 1.0
-        weights = sum(prod(size) * (own if len(size) == 3 else 1.0) for size in shape.tensors.values() if len(size) > 1)
+        """Operations of one module; a token passes through its own experts only."""
+        share = shape.chosen / shape.sizes.experts if shape.sizes.experts else 1.0
+        matrices = [size for size in shape.tensors.values() if len(size) > 1]
+        weights = sum(prod(size) * (share if len(size) == 3 else 1.0) for size in matrices)
         length = self.recipe.section(TextSettings).sequence_length
         attention = 4.0 * length * shape.sizes.width if shape.kind == "attention" else 0.0
         return 2.0 * weights + attention

@@ -59,7 +59,10 @@ class Workload:
     """
 
     def __init__(self, sizes: RunSizes, shares: Mapping[str, int], *, on_cpu: bool, memory: float) -> None:
-        self.sizes, self.shares, self.on_cpu, self.memory = sizes, shares, on_cpu, memory
+        self.sizes = sizes
+        self.shares = shares
+        self.on_cpu = on_cpu
+        self.memory = memory
         activations = float(sizes.pass_tokens * sizes.channels * sizes.size)
         self.passing: Memory = {"activations": FORWARD * activations}
         self.backward: Memory = {"activations": BACKWARD * activations}
@@ -76,23 +79,26 @@ class Workload:
         return self.sizes.recipe.section(kind)
 
     def streams(self, tokens: float, count: float = 1) -> Memory:
-        """So many residual streams of a text, unless they lie in a file."""
-        held = tokens * count * self.sizes.width * self.sizes.size / self.sizes.processes
-        return {"streams": held} if held <= STREAMS else {}
+        """Bytes of `count` residual streams of a text of `tokens` tokens; none if they lie in a file."""
+        memory = tokens * count * self.sizes.width * self.sizes.size / self.sizes.processes
+        return {"streams": memory} if memory <= STREAMS else {}
 
     def writing(self, rows: int, length: int) -> Memory:
-        """A whole model that writes so many texts at once; on a CPU, its weights lie in mapped files."""
+        """Bytes of a whole model that writes `rows` texts at once, of `length` tokens each.
+
+        On a CPU, its weights lie in mapped files.
+        """
         sizes = self.sizes
         heads = sum(shape.sizes.groups * shape.sizes.head_dim for shape in sizes.shapes if shape.kind == "attention")
         row = 2.0 * heads * length * sizes.size
         weights = 0.0 if self.on_cpu else float(sizes.params * sizes.size)
-        held = {"keys and values": max(min(rows * row, (self.memory - weights) / 4), row)}
-        held["probabilities"] = rows * sizes.vocabulary * (12.0 + sizes.size)
-        return held if self.on_cpu else held | {"whole models": weights}
+        memory = {"keys and values": max(min(rows * row, (self.memory - weights) / 4), row)}
+        memory["probabilities"] = rows * sizes.vocabulary * (12.0 + sizes.size)
+        return memory if self.on_cpu else memory | {"whole models": weights}
 
     def reading(self, tokens: float, count: int) -> Memory:
-        """So many models on the same text, block by block, then logits of a few tokens of two of them."""
+        """Bytes of `count` models on the same text, block by block, then logits of a few tokens of two of them."""
         sizes = self.sizes
-        held = self.passing | {"blocks": 2 * self.block, "heads": 2 * self.head, "logits": self.compared}
-        held |= self.streams(tokens, count)
-        return held | {"rows of the embedding": count * min(tokens, sizes.vocabulary) * sizes.width * sizes.size}
+        memory = self.passing | {"blocks": 2 * self.block, "heads": 2 * self.head, "logits": self.compared}
+        memory |= self.streams(tokens, count)
+        return memory | {"rows of the embedding": count * min(tokens, sizes.vocabulary) * sizes.width * sizes.size}
