@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import ModelError, RecipeError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _SAMPLE = "The quick brown fox, 3.14 apples:\n\tif (x != y) { return 'naïve café'; }  Ünïcode — 東京 🙂"
 
 
-def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -> None:
+def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a dense model whose vocabulary or tokens differ from the smaller model's. Raises ModelError."""
     sizes = int(teacher.config.vocab_size), int(student.config.vocab_size)
     if sizes[0] != sizes[1]:
@@ -25,7 +28,7 @@ def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: Any) -> N
         )
 
 
-def _spoken(tokenizer: Any) -> tuple[dict[str, int], list[int]]:
+def _spoken(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], list[int]]:
     return tokenizer.get_vocab(), tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
 
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darwinlm.formats.transformers.saved import save_model
 from darwinlm.model.families.checkpoint import Checkpoint
@@ -30,6 +30,8 @@ from darwinlm.steps.text.step import TextSettings
 from darwinlm.steps.text.text_source import check_length, check_source, given_source, with_own_text
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from darwinlm.steps.recover.step import Recover
 
 MARKER = "key.json"
@@ -121,7 +123,7 @@ def remove_scratch(context: Context) -> None:
         remove(scratch)
 
 
-def _documents(source: str, seed: int, tokenizer: Any) -> Iterator[str]:
+def _documents(source: str, seed: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     """The documents of a source; nothing is opened before the first one is read, in the process that reads it."""
     yield from read_documents(source, seed=seed, tokenizer=tokenizer)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from darwinlm.steps.recover.trained_model import Losses, decoder_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from transformers import PreTrainedModel
 
 
 def sharding_mesh(sharding: str, device: torch.device) -> DeviceMesh | None:
@@ -40,7 +41,9 @@ def sharding_mesh(sharding: str, device: torch.device) -> DeviceMesh | None:
     return init_device_mesh(device.type, (count // on_a_node, on_a_node), mesh_dim_names=("node", "process"))
 
 
-def load_teacher(teacher: Checkpoint, dtype: torch.dtype, device: torch.device, mesh: DeviceMesh | None) -> Any:
+def load_teacher(
+    teacher: Checkpoint, dtype: torch.dtype, device: torch.device, mesh: DeviceMesh | None
+) -> PreTrainedModel:
     """The dense model on this process's device, or its share of it: no device holds more than one whole block.
 
     Raises CheckpointError.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypedDict, cast
 
 from pydantic import Field
 
@@ -159,11 +159,31 @@ class RecoveryFigures(StepFigures):
         )
 
 
+class TrainingRecord(TypedDict, total=False):
+    """Record of a training.
+
+    Attributes:
+        seconds: Time of all steps, also of processes that were interrupted.
+        processes: Number of processes that shared the work.
+        sharded: Whether they shared the weights.
+        kept: Which weights were kept: the trained ones, or those before training.
+        log: Losses, and figures on held-out text, by step.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    processes: int
+    sharded: bool
+    kept: Literal["trained", "before"]
+    log: list[dict[str, int | float]]
+
+
 @dataclass(frozen=True)
 class Recovered(Stitched):
     """The trained model, with the record of its training."""
 
-    record: dict[str, Any] = field(default_factory=dict)
+    record: TrainingRecord = field(default_factory=TrainingRecord)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +247,8 @@ class Recover(Step[Recovered]):
         from darwinlm.steps.recover.recovery_run import remove_scratch
 
         remove_scratch(task.context)
-        checkpoint, record = Checkpoint.open(task.folder / "model"), read_record(task.folder / RECORD)
+        checkpoint = Checkpoint.open(task.folder / "model")
+        record = cast("TrainingRecord", read_record(task.folder / RECORD))
         return Recovered(checkpoint, task.stage.digest, record)
 
     def figures(self, task: Task, result: Recovered) -> RecoveryFigures:

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from darwinlm.runtime import parallel
@@ -21,11 +22,13 @@ from darwinlm.runtime.errors import NumericsError
 from darwinlm.steps.recover.checkpoints import Checkpoints, TrainingState
 from darwinlm.steps.recover.schedule import Steps, rate_share
 from darwinlm.steps.recover.sharding import sharder, spread
-from darwinlm.steps.recover.step import RecoverySettings
+from darwinlm.steps.recover.step import RecoverySettings, TrainingRecord
 from darwinlm.steps.recover.trained_model import HeldOutSums, Losses, measured_apart, prepared, run_dense
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+    from transformers import PreTrainedModel
 
 BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 """AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
@@ -61,8 +64,8 @@ class Training:
         progress: Gets the finished steps and all of them, after each step and before its checkpoint.
     """
 
-    student: Callable[..., Any]
-    teacher: Any
+    student: Callable[..., PreTrainedModel]
+    teacher: PreTrainedModel | None
     text: Dataset[dict[str, Tensor]]
     held_out: Tensor
     steps: Steps
@@ -77,7 +80,7 @@ class Training:
     say: Callable[[str], None] = lambda message: None
     progress: Callable[[int, int], None] = lambda done, total: None
 
-    def train(self) -> tuple[Any, dict[str, Any]]:
+    def train(self) -> tuple[PreTrainedModel | None, TrainingRecord]:
         """Train, or resume.
 
         Returns:
@@ -218,11 +221,12 @@ class TrainingLoop:
 
     def _unsynchronized(self, number: int) -> AbstractContextManager[None]:
         """Let processes, or nodes that share a copy, accumulate gradients and sum them only once per step."""
-        call, waits = cast(Any, self.call), number + 1 < self.steps.accumulation
+        waits = number + 1 < self.steps.accumulation
         if self.sharded:
-            call.set_requires_all_reduce(not waits)
-        held: AbstractContextManager[None] = call.no_sync() if waits and hasattr(call, "no_sync") else nullcontext()
-        return held
+            cast("FSDPModule", self.call).set_requires_all_reduce(not waits)
+        if waits and isinstance(self.call, DistributedDataParallel):
+            return self.call.no_sync()
+        return nullcontext()
 
     @cached_property
     def rate(self) -> float:
@@ -308,7 +312,7 @@ class TrainingLoop:
         for weight, updates in zip(self.trained.values(), self.state.updates, strict=True):
             self.optimizer.state[weight]["step"].fill_(updates)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> TrainingRecord:
         """Record of the training for the report."""
         return {
             "steps": self.state.step,
@@ -320,7 +324,7 @@ class TrainingLoop:
             "log": self.state.log,
         }
 
-    def result(self) -> Any:
+    def result(self) -> PreTrainedModel | None:
         """The better model with plain weights, in the first process; sharded weights are gathered."""
         model = self.model
         if not improved(self.state.log, self.settings):

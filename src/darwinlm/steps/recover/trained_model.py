@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from darwinlm.steps.recover.losses import forward_kl, next_token_loss
 from darwinlm.steps.recover.recovery_losses import ForwardKL, NextToken, RecoveryLoss
 from darwinlm.steps.recover.step import RecoverySettings
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 LOGIT_TOKENS, LOGITS = 1024, 1 << 26
 """Most tokens whose logits are in memory at once, and most numbers in them: 2 GB at the peak."""
 
@@ -32,7 +35,7 @@ def logit_tokens(vocabulary: int) -> int:
     return min(LOGIT_TOKENS, max(LOGITS // vocabulary, 1))
 
 
-def prepared(model: Any, settings: RecoverySettings) -> Any:
+def prepared(model: PreTrainedModel, settings: RecoverySettings) -> PreTrainedModel:
     """The model with its trainable weights: all, or all but embedding and head."""
     if settings.gradient_checkpointing:
         options = {"use_reentrant": False}
@@ -60,7 +63,7 @@ class _Result(BaseModelOutputWithPast):  # type: ignore[misc]
 
 
 @contextmanager
-def _stored(model: Any, hidden: Tensor) -> Iterator[None]:
+def _stored(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
     decoder = decoder_of(model)
     setattr(model, model.base_model_prefix, Given(_Result(last_hidden_state=hidden)))
     try:
@@ -69,7 +72,7 @@ def _stored(model: Any, hidden: Tensor) -> Iterator[None]:
         setattr(model, model.base_model_prefix, decoder)
 
 
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
+def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Logits [n, v] of residual streams [n, m] after the last block and the final norm."""
     with _stored(model, hidden[None]):
         # The forward of the class, since that of the instance may be the caller.
@@ -78,31 +81,31 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
     return result
 
 
-def decoder_of(model: Any) -> nn.Module:
+def decoder_of(model: PreTrainedModel) -> nn.Module:
     """The model without its head."""
     decoder: nn.Module = getattr(model, model.base_model_prefix)
     return decoder
 
 
-def _streams(model: Any, tokens: Tensor) -> Tensor:
+def _streams(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Residual streams of tokens [b, t] after the final norm, [b, t, m]."""
     hidden: Tensor = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
     return hidden
 
 
-def _at_once(model: Any) -> int:
+def _at_once(model: PreTrainedModel) -> int:
     return logit_tokens(len(model.get_output_embeddings().weight))
 
 
 @torch.no_grad()
-def run_dense(teacher: Any, tokens: Tensor) -> Tensor:
+def run_dense(teacher: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Residual streams of the dense model on tokens [b, t] after its final norm, [b, t, m]."""
     return _streams(teacher, tokens)
 
 
 def batch_loss(
-    model: Any,
-    teacher: Any,
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
     tokens: Tensor,
     dense: Tensor | None,
     losses: Sequence[tuple[float, RecoveryLoss]],
@@ -154,7 +157,11 @@ class HeldOutSums:
 
 @torch.no_grad()
 def held_out_sums(
-    model: Any, teacher: Any, tokens: Tensor, dense: Tensor | None, other: RecoveryLoss | None = None
+    model: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    tokens: Tensor,
+    dense: Tensor | None,
+    other: RecoveryLoss | None = None,
 ) -> HeldOutSums:
     """Sums over tokens [b, t]; `dense` holds the dense model's streams on them, [b, t, m], if there is one."""
     hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
@@ -181,7 +188,13 @@ class Losses(nn.Module):
     """A model whose call returns losses, because DDP and FSDP only act on a module's call."""
 
     def __init__(
-        self, model: Any, teacher: Any, settings: RecoverySettings, low: torch.dtype | None, *, sharded: bool
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        settings: RecoverySettings,
+        low: torch.dtype | None,
+        *,
+        sharded: bool,
     ) -> None:
         super().__init__()
         self.model = model
@@ -191,7 +204,7 @@ class Losses(nn.Module):
         self.low = low
         self.sharded = sharded
 
-    def forward(self, tokens: Tensor, dense: Tensor | None = None, *, held_out: bool = False) -> Any:
+    def forward(self, tokens: Tensor, dense: Tensor | None = None, *, held_out: bool = False) -> Tensor | HeldOutSums:
         """`batch_loss` of tokens [b, t], or `held_out_sums` of them, with the dense model's streams."""
         (teacher,) = self.teacher
         with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):

@@ -16,10 +16,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from darwinlm.model.families.parts import Experts
 from darwinlm.model.walk.expert_inputs import Routing, expert_inputs, expert_module, watch_experts
@@ -44,7 +43,7 @@ class Mixture:
         divisors: What a norm behind the experts divides their output by, [n, 1] for each batch; empty without a norm.
     """
 
-    module: Any
+    module: nn.Module
     experts: Experts
     routing: list[Routing]
     missing: list[Tensor]

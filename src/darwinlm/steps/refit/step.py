@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
 from pydantic import Field
 
@@ -85,17 +85,38 @@ class RefitFigures(StepFigures):
         return "A refit by ridge regression was no better on validation text and was dropped."
 
 
+class RefitDecision(TypedDict):
+    """How far the weights go toward the fitted ones.
+
+    Attributes:
+        kept: Whether the refit was better on validation text, or the stitched weights were kept.
+        strength: Chosen interpolation factor, from 0 to 1.
+        kl_before: KL to the dense model on validation text, in nats per token, without the refit.
+        kl_after: The same with the best factor above 0.
+        kl_by_strength: The same by interpolation factor.
+    """
+
+    kept: Literal["refit", "stitched"]
+    strength: float
+    kl_before: float
+    kl_after: float
+    kl_by_strength: dict[str, float]
+
+
+class RefitRecord(RefitDecision):
+    """Record of a refit: how many of the modules were fitted, and the decision."""
+
+    fitted: int
+    modules: int
+
+
 @dataclass(frozen=True)
 class Refitted:
-    """Result of the refit.
-
-    The record holds the KL to the dense model on validation text before, after and by interpolation factor, the chosen
-    factor (`strength`), and how many of the modules were fitted.
-    """
+    """Result of the refit."""
 
     folder: Path
     stitched: Stitched
-    record: dict[str, Any]
+    record: RefitRecord
     digest: str
 
     @property
@@ -176,7 +197,8 @@ class Refit(Step[Refitted]):
         """The corrected model, and the record."""
         from darwinlm.runtime.artifact import read_record
 
-        return Refitted(task.folder, self.stitched, read_record(task.folder / RECORD), task.stage.digest)
+        record = cast("RefitRecord", read_record(task.folder / RECORD))
+        return Refitted(task.folder, self.stitched, record, task.stage.digest)
 
     def figures(self, task: Task, result: Refitted) -> RefitFigures:
         """From the record."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +22,12 @@ from darwinlm.runtime.compute import exact
 from darwinlm.runtime.context import Context
 from darwinlm.steps.database.block_files import block_file
 from darwinlm.steps.refit.refit import STRENGTHS, Streams, put_weights, refit
+from darwinlm.steps.refit.step import RefitDecision, RefitRecord
 
 
 def fit_and_choose(
     context: Context, dense: Checkpoint, stitched: Checkpoint, text: Tensor, held_out: Tensor, folder: Path
-) -> dict[str, Any]:
+) -> RefitRecord:
     """Fit the stitched model towards the dense one, and choose how far to go.
 
     `text` and `held_out` are [n, t] tokens of all processes. The fitted weights are written to `folder`.
@@ -55,7 +55,7 @@ def fit_and_choose(
                 between.run(block)
         losses[strength] = stream_divergence(held.dense, between)
     fitted = sum(ridge is not None for ridge in ridges)
-    return {"fitted": fitted, "modules": len(ridges), **_record(losses)}
+    return {"fitted": fitted, "modules": len(ridges), **_decision(losses)}
 
 
 def interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: float) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ def stream_divergence(dense: BlockStream, other: BlockStream) -> float:
     return max(total / tokens, 0.0)
 
 
-def _record(losses: dict[float, float]) -> dict[str, Any]:
+def _decision(losses: dict[float, float]) -> RefitDecision:
     """The decision, from KL on validation text by interpolation factor; 0 is the stitched model."""
     strength = min(sorted(losses), key=losses.__getitem__)
     return {

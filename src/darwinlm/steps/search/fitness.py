@@ -15,7 +15,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,7 +167,7 @@ class Fitness:
         text = {piece: self.tokens[slice(*piece)] for _, piece in missing}
         embedded = {piece: self.decoder.embed(tokens) for piece, tokens in text.items()}
         streams: dict[Allocation, HiddenStates] = {}
-        arguments: dict[Allocation, list[list[dict[str, Any]]]] = {}
+        arguments: dict[Allocation, list[list[dict[str, object]]]] = {}
         for candidate, pieces in by_candidate.items():
             elements = sum(embedded[piece].numel() for piece in pieces)
             streams[candidate] = HiddenStates((embedded[piece] for piece in pieces), elements, self.memory)
@@ -186,7 +185,7 @@ class Fitness:
         return measured
 
     def _walk(
-        self, streams: Mapping[Allocation, HiddenStates], arguments: Mapping[Allocation, list[list[dict[str, Any]]]]
+        self, streams: Mapping[Allocation, HiddenStates], arguments: Mapping[Allocation, list[list[dict[str, object]]]]
     ) -> None:
         """Move candidates through the blocks together."""
         for block in self.decoder.walk(range(len(self.decoder.blocks))):

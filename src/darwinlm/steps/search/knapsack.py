@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -47,7 +46,7 @@ def solve_knapsack(
     loss = np.concatenate([np.asarray(row, dtype=np.float64) for row in losses])
     cost = np.concatenate([np.asarray([price // divisor for price in row], dtype=np.float64) for row in extra])
     owner, ones = np.repeat(np.arange(len(sizes)), sizes), np.ones(len(sizes))
-    one_each: Any = csr_matrix((np.ones(len(loss)), (owner, np.arange(len(loss)))), shape=(len(sizes), len(loss)))
+    one_each = csr_matrix((np.ones(len(loss)), (owner, np.arange(len(loss)))), shape=(len(sizes), len(loss)))
     constraints = [LinearConstraint(one_each, ones, ones), LinearConstraint(csr_matrix(cost[None]), low, high)]
     for _ in range(RETRIES):
         result = milp(

@@ -14,7 +14,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from darwinlm.steps.search.module_cache import PlacedModules
 from darwinlm.steps.search.propose import uniform_allocations, uniform_start
 from darwinlm.steps.search.search_method import SearchInputs
 from darwinlm.steps.search.state import SearchState
-from darwinlm.steps.search.step import SearchSettings
+from darwinlm.steps.search.step import SearchOutcome, SearchRecord, SearchSettings
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter
@@ -56,7 +56,7 @@ def search(
     *,
     batch_tokens: int,
     seconds: float = math.inf,
-) -> dict[str, Any]:
+) -> SearchOutcome:
     """Find the allocation, or resume an interrupted search.
 
     `texts` are fitness text, [n, t], and training text if candidates are trained. `folder` holds the state. It ends
@@ -112,7 +112,7 @@ def search(
     )
     generations = "1 generation" if state.done == 1 else f"{state.done} generations"
     reporter.say(f"search: ended after {generations}: {state.ended}")
-    record = {
+    record: SearchRecord = {
         "start_kl": state.history[0].kl,
         "uniform_kl": uniform_kl,
         "kl": state.kl,

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class Gradients:
                         x, g = torch.cat(one.inputs), torch.cat(one.gradients)
                         rows[one.index] = self._levels(one.index, x, g, one.norm)
 
-        def given(index: int, block: int) -> dict[str, Any]:
+        def given(index: int, block: int) -> dict[str, object]:
             return arguments[index][block]
 
         for _ in self.decoder.back(inputs, gradients, given, back_at, self.fitness.clock.check):
@@ -199,21 +199,22 @@ class _Watched:
         self.inputs: list[Tensor] = []
         self.gradients: list[Tensor] = []
         self._input: Tensor | None
-        self._call: tuple[tuple[Any, ...], dict[str, Any]]
+        self._call: tuple[tuple[Tensor, ...], dict[str, object]]
 
     def watch(self, hooks: ExitStack) -> None:
         """Install the hooks."""
 
-        def called(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        def called(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, object]) -> None:
             self._call, self._input = (arguments, named), None
 
         def projected(_: nn.Module, __: object, output: Tensor) -> None:
             output.register_hook(self._collect)  # type: ignore[no-untyped-call]
 
-        def absent(_: nn.Module, __: object, output: Any) -> Any:
+        def absent(_: nn.Module, __: object, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
             arguments, named = self._call
-            zeros = 0 * (arguments[0] if arguments else named["hidden_states"])  # with a gradient
-            zeros.register_hook(self._collect)
+            hidden = arguments[0] if arguments else cast("Tensor", named["hidden_states"])
+            zeros = 0 * hidden  # with a gradient
+            zeros.register_hook(self._collect)  # type: ignore[no-untyped-call]
             return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
 
         gone = isinstance(self.present, Removed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypedDict, cast
 
 from pydantic import Field, model_validator
 
@@ -146,13 +146,44 @@ class SearchFigures(StepFigures):
         )
 
 
+class SearchRecord(TypedDict):
+    """Figures of a search; KL to the dense model is in nats per token of fitness text.
+
+    Attributes:
+        start_kl: KL of the first parent.
+        uniform_kl: KL of the best uniform model at the same budget.
+        kl: KL of the best allocation.
+        cost: Its cost, in the unit of the budget.
+        evaluations: Number of evaluated candidates.
+        ended: Why the search ended.
+        history: The parent after each generation, the start first.
+    """
+
+    start_kl: float
+    uniform_kl: float
+    kl: float
+    cost: int
+    evaluations: int
+    seconds: float
+    ended: str
+    history: list[dict[str, object]]
+
+
+class SearchOutcome(TypedDict):
+    """What a search writes: the best allocation, the best uniform one at the same budget, and the record."""
+
+    allocation: tuple[int, ...]
+    uniform: tuple[int, ...]
+    record: SearchRecord
+
+
 @dataclass(frozen=True)
 class SearchResult:
     """Best allocation, best uniform one at the same budget, and the record: start, history and figures."""
 
     allocation: Allocation
     uniform: Allocation
-    record: dict[str, Any]
+    record: SearchRecord
     digest: str
 
 
@@ -226,7 +257,7 @@ class Search(Step[SearchResult]):
         from darwinlm.runtime.artifact import read_as
 
         stored = read_as(task.folder / RESULT, _Stored)
-        return SearchResult(stored.allocation, stored.uniform, stored.record, task.stage.digest)
+        return SearchResult(stored.allocation, stored.uniform, cast("SearchRecord", stored.record), task.stage.digest)
 
     def figures(self, task: Task, result: SearchResult) -> SearchFigures:
         """From the record."""
@@ -280,4 +311,4 @@ class Search(Step[SearchResult]):
 class _Stored:
     allocation: tuple[int, ...]
     uniform: tuple[int, ...]
-    record: dict[str, Any]
+    record: dict[str, object]
