@@ -238,7 +238,7 @@ def smaller_model(setup: Setup, layers: int) -> Checkpoint:
 
 def recovered(
     setup: Setup, layers: int, out: str, *more: str, checkpoints: bool = True
-) -> tuple[dict[str, Any], float]:
+) -> tuple[recover_step.TrainingRecord, float]:
     """Train the smaller model on random tokens.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +19,6 @@ from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.version import VERSION
 
 if TYPE_CHECKING:
-    from pydantic import JsonValue
-
     from darwinlm.steps.refit.step import Refitted
     from darwinlm.steps.stitch.step import Stitched
 
@@ -31,7 +30,7 @@ def save_final(
     text: Tensor,
     folder: Path,
     scratch: Path,
-    recipe: dict[str, JsonValue],
+    recipe: Mapping[str, object],
 ) -> dict[str, str]:
     """Save the final model into a folder.
 
