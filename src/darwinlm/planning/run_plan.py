@@ -56,11 +56,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes: rows of its steps, and its slowest and fastest rate in operations per second and process.
+    """Cost of a run: rows of its steps, and its slowest and fastest rate in operations per second and process.
 
     Attributes:
         memory: Bytes of the device for one process.
-        free: Whether these are the bytes that are free now, rather than all.
+        free: Whether `memory` is what is free now, rather than all of it.
     """
 
     sizes: RunSizes
@@ -117,7 +117,7 @@ def rows_of(steps: Steps, sizes: RunSizes, *, on_cpu: bool, memory: float) -> li
 
 
 def plan_here(steps: Steps, sizes: RunSizes, device: torch.device, rate: float | None = None) -> Plan:
-    """Plan a run on a device of this machine; its rate is measured if it isn't known."""
+    """Plan a run on a device of this machine; its `rate`, in operations per second, is measured if it isn't given."""
     on_cpu = device.type == "cpu"
     memory = float(sizes.recipe.compute.memory or all_bytes(device)) / (sizes.processes if on_cpu else 1)
     rate = measure_rate(sizes, device) if rate is None else rate

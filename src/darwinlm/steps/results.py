@@ -1,4 +1,4 @@
-"""What the parts of a run give each other."""
+"""Results that pass between the parts of a run."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ relative to one of passes."""
 LIBRARIES = 0.45e9
 """Memory of Python, PyTorch and transformers without a model, measured on 2026-11-24."""
 ROWS = 64
-"""Texts that a model writes at once."""
+"""Number of texts that a model writes at once."""
 EXACT_ON_GPU = 3.0
 """Time of an operation of removal orders, factors and solves on a GPU, an estimate."""
 
@@ -54,7 +54,7 @@ class Workload:
         widest: Largest number of columns of an output projection.
         slow: Time of an operation of removal orders, factors and solves, in those of passes.
         exact: The same for second moments, of which half is computed.
-        compared: Bytes of the logits of two models and their probabilities, for as many tokens as are compared at once.
+        compared: Bytes of the logits and probabilities of two models, for the tokens that are compared at once.
         measured: Number of smaller models that a run measures.
     """
 

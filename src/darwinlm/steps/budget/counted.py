@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Counted:
-    """What costs are counted from: no weights are read.
+    """What costs are counted from; weights aren't read.
 
     Attributes:
         outside: Number of parameters that aren't pruned.

@@ -60,7 +60,7 @@ class Bound(Extension):
         return int(self.value)
 
     def words(self, cost: CostModel) -> str:
-        """What was asked for, for the beginning of messages."""
+        """The request, for the beginning of messages."""
         return f"{cost.words(self.limit(cost))} requested"
 
     def label(self) -> str:

@@ -54,7 +54,7 @@ def layers_that_run(
 
     No block is removed where engines tell the kinds of layers apart by their numbers, as mlx-lm does in Gemma 3.
 
-    Raises BudgetError if there is none.
+    Raises BudgetError if no allocation with equal layers runs and keeps the budget.
     """
 
     def runs(allocation: Allocation, *, without_first: bool = False) -> str | None:

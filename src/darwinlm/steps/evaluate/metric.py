@@ -69,7 +69,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What sizes are computed from: parameters, those in the blocks, and bytes of a stored weight."""
+    """Numbers of parameters, in all and in the blocks, and bytes of a stored weight."""
 
     params: int
     block_params: int

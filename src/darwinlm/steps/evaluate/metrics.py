@@ -89,7 +89,7 @@ class Bytes(SizeMetric):
         return amounts.size(value)
 
     def tile(self, saved: Values, dense: Values, uniform: Values | None) -> Tile | None:
-        """The bytes beside the dense model's."""
+        """The bytes, compared with the dense model's."""
         del uniform
         return Tile("weights", self.words(saved[self.name]), f"dense {self.words(dense[self.name])}")
 
@@ -119,7 +119,7 @@ class Perplexity(TokenMetric):
         return amounts.NOTHING if value is None else f"{value:.4g}"
 
     def tile(self, saved: Values, dense: Values, uniform: Values | None) -> Tile | None:
-        """The perplexity beside that of the dense and of the uniform model."""
+        """The perplexity, compared with those of the dense and the uniform model."""
         compared = f"dense {self.words(dense.get(self.name))}"
         if uniform is not None:
             compared += f", uniform {self.words(uniform.get(self.name))}"
@@ -244,7 +244,7 @@ class SpeedSpread(SpeedMetric):
 
 
 def differs(saved: Values, dense: Values, metric: Metric) -> bool:
-    """Whether two speeds differ by more than their rounds do, and by a tenth at least; not if timed only once."""
+    """Whether two speeds differ by at least a tenth, and by more than their rounds do; False if timed only once."""
     spreads = [values.get(SpeedSpread.name) for values in (saved, dense)]
     rate, before = saved.get(metric.name), dense.get(metric.name)
     if None in spreads or not rate or not before:

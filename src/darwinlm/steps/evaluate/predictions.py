@@ -1,4 +1,4 @@
-"""Predictions of a model for some tokens, beside the dense model's: what metrics of tokens are computed from.
+"""Predictions of a model and of the dense model for the same tokens, from which metrics of tokens are computed.
 
 Letters: n tokens, v vocabulary.
 """

@@ -65,9 +65,8 @@ class LookingBackFigures(Figures):
 class ModelFigures(Figures):
     """One model, measured on evaluation text.
 
-    `metrics` are its figures by the names of the metrics, those of tokens from as many predictions as there are
-    `tokens`; a figure that wasn't measured is None or absent, and sizes are always there. `looking_back` is None where
-    that wasn't measured.
+    `metrics` are its figures by the names of the metrics; those of tokens are means over `tokens` predictions. A figure
+    that wasn't measured is None or absent; sizes are always present. `looking_back` is None if it wasn't measured.
     """
 
     metrics: dict[str, int | float | None]

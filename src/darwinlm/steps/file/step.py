@@ -50,7 +50,7 @@ class BoundedFileFigures(StepFigures):
         return (("file", self.note()),)
 
     def note(self) -> str:
-        """The file beside the quantised dense model, and which one to use."""
+        """The file compared with the quantised dense model, and which one to use."""
         saved, dense = self.saved, self.dense
         sentence = (
             f"{self.file} has {size(saved.bytes)} and KL {nats(saved.kl)} on {self.tokens:,} tokens of the evaluation "

@@ -102,7 +102,7 @@ def _output_moments(stream: BlockStream, moments: dict[ModuleKind, SecondMoment]
             def watch(
                 module: nn.Module, _: object, output: Tensor, to: SecondMoment = moment, gain: Tensor | None = gain
             ) -> None:
-                # Experts have a norm of their own behind them, in front of the one that they share with the MLP beside.
+                # Experts have a norm of their own, before the one that they share with the parallel MLP.
                 mixture = gain is not None and module is expert_module(layer, mlp)
                 factor = norm_divisor(stream.checkpoint, "mlp", output.detach()) if mixture else gain
 

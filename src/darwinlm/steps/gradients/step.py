@@ -47,7 +47,7 @@ class GradientMoments:
     digest: str
 
     def __call__(self, block: int) -> dict[ModuleKind, Tensor]:
-        """Those at the outputs of a block's modules, [r, r] each, on the device."""
+        """Moments at the outputs of a block's modules, [r, r] float32 each, on the device."""
         from darwinlm.model.families.parts import KINDS
         from darwinlm.runtime.artifact import read_tensors
         from darwinlm.steps.database.block_files import block_file

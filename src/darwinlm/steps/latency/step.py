@@ -39,7 +39,7 @@ class Latency(Step["CostModel"]):
     dense: Checkpoint
 
     def key(self, task: Task) -> Mapping[str, object]:
-        """What times depend on, besides the model and the request."""
+        """What the times depend on, besides the model and the request."""
         import platform
 
         import torch

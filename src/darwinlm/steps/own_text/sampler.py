@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CPU_ROWS, GPU_ROWS = 64, 256
 """Maximum number of sequences at once."""
 STEPS = 8
-"""Steps between two looks at which rows have ended."""
+"""Number of steps after which the ended rows are looked up."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Sampler:
             setattr(self, name, getattr(self, name).to(self.device))
 
     def _read(self, rows: int) -> Cache:
-        """A cache with the prefix in every row, but for its last token where that isn't the only one."""
+        """A cache with the prefix in every row, without its last token, unless that is the only one."""
         prompt = torch.tensor([self.prefix[:-1] or self.prefix], device=self.device).expand(rows, -1)
         output = self.model(input_ids=prompt, use_cache=True, **self._only_last)
         return output.get("cache") or output.get("past_key_values")
@@ -139,7 +139,7 @@ class Sampler:
             state = self._filled(state, finished, numbers)
 
     def _begin(self, numbers: Iterator[int]) -> _State | None:
-        """Rows for the next sequences, as many as there are; None if there are none."""
+        """Rows for the next sequences; None if no sequence is left."""
         first = list(islice(numbers, self.rows))
         if not first:
             return None

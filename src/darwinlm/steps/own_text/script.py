@@ -50,7 +50,10 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def chat_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]] | str:
-    """Tokens of the template before the user's words, and between them and the answer; or why there are none."""
+    """Tokens of the template before the user's words, and between them and the answer.
+
+    Or the reason why the template can't be used.
+    """
     if not getattr(tokenizer, "chat_template", None):
         return "the model has no chat template"
     try:
@@ -129,7 +132,7 @@ def _text(tokenizer: PreTrainedTokenizerBase, tokens: tuple[int, ...]) -> str:
 
 
 def loops(tokens: tuple[int, ...]) -> bool:
-    """Whether a sequence ends in a phrase of one to 32 tokens that stands three times in a row."""
+    """Whether a sequence ends in three repetitions of a phrase of 1 to 32 tokens."""
     return any(
         len(tokens) >= 3 * n and tokens[-n:] == tokens[-2 * n : -n] == tokens[-3 * n : -2 * n] for n in range(1, 33)
     )

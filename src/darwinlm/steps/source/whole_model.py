@@ -64,7 +64,7 @@ def load_whole(task: Task, checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def why_not_whole(task: Task, params: int) -> str:
-    """Why a GPU doesn't hold whole models of so many parameters, for which half of its memory is; empty if it does."""
+    """Why whole models of `params` parameters don't fit into their half of a GPU's memory; empty if they do."""
     device, needed = task.context.device, params * task.context.dtype.itemsize
     room = min(parallel.gather(memory_of(device).room("whole models")))
     if device.type == "cpu" or needed <= room:

@@ -54,7 +54,7 @@ class Row(TypedDict):
     Attributes:
         where: Its file and place there, for messages.
         fields: Names of the fields with its text.
-        record: What of it may belong to the text.
+        record: The fields that may belong to its text.
     """
 
     where: str
@@ -71,7 +71,7 @@ def extension_of(path: Path) -> str | None:
 def read_files(
     files: Sequence[Path], field: str | None, seed: int | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Iterator[str]:
-    """Read the documents of files, one of each in turn, so that the first documents come from all files.
+    """Read the documents of files, one from each file in turn, so that the first documents come from all files.
 
     At most `OPEN_FILES` are read at once; when one ends, the next one is opened. `field` holds the text of a record;
     None finds it by its name. Without `seed`, the order is kept. Only chats need the tokenizer. Raises DataError.

@@ -38,7 +38,7 @@ PAIRS = (("instruction", "output"), ("prompt", "completion"))
 TEXT_FIELDS = ("text", "passage", "page", "content")
 """Fields that may hold a record's text, in order of preference, before those of chats and pairs."""
 CHAT_COLUMNS = ("system", "input", "tools")
-"""Fields of a chat beside its messages: a first message, more of an instruction, and tools as JSON schemas."""
+"""Further fields of a chat: its system message, the input of an instruction, and tools as JSON schemas."""
 
 _ROLES = {
     "human": "user",

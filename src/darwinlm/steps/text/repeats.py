@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHORTEST = 8
-"""Tokens of the shortest repeated passage, if the share allows as many."""
+"""Tokens of the shortest repeated passage, unless the share is smaller."""
 
 LONGEST = 128
 """Tokens of the longest repeated passage."""

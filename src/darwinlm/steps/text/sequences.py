@@ -53,7 +53,7 @@ class TokenSequences:
         return isinstance(other, TokenSequences) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        """The hash of these."""
+        """Hash of tokens, documents and sources."""
         return hash(self._identity)
 
     @property
@@ -62,7 +62,7 @@ class TokenSequences:
         return self.tokens.numel()
 
     def first(self, n_tokens: int) -> TokenSequences:
-        """As many whole sequences as hold some tokens, from the beginning; at most all."""
+        """The first sequences, enough for `n_tokens` tokens, or all if there are fewer."""
         count = -(-n_tokens // self.tokens.shape[1])
         if count >= len(self.tokens):
             return self

@@ -18,7 +18,7 @@ of SmolLM2-135M filled their purposes with a factor of 1 and 2 sequences."""
 
 
 def shares_of(recipe: Sections, steps: Iterable[type[AnyStep]]) -> dict[str, int]:
-    """Number of tokens for each purpose: as many as the step needs that reads most of it."""
+    """Number of tokens for each purpose: the largest number that any of the steps reads."""
     needed: dict[str, int] = {}
     for step in steps:
         for purpose, tokens in step.text_needed(recipe).items():
@@ -33,7 +33,10 @@ def named_parts(source: str) -> list[str]:
 
 
 def own_amount(source: str | None, tokens: float, sequence_length: int) -> int:
-    """Tokens of its own that the dense model writes if a run reads so many of a source; 0 if none of it is its own."""
+    """Number of tokens that the dense model writes itself for a run that reads `tokens` tokens of a source.
+
+    0 if the source doesn't include the model's own text.
+    """
     parts = named_parts(source or "")
     share = tokens * parts.count(SELF) / len(parts)
     return int(SPARE * share) + SPARE_SEQUENCES * sequence_length if share else 0

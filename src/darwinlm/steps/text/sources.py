@@ -8,7 +8,7 @@ A source is one of
   as in ``reviews.jsonl#body``, else ``text``, ``passage``, ``page`` or ``content``. Chats are rendered by the model's
   chat template: ``messages`` (OpenAI), ``conversations`` (ShareGPT), ``instruction``, ``input`` and ``output``
   (Alpaca), ``prompt`` and ``completion`` (TRL), or a question and its answer, ``faq.csv#question+answer``. ``system``
-  and ``tools`` beside them become part of the chat;
+  and ``tools`` in the same record become part of the chat;
 - a folder of such files, read in sorted order, subfolders included, without ``README.md``;
 - a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed;
 - several of these, separated by commas: equal parts of each.
@@ -186,7 +186,7 @@ def read_documents(
 def _in_balance(sources: list[Iterator[str]]) -> Iterator[str]:
     """Documents of several sources, the next one from the source with the least text so far.
 
-    Of a long document only as much counts as is used of it.
+    A long document counts only up to the length that splits use.
     """
     read = dict.fromkeys(range(len(sources)), 0)
     while read:
@@ -225,7 +225,7 @@ def read_domains(
 
 
 def _visible(documents: Iterator[str], source: str) -> Iterator[str]:
-    """Yield documents with a visible character, long ones in pieces. Raises DataError if there is none."""
+    """Yield documents with a visible character, long ones in pieces. Raises DataError if no document has one."""
     empty = True
     for document in documents:
         if document and not document.isspace():

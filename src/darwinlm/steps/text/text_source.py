@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def given_source(settings: TextSettings) -> str:
-    """Source of the run's text. Raises RecipeError if there is none."""
+    """Source of the run's text. Raises RecipeError if the recipe names none."""
     if not settings.source:
         raise RecipeError("text.source: no text is given; name a file, a folder, hf:owner/name, or self")
     return settings.source

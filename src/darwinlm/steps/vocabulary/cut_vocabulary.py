@@ -154,7 +154,7 @@ def _measure(
 
 
 def _passages(settings: TextSettings, held_out: ByDomain) -> Iterator[str]:
-    """Beginnings of held-out documents, of each domain in turn, in all as long as the evaluation text."""
+    """Beginnings of held-out documents, from each domain in turn; together they are as long as the evaluation text."""
     length = CHARACTERS_PER_TOKEN * settings.sequence_length
     remaining = CHARACTERS_PER_TOKEN * settings.evaluation_tokens
     for number in range(max(map(len, held_out.values()))):

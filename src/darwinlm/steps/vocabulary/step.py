@@ -81,7 +81,7 @@ class VocabularyFigures(StepFigures):
         return (("tokens", self._kept()),)
 
     def passages(self, name: ModelNames) -> tuple[Passage, ...]:
-        """What the smaller vocabulary cost, and what the other figures are relative to; lengths of held-out text."""
+        """Cost of the smaller vocabulary, what other figures are relative to, and lengths of held-out text."""
         del name
         rows = [
             (
