@@ -1,15 +1,20 @@
 """What scripts register: names, settings, and identity in the keys of steps."""
 
 import importlib.util
+import io
+import runpy
 import sys
 from typing import Annotated, ClassVar
 
 import pytest
 from pydantic import BaseModel, ValidationError
+from rich.console import Console
 
 from darwinlm.recipe.recipe import Recipe
+from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.registry import Extension, Extensions, Registry, SettingError, identity_of
+from darwinlm.runtime.run import Run
 
 
 class Shape(Extension):
@@ -115,3 +120,35 @@ def test_a_source_that_cannot_be_read_is_none():
     exec("from darwinlm.runtime.registry import Extension\nclass Mine(Extension):\n    def f(self): return 1\n", names)
     assert identity_of(names["Mine"]) == {"version": 1, "source": None}
     assert identity_of(len) == {"version": 1, "source": None}
+
+
+SCRIPT = """
+from dataclasses import dataclass
+from darwinlm.runtime.step import Step
+
+@dataclass(frozen=True, eq=False)
+class Numbers(Step):
+    name = "numbers"
+    count: int
+
+    def work(self, task):
+        (task.folder / "numbers.txt").write_text("0123456789"[:self.count])
+
+    def read(self, task):
+        return (task.folder / "numbers.txt").read_text()
+"""
+
+
+def test_a_step_of_a_script_is_known_by_its_source_or_the_run_says_that_it_is_not(tmp_path):
+    said = Console(record=True, quiet=False, file=io.StringIO(), width=200)
+    run = Run(Recipe(model="any"), tmp_path / "out", Reporter(said), order=("text", "report"), until="report")
+    for name, source in (("known", SCRIPT), ("changed", SCRIPT.replace("0123", "3210"))):
+        path = tmp_path / f"{name}.py"
+        path.write_text(source, encoding="utf-8")
+        step = runpy.run_path(str(path), run_name=name)["Numbers"]
+        assert run(step(2)) == ("01" if name == "known" else "32")
+    assert "can't be read" not in said.export_text(clear=False)
+    names = {"__name__": "nowhere"}
+    exec(SCRIPT, names)
+    assert [run(names["Numbers"](count)) for count in (1, 3)] == ["0", "012"]
+    assert said.export_text().count("Numbers: its source can't be read, so a change of it isn't noticed") == 1

@@ -6,6 +6,7 @@ fields are their settings: `database.metric: loss`, or `{name: mine, alpha: 0.5}
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -217,15 +218,23 @@ _FOUNDATIONS = frozenset({"builtins", "abc", "typing", *(base.__module__ for bas
 def _source(entry: Any) -> str | None:
     try:
         return inspect.getsource(entry)
-    except (OSError, TypeError):  # it isn't in a file: in a notebook, that of methods is known, but not of a class
-        pass
-    if not isinstance(entry, type):
-        return None
-    methods = [value for value in vars(entry).values() if inspect.isfunction(value)]
-    try:
-        return "\n".join(inspect.getsource(method) for method in methods) if methods else None
     except (OSError, TypeError):
-        return None
+        return _source_of_methods(entry) if isinstance(entry, type) else None
+
+
+def _source_of_methods(kind: type) -> str | None:
+    """Methods and constants of a class whose own source isn't known, as in a notebook; None if no method's is.
+
+    Methods that a decorator generates have no source.
+    """
+    sources: list[str] = []
+    own = (value for value in vars(kind).values() if getattr(value, "__module__", None) == kind.__module__)
+    for method in filter(inspect.isfunction, own):
+        with contextlib.suppress(OSError, TypeError):
+            sources.append(inspect.getsource(method))
+    constants = {name: value for name, value in vars(kind).items() if isinstance(value, str | int | float | tuple)}
+    plain = {name: value for name, value in constants.items() if not name.startswith("__")}
+    return "\n".join([*sources, repr(plain)]) if sources else None
 
 
 def _in_package(entry: object) -> bool:
