@@ -1,25 +1,18 @@
-"""Repeated passages in text, and use of context: copying."""
+"""Use of context: copying of lists and passages."""
 
 import math
-import weakref
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from tests.tiny.tokenizer import tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from darwinlm.runtime.errors import DataError
 from darwinlm.steps.evaluate.looking_back import all_copying, measure_copying, passages, word_lists, word_tokens
-from darwinlm.steps.evaluate.quality import measure_quality
-from darwinlm.steps.text.repeats import with_repeats
 
 VOCABULARY = 1000
-ORDINARY = np.arange(1_000_000, 1_020_000)
-"""Tokens for random passages; no text here has any of them."""
 
 
 def word_tokenizer(words: int = 600, *, mark: str = "▁", add_bos: bool = False) -> PreTrainedTokenizerFast:
@@ -54,22 +47,6 @@ class Copier:
                     if tokens[before] == token:
                         logits[row, place, tokens[before + 1]] = 5.0
         return SimpleNamespace(logits=logits[:, -logits_to_keep:])
-
-
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
-@pytest.mark.parametrize("length", [8, 31, 512])
-def test_the_share_of_each_block_repeats_what_stands_before(share, length):
-    tokens = torch.arange(6 * length).view(6, length)
-    found = with_repeats(tokens, share=share, seed=3, ordinary=ORDINARY)
-    assert found.shape == tokens.shape
-    assert torch.equal(found[:, 0], tokens[:, 0])
-    for before, after in zip(tokens, found, strict=True):
-        assert len(after.unique()) == length - round(share * length), "all others occur once"
-        assert set(after.tolist()) <= {*before.tolist(), *ORDINARY.tolist()}, "nothing of another block"
-        firsts = [token for place, token in enumerate(after.tolist()) if token not in after[:place].tolist()]
-        own = [token for token in firsts if token < ORDINARY[0]]
-        expected = [token for token in before[: len(firsts)].tolist() if token in own]
-        assert sorted(own) == expected, "the block's own text, some of it shuffled or replaced"
 
 
 @pytest.mark.parametrize("mark", ["▁", "Ġ"])
@@ -115,38 +92,3 @@ def test_a_model_that_copies_is_told_from_one_that_does_not_look_so_far(batch_to
     assert [score.accuracy for score in found["near"]] == pytest.approx([1, 0], abs=0.05)
     assert found["near"][1].loss == pytest.approx(math.log(VOCABULARY), rel=0.01)
     assert [score.tokens for score in found["all"]] == [16 * 15, 4 * 15]
-
-
-class Table:
-    """A model whose logits depend on the present token alone; it knows how many of its outputs still exist."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, seed: int) -> None:
-        self.logits = torch.randn(50, 50, generator=torch.Generator().manual_seed(seed)).double()
-        self.given: list[weakref.ref[torch.Tensor]] = []
-        self.alive: list[int] = []
-
-    def __call__(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
-        self.alive.append(sum(one() is not None for one in self.given))
-        logits = self.logits[input_ids]
-        self.given.append(weakref.ref(logits))
-        return SimpleNamespace(logits=logits)
-
-
-@pytest.mark.parametrize("batch_tokens", [1, 200, 4000])
-def test_figures_are_those_of_whole_logits(batch_tokens):
-    tokens = torch.randint(50, (5, 150), generator=torch.Generator().manual_seed(1))
-    dense, other = Table(1), Table(2)
-    models = {"dense": dense, "other": other}
-    for name, found in measure_quality(dense, models, tokens, batch_tokens=batch_tokens).items():
-        p, q = dense.logits.log_softmax(-1), models[name].logits.log_softmax(-1)
-        kl = (p.exp() * (p - q)).sum(-1)[tokens]
-        same = (p.argmax(-1) == q.argmax(-1))[tokens[:, :-1]]
-        assert found.agreement == pytest.approx(float(same.double().mean()))
-        assert found.kl == pytest.approx(float(kl.mean()), rel=1e-4, abs=1e-5)
-        loss = cross_entropy(models[name].logits[tokens][:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-        assert found.perplexity == pytest.approx(math.exp(loss), rel=1e-4)
-        assert found.tokens == 5 * 149
-    assert dense.alive == other.alive == [0] * len(dense.alive), "logits are gone before those of the next batch"
-    assert measure_quality(dense, {}, tokens, batch_tokens=batch_tokens) == {}
