@@ -185,7 +185,7 @@ def test_one_screen_has_sizes_the_loss_answers_and_next_steps() -> None:
         "original    The North Sea.",
         "smaller     Bonn.",
         " …",
-        "show all figures (also in report.html)",
+        "show all figures (page: report.html)",
         "darwinlm recover runs/demo --tokens 1M --text TEXT",  # the demo's own text is too short to train on
     ):
         assert part in text
