@@ -267,7 +267,7 @@ def recovered(
             kept.enter_context(mock.patch.object(Checkpoints, name))
     with kept:
         _, record = Training(
-            lambda each=None: small.load(torch.float32, each=each),
+            lambda on_block=None: small.load(torch.float32, on_block=on_block),
             teacher,
             text,
             tokens[:8],

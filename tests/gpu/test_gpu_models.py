@@ -99,7 +99,7 @@ def log_of(device: str, folder: Path, **more: Any) -> list[dict[str, float]]:
     options = {"device": torch.device(device), "dtype": torch.float32, **more}
     teacher = tiny_model("llama", 0).to(device)
     training = Training(
-        lambda each=None: tiny_model("llama", 1), teacher, text, TEXT[:4], STEPS, SETTINGS, folder, {}, **options
+        lambda on_block=None: tiny_model("llama", 1), teacher, text, TEXT[:4], STEPS, SETTINGS, folder, {}, **options
     )
     return training.train()[1]["log"]
 

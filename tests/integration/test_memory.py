@@ -71,7 +71,7 @@ def seen(folder: Path, rank: int) -> dict[str, Any]:
     }
     before = restart()
     settings = RecoverySettings(tokens=10_000_000)
-    trained = prepared(teacher.load(torch.float32, each=sharder(None, mesh)), settings)
+    trained = prepared(teacher.load(torch.float32, on_block=sharder(None, mesh)), settings)
     spread(Losses(trained, None, settings, None, sharded=True), device, mesh)
     found |= {"trained_peak": resident("VmHWM") - before, "trained_held": held(trained)}
     return found | {"trained_wants": sum(weight.numel() for weight in trained.parameters() if weight.requires_grad)}

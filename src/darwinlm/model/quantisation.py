@@ -58,7 +58,7 @@ QUANTISATIONS: dict[str, Quantisation] = {
     **dict.fromkeys(("awq", "gptq", "w4a16", "w8a16", "fp8_block"), Quantisation(128)),
     **dict.fromkeys(("mxfp4", "nvfp4", "fp8", "int8", "w8a8"), Quantisation(32)),
 }
-WRITTEN = tuple(name for name, each in QUANTISATIONS.items() if each.by)
+WRITTEN = tuple(name for name, quantisation in QUANTISATIONS.items() if quantisation.by)
 """Quantisations of our GGUF files; llama.cpp has these names in capitals."""
 
 

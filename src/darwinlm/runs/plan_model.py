@@ -76,7 +76,7 @@ def plan_of(sizes: RunSizes, device: torch.device, rate: float | None = None) ->
 def notes_of(plan: Plan) -> list[str]:
     """What is never cut, whether layers are equal, widths that don't fit, and a large embedding."""
     sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
-    budget, whole = recipe.section(BudgetSettings), checkpoint.whole is not None
+    budget, whole = recipe.section(BudgetSettings), checkpoint.whole_config is not None
     notes = (
         f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
         kept_whole(sizes.space, checkpoint.family),

@@ -21,7 +21,7 @@ def batches(dtype: torch.dtype) -> list[torch.Tensor]:
 def test_a_stream_gives_back_what_it_got(dtype, place, tmp_path):
     given = batches(dtype)
     states = HiddenStates(iter(given), ELEMENTS, HiddenMemory(tmp_path, place))
-    assert states.place == place
+    assert states.storage == place
     assert states.elements == ELEMENTS
     assert len(states) == 3
     for found, expected in zip(states, given, strict=True):
@@ -59,7 +59,7 @@ def room(monkeypatch):
 def test_a_stream_lies_where_there_is_room(tmp_path, room, device, free, host, place):
     room(free, host)
     assert HiddenMemory(tmp_path).choose(torch.device(device), 1024, torch.zeros(2, 128)) == place
-    assert HiddenStates(iter(batches(torch.float32)), ELEMENTS).place == "device", "without a choice"
+    assert HiddenStates(iter(batches(torch.float32)), ELEMENTS).storage == "device", "without a choice"
 
 
 @pytest.mark.parametrize("small", [0, 1 << 22])

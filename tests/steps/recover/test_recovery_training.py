@@ -43,7 +43,7 @@ def as_a_long_training():
 
 def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> SimpleNamespace:
     model, record = Training(
-        lambda each=None: tiny_model("llama", 1, attention_dropout=0.1 * dropout),
+        lambda on_block=None: tiny_model("llama", 1, attention_dropout=0.1 * dropout),
         tiny_model("llama", 0),
         TEXT,
         HELD_OUT,

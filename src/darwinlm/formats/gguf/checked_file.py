@@ -128,7 +128,7 @@ def _job(
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
     report = ExportReport("gguf", str(path), notes=list(layout.notes))
-    if checkpoint.whole is not None:
+    if checkpoint.whole_config is not None:
         report.notes.append("the file holds the language model alone, without the parts around it")
     return _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, report, unchecked)
 

@@ -6,11 +6,14 @@ and results are described there.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from darwinlm.model.families.parts import Closed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FusedTensor = Literal["attn_qkv", "ffn_up", "ffn_gate_up_exps"]
 
@@ -23,10 +26,10 @@ class Requirement(Closed):
     otherwise: str
     """Why another configuration can't be exported, as a clause."""
 
-    def meets(self, config: Any) -> bool:
+    def meets(self, config: PreTrainedConfig) -> bool:
         """Whether the fields have the required values."""
-        values = ((getattr(config, name, None), wanted) for name, wanted in self.fields.items())
-        return all(value == wanted or not (value or wanted) for value, wanted in values)
+        values = ((getattr(config, name, None), required) for name, required in self.fields.items())
+        return all(value == required or not (value or required) for value, required in values)
 
 
 class Architecture(Closed):

@@ -21,14 +21,14 @@ class Removed(nn.Module):
         return (nothing, None) if self.pair else nothing
 
 
-class Beside(nn.ModuleDict):
-    """Modules of a block that are one sub-layer together, by name: experts and an MLP that run beside each other."""
+class ParallelModules(nn.ModuleDict):
+    """Modules of a block that are one sub-layer together, by name: experts and an MLP that run in parallel."""
 
 
 def part_of(block: nn.Module, part: Part) -> nn.Module:
     """The module of a sub-layer in its block."""
     modules = {name: getattr(block, name) for name in part.modules}
-    return modules[part.name] if part.name else Beside(modules)
+    return modules[part.name] if part.name else ParallelModules(modules)
 
 
 def has_part(block: nn.Module, part: Part) -> bool:
@@ -38,13 +38,13 @@ def has_part(block: nn.Module, part: Part) -> bool:
 
 def put_part(block: nn.Module, part: Part, module: nn.Module) -> None:
     """Replace a sub-layer in its block by a module that came from `part_of` or `absent`, or is like one."""
-    for name, replacement in module.items() if isinstance(module, Beside) else [(part.name, module)]:
+    for name, replacement in module.items() if isinstance(module, ParallelModules) else [(part.name, module)]:
         setattr(block, name, replacement)
 
 
 def absent(part: Part) -> nn.Module:
-    """The replacement of a removed sub-layer. Of one with several modules it lacks a router of its own."""
+    """The replacement of a removed sub-layer; for parallel modules, one for each of them except the router."""
     if part.name:
         return Removed(part)
     router = part.experts.router if isinstance(part, Mlp) and part.experts is not None else ""
-    return Beside({name: Removed(part) for name in part.modules if name != router})
+    return ParallelModules({name: Removed(part) for name in part.modules if name != router})

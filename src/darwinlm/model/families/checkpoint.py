@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -39,11 +39,18 @@ from darwinlm.model.families.stored_parts import Parts, tensor_parts
 from darwinlm.model.families.whole import load_whole, text_config, text_name, text_type
 from darwinlm.runtime.artifact import digest_of, file_digests, what_changed
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import shorten
 from darwinlm.runtime.reads import note
 
-TOKENIZER, GENERATION_SETTINGS, CARRIED = "tokenizer", "generation settings", "carried files"
-"""Parts of a model that its digest doesn't identify."""
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+TOKENIZER = "tokenizer"
+GENERATION_SETTINGS = "generation settings"
+CARRIED = "carried files"
+"""Parts of a model that don't enter its digest."""
 FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 """Settings that count the blocks which predict further tokens."""
 
@@ -52,17 +59,17 @@ FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 class Checkpoint:
     """A local folder with config.json, safetensors shards and a tokenizer.
 
-    `source` is the name of the model as the user gave it. If `config` is that of a text part, `whole` is that of the
-    whole model. Quantised weights are in one of `formats`, as `quantisation` says; they are read as floats.
+    `source` is the name of the model as the user gave it. If `config` is that of a text part, `whole_config` is that of
+    the whole model. Quantised weights are in one of `formats`, as `quantisation` says; they are read as floats.
     """
 
     folder: Path
-    config: Any
+    config: PreTrainedConfig
     family: Family
     source: str
-    whole: Any = None
+    whole_config: PreTrainedConfig | None = None
     formats: tuple[WeightFormat, ...] = ()
-    quantisation: Any = None
+    quantisation: JsonValue = None
 
     @classmethod
     def open(cls, folder: Path, source: str | None = None) -> Checkpoint:
@@ -96,20 +103,20 @@ class Checkpoint:
         model_type = plain.get("model_type", "")
         if not model_type or not isinstance(model_type, str):
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
-        kind = text_type(plain, path)
-        config = open_config(folder, model_type)
-        whole = config if kind is not None else None
-        config = config if whole is None else text_config(whole)
+        has_other_parts = text_type(plain, path) is not None
+        config, whole_config = open_config(folder, model_type), None
+        if has_other_parts:
+            config, whole_config = text_config(config), config
         family = family_of(config)
         formats = formats_of(plain, path)
-        if formats and whole is not None:
+        if formats and whole_config is not None:
             raise CheckpointError(
-                f"{path}: a quantised {whole.model_type} model can't be read: use the one that it was made from"
+                f"{path}: a quantised {whole_config.model_type} model can't be read: use the one that it was made from"
             )
         if formats:
             del config.quantization_config  # a saved model is none
         quantisation = plain.get("quantization_config")
-        checkpoint = cls(folder, config, family, source or str(folder), whole, formats, quantisation)
+        checkpoint = cls(folder, config, family, source or str(folder), whole_config, formats, quantisation)
         checkpoint.note_files()
         return checkpoint
 
@@ -137,13 +144,13 @@ class Checkpoint:
 
     def _check_tied(self) -> None:
         """Refuse a head that should be the embedding and isn't: transformers uses both, but saves only one."""
-        for name, other in self._tied.items():
-            if {name, other} <= self.tensors.keys():
-                left, right = (self.read(tied)[""] for tied in (name, other))
-                if left.shape != right.shape or not torch.equal(left, right):
+        for name, original in self._tied.items():
+            if {name, original} <= self.tensors.keys():
+                tensor, tied_to = self.read(name)[""], self.read(original)[""]
+                if tensor.shape != tied_to.shape or not torch.equal(tensor, tied_to):
                     raise CheckpointError(
-                        f"{self.folder} holds {name} and another {other}, but its config.json says that they are the "
-                        'same: set "tie_word_embeddings" to false there, or remove the tensor that is wrong'
+                        f"{self.folder} holds {name} and another {original}, but its config.json says that they are "
+                        'the same: set "tie_word_embeddings" to false there, or remove the tensor that is wrong'
                     )
 
     @property
@@ -158,7 +165,7 @@ class Checkpoint:
         Raises CheckpointError if they are damaged.
         """
         origin_of(self.folder, self.source)
-        if self.whole is not None:
+        if self.whole_config is not None:
             load_whole(self.folder, self.dtype)
 
     def check_embeddings(self) -> None:
@@ -181,7 +188,9 @@ class Checkpoint:
         unused, further = self._ignored, {*self.further}
         names = (*self.stored.plain, *self.stored.packed)
         stored = (name for name in names if name not in further and not matches(name, unused))
-        return tensor_parts(self.family, stored, *([] if self.whole is None else [text_name]))
+        if self.whole_config is None:
+            return tensor_parts(self.family, stored)
+        return tensor_parts(self.family, stored, text_name)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor of the model that is stored, from the headers of its shards. Raises CheckpointError."""
@@ -192,8 +201,8 @@ class Checkpoint:
     @cached_property
     def further(self) -> tuple[str, ...]:
         """Stored tensors that predict further tokens (multi-token prediction); no class of a causal model has them."""
-        stated = getattr(self.config, FURTHER[0], None)
-        last = self.n_blocks + (stated if isinstance(stated, int) else 0)
+        count = getattr(self.config, FURTHER[0], None)
+        last = self.n_blocks + (count if isinstance(count, int) else 0)
         block = re.compile(rf"{re.escape(self.family.layers)}\.(\d{{1,9}})\.")
         unused = self._ignored
 
@@ -206,7 +215,7 @@ class Checkpoint:
 
     @property
     def left_out(self) -> str:
-        """What of the stored model is neither read nor saved, as a clause; empty if there is nothing."""
+        """The parts of the stored model that are neither read nor saved, as a clause; empty if there are none."""
         count, settings = len(self.further), left_behind(self.folder)
         parts = [f"multi-token prediction ({count} tensor{'s' if count > 1 else ''})"] if count else []
         if settings:
@@ -235,15 +244,15 @@ class Checkpoint:
     def digest(self) -> str:
         """Hash of the configuration and of all weights."""
         quantised = {"quantisation": self.quantisation} if self.formats else {}
-        return digest_of({"config": self.plain_config(), "files": self.weights, **quantised})
+        return digest_of({"config": self.plain_config(), "files": self.weight_digests, **quantised})
 
     @cached_property
-    def weights(self) -> dict[str, str]:
+    def weight_digests(self) -> dict[str, str]:
         """Hashes of the shards by name."""
         return self._digests_of(sorted(set(self.stored.shards.values())))
 
     @cached_property
-    def beside(self) -> dict[str, str]:
+    def accompanying_digests(self) -> dict[str, str]:
         """Hashes of the configuration, the tokenizer and the other files beside the weights, by name."""
         return self._digests_of(name for name, _ in model_files(self.folder) if not is_named(name, (CARD, *WEIGHTS)))
 
@@ -254,24 +263,25 @@ class Checkpoint:
 
     def note_files(self) -> None:
         """Take the hashes of the files beside the weights as they are now, with which `check_unchanged` compares."""
-        _ = self.beside
+        _ = self.accompanying_digests
 
     def check_unchanged(self) -> None:
         """Refuse a model of which a file was changed since it was opened.
 
         Raises CheckpointError: results of a run would be a mixture of two models.
         """
-        for name, digest in (self.beside | self.weights).items():
+        for name, digest in (self.accompanying_digests | self.weight_digests).items():
             path = self.folder / name
-            if wrong := what_changed(path, digest):
+            change = what_changed(path, digest)
+            if change:
                 raise CheckpointError(
-                    f"{path}: {wrong.replace('after it was written', 'during this run')}, so the results so far may be "
-                    "of two models: prune the present one into a new folder"
+                    f"{path}: {change.replace('after it was written', 'during this run')}, so the results so far may "
+                    "be of two models: prune the present one into a new folder"
                 )
 
-    def plain_config(self) -> dict[str, Any]:
+    def plain_config(self) -> JsonObject:
         """The configuration without its path and version, for JSON: infinite numbers are words."""
-        tree: dict[str, Any] = json.loads(json.dumps(self.config.to_dict()), parse_constant=str)
+        tree: JsonObject = json.loads(json.dumps(self.config.to_dict()), parse_constant=str)
         return {name: value for name, value in tree.items() if name not in ("_name_or_path", "transformers_version")}
 
     @property
@@ -292,17 +302,17 @@ class Checkpoint:
         `mapped` are in memory; of mapped ones, a disk that vanishes ends the process. Raises CheckpointError if a shard
         is damaged, or has gone.
         """
-        wanted = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
-        weights = [part for parts in wanted.values() for part in parts.flat()]
+        selected = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
+        weights = [part for parts in selected.values() for part in parts.flat()]
         weight = self.stored.reader(weights, self.dtype if dtype is None else dtype, "mmap" if mapped else "pread")
         tensors = {}
-        for name, parts in wanted.items():
+        for name, parts in selected.items():
             tensor = parts.join(weight)
             tensors[name.removeprefix(prefix)] = tensor if dtype is None else self.cast(name, tensor, dtype)
         return tensors
 
     def rows(self, name: str, index: torch.Tensor, *, dtype: torch.dtype) -> torch.Tensor:
-        """Read some rows of a tensor. Raises CheckpointError if a shard is damaged."""
+        """Rows `index`, [n] int64, of a tensor [r, ...]: [n, ...]. Raises CheckpointError if a shard is damaged."""
         (stored,) = self.tensors[name].flat()
         if stored in self.stored.packed:
             return self.read(name, dtype=dtype)[""].index_select(0, index)
@@ -318,7 +328,7 @@ class Checkpoint:
         dtype = getattr(self.config, "dtype", None) or torch.float32
         return getattr(torch, dtype) if isinstance(dtype, str) else dtype  # that of a GGUF header is a name
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer, with its chat template.
 
         Raises:
@@ -326,7 +336,7 @@ class Checkpoint:
             CheckpointError: Transformers would read it as a tokenizer of another kind.
         """
         note(self, TOKENIZER)
-        return load_tokenizer(self.folder, self.whole or self.config)
+        return load_tokenizer(self.folder, self.whole_config or self.config)
 
     @property
     def carried(self) -> Path:
@@ -342,11 +352,13 @@ class Checkpoint:
         if name == TOKENIZER:
             return self._tokenizer_digest
         patterns = (GENERATION,) if name == GENERATION_SETTINGS else (GENERATION, *PROCESSORS, *LICENCES)
-        return digest_of({file: digest for file, digest in self.beside.items() if is_named(file, patterns)})
+        return digest_of(
+            {file: digest for file, digest in self.accompanying_digests.items() if is_named(file, patterns)}
+        )
 
     @cached_property
     def _tokenizer_digest(self) -> str:
-        return tokenizer_digest(load_tokenizer(self.folder, self.whole or self.config))
+        return tokenizer_digest(load_tokenizer(self.folder, self.whole_config or self.config))
 
     def load(
         self,
@@ -355,14 +367,14 @@ class Checkpoint:
         *,
         weights: Callable[[int], dict[str, torch.Tensor]] | None = None,
         keep: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
-        each: Callable[[torch.nn.Module], object] = lambda block: None,
-    ) -> Any:
+        on_block: Callable[[torch.nn.Module], object] = lambda block: None,
+    ) -> PreTrainedModel:
         """The whole model, in evaluation mode, read as every stage reads it.
 
         One block is read at a time, so that for a GPU main memory never holds more than one. Weights in their stored
-        type stay in the checkpoint's mapped files. `weights` gives those of a block by name in it; without, they are
-        the checkpoint's. `keep` puts every tensor in its place. `each` gets every block once it has its weights; it may
-        shard them before the next one is read.
+        type stay in the checkpoint's mapped files. `weights` gives the weights of a block by their names in it; by
+        default, they are the checkpoint's. `keep` returns the tensor that the model is to hold for one that was read.
+        `on_block` is called with every block once it has its weights; it may shard them before the next one is read.
 
         Raises:
             CheckpointError: The weights don't fit the configuration, or aren't finite.
@@ -384,11 +396,11 @@ class Checkpoint:
                 raise CheckpointError(f"can't load the weights in {self.folder}: {first_line(error)}") from error
             if prefix in blocks:
                 del read, tensors
-                each(model.get_submodule(prefix.removesuffix(".")))
+                on_block(model.get_submodule(prefix.removesuffix(".")))
         model.tie_weights()
-        left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
-        if left:
-            raise CheckpointError(f"{self.folder} lacks the tensor {left[0]}: fetch the model again")
+        missing = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
+        if missing:
+            raise CheckpointError(f"{self.folder} lacks the tensor {missing[0]}: fetch the model again")
         model.generation_config = generation_of(self.folder) or GenerationConfig(do_sample=False)
         return model.eval().requires_grad_(requires_grad=False)
 
@@ -400,19 +412,20 @@ class Checkpoint:
         return sum(int(tensor.nbytes) for name, tensor in model.state_dict().items() if name not in parameters)
 
     @cached_property
-    def outline(self) -> Any:
+    def outline(self) -> PreTrainedModel:
         """A `skeleton` to look at, made once; nothing may change it."""
         return self.skeleton()
 
-    def skeleton(self, dtype: torch.dtype | None = None) -> Any:
+    def skeleton(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """The model with parameters on the meta device, and with the buffers that aren't saved.
 
-        `dtype` is that of its passes: Gemma's scale of embeddings is rounded to it. None is the configuration's.
+        `dtype` is that of its forward passes: Gemma's scale of embeddings is rounded to it. By default, it is the
+        configuration's. Raises CheckpointError if the configuration describes no valid model.
         """
-        how = {} if dtype is None else {"dtype": dtype}
+        options = {} if dtype is None else {"dtype": dtype}
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), trust_remote_code=False, **how)
+                model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), trust_remote_code=False, **options)
         except UNUSABLE as error:
             raise CheckpointError(
                 f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
@@ -14,7 +14,11 @@ from darwinlm.model.families.family import family_of
 from darwinlm.model.families.loading import UNUSABLE
 from darwinlm.model.families.pruned import register
 from darwinlm.runtime.errors import CheckpointError, first_line
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import load_json, shorten
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 LAYERS = re.compile(r"(layers?|block_count)$")
 SIZES = re.compile(r"(_size|_dim|n_embd|d_model|heads?|_kv|experts?|(embedding|key|value|feed_forward)_length|_count)$")
@@ -29,7 +33,7 @@ OURS = {"return_dict": True, "output_attentions": False, "output_hidden_states":
 """Fields that say how a model is called, not what it is: they have our values, whatever a checkpoint says."""
 
 
-def open_config(folder: Path, model_type: str) -> Any:
+def open_config(folder: Path, model_type: str) -> PreTrainedConfig:
     """The configuration of transformers for a folder, from the model type in its config.json. Its own code isn't used.
 
     Raises:
@@ -45,25 +49,26 @@ def open_config(folder: Path, model_type: str) -> Any:
         raise CheckpointError(f"can't read {folder / 'config.json'}: {first_line(error)}") from error
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> JsonObject:
     """Read and check a config.json. Raises CheckpointError if it is damaged, or has unrealistic numbers."""
     try:
-        plain = load_json(path)
+        plain: JsonValue = load_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} isn't JSON ({shorten(error)}): fetch the model again") from error
     if not isinstance(plain, dict):
         raise CheckpointError(f"{path} names no model_type: it holds a {type(plain).__name__}, not a mapping")
     check_config(plain, path)
-    if taken := next((name for name in plain if _is_method(name)), None):
-        raise CheckpointError(f"{path}: {shorten(taken)} is a name that transformers uses itself: remove the field")
+    reserved = next((name for name in plain if _is_method(name)), None)
+    if reserved is not None:
+        raise CheckpointError(f"{path}: {shorten(reserved)} is a name that transformers uses itself: remove the field")
     return plain
 
 
 def _is_method(name: str) -> bool:
     """Whether a configuration's class would lose a method or a computed value to a field of this name."""
-    known = inspect.getattr_static(PreTrainedConfig, name, None)
-    computed = isinstance(known, property) and known.fset is None
-    return computed or callable(known) or isinstance(known, classmethod | staticmethod)
+    attribute = inspect.getattr_static(PreTrainedConfig, name, None)
+    computed = isinstance(attribute, property) and attribute.fset is None
+    return computed or callable(attribute) or isinstance(attribute, classmethod | staticmethod)
 
 
 def check_config(plain: Mapping[str, object], path: Path | str) -> None:
@@ -71,18 +76,18 @@ def check_config(plain: Mapping[str, object], path: Path | str) -> None:
 
     Raises CheckpointError, which names the path and the field.
     """
-    for where, value in _leaves(plain):
-        if "_implementation" in where and isinstance(value, str) and value not in IMPLEMENTATIONS:
+    for name, value in _leaves(plain):
+        if "_implementation" in name and isinstance(value, str) and value not in IMPLEMENTATIONS:
             raise CheckpointError(
-                f"{path}: {shorten(where)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
+                f"{path}: {shorten(name)} is {shorten(value)}, which may be code from elsewhere: set it to sdpa, or "
                 "remove the field"
             )
-        if where.startswith("per_layer_config.") and where.endswith(("vocab_size", "hidden_size")):
-            raise CheckpointError(f"{path}: {shorten(where)} can't differ between layers: fetch the model again")
-        most = 2048 if LAYERS.search(where) else 1 << 24 if SIZES.search(where) else 1 << 53
-        least = 1 if where.rpartition(".")[2] in POSITIVE else -most
+        if name.startswith("per_layer_config.") and name.endswith(("vocab_size", "hidden_size")):
+            raise CheckpointError(f"{path}: {shorten(name)} can't differ between layers: fetch the model again")
+        most = _largest(name)
+        least = 1 if name.rpartition(".")[2] in POSITIVE else -most
         if (isinstance(value, int) and not least <= value <= most) or value != value:  # noqa: PLR0124 - NaN
-            raise CheckpointError(f"{path}: {shorten(where)} is {shorten(value)}, which no model has: fetch it again")
+            raise CheckpointError(f"{path}: {shorten(name)} is {shorten(value)}, which no model has: fetch it again")
     dtype = plain.get("dtype", plain.get("torch_dtype"))
     if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
         raise CheckpointError(
@@ -91,14 +96,21 @@ def check_config(plain: Mapping[str, object], path: Path | str) -> None:
         )
 
 
+def _largest(name: str) -> int:
+    """Largest realistic number in a field."""
+    if LAYERS.search(name):
+        return 2048
+    return 1 << 24 if SIZES.search(name) else 1 << 53
+
+
 def _leaves(tree: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """The plain values in a tree, each with the names that lead to it."""
-    waiting: list[tuple[str, object]] = [("", tree)]
-    while waiting:
-        where, value = waiting.pop()
+    """The plain values in a tree, each with its path: the names that lead to it, joined by dots."""
+    unvisited: list[tuple[str, object]] = [("", tree)]
+    while unvisited:
+        path, value = unvisited.pop()
         if isinstance(value, Mapping):
-            waiting += [(f"{where}.{name}" if where else str(name), inner) for name, inner in value.items()]
+            unvisited += [(f"{path}.{name}" if path else str(name), inner) for name, inner in value.items()]
         elif isinstance(value, list):
-            waiting += [(where, inner) for inner in value]
+            unvisited += [(path, inner) for inner in value]
         else:
-            yield where, value
+            yield path, value

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
 from darwinlm.model.families.architecture import Architecture
 from darwinlm.model.families.parts import KINDS, Attention, Closed, Mixer, Mlp, ModuleKind, Part, Tail
 from darwinlm.runtime.errors import FamilyError
+from darwinlm.runtime.json_values import JsonObject
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from darwinlm.model.families.modeling_darwinlm import Definition
 
 PREFIX = "darwinlm_"
@@ -68,7 +71,7 @@ class Family(Closed):
         return PREFIX + self.model_type
 
     def definition(self) -> Definition:
-        """What the classes of the modelling file need to know about the family."""
+        """What the modelling file's classes need to know about the family. Raises LookupError as `class_prefix`."""
         from transformers.models.auto.configuration_auto import model_type_to_module_name
 
         from darwinlm.model.families.modeling_darwinlm import Definition
@@ -87,30 +90,32 @@ class Family(Closed):
             tail=self.tail.width if self.tail is not None else "",
         )
 
-    def residual_scale(self, config: Any) -> float:
+    def residual_scale(self, config: PreTrainedConfig) -> float:
         """Factor a on every sub-layer's output before it is added to the residual stream (Granite).
 
         Least-squares fits of an output projection divide their target by it.
         """
         return float(getattr(config, "residual_multiplier", 1.0))
 
-    def applies(self, config: Any) -> bool:
+    def applies(self, config: PreTrainedConfig) -> bool:
         """Whether the switch is set in any layer."""
+        if self.switch is None:
+            return False
         layers = getattr(config, "per_layer_config", None) or [config]
-        return self.switch is not None and any(getattr(layer, self.switch, None) for layer in layers)
+        return any(getattr(layer, self.switch, None) for layer in layers)
 
     @property
     def kinds(self) -> tuple[ModuleKind, ...]:
         """Kinds of modules of its blocks."""
         return tuple(kind for kind in KINDS if kind in ("attention", "mlp") or getattr(self, kind) is not None)
 
-    def cut_kinds(self, config: Any, block: int) -> list[ModuleKind]:
+    def cut_kinds(self, config: PreTrainedConfig, block: int) -> list[ModuleKind]:
         """Kinds of the modules of a block that are cut or removed."""
         sources = self.attention.sources(config)
         kept = self.attention.cut == "never" or block in sources or block in sources.values()
         return ["mlp"] if kept else ["attention", "mlp"]
 
-    def linked(self, config: Any) -> bool:
+    def linked(self, config: PreTrainedConfig) -> bool:
         """Whether blocks have inputs besides the residual stream: per-layer embeddings, or keys of earlier blocks."""
         per_layer = self.tail is not None and getattr(config, self.tail.width)
         return bool(per_layer) or bool(self.attention.sources(config))
@@ -122,7 +127,7 @@ class Family(Closed):
         return part
 
 
-def is_custom(config: Any) -> bool:
+def is_custom(config: PreTrainedConfig) -> bool:
     """Whether a configuration is one of ours, so that the model needs the modelling file beside it."""
     return str(config.model_type).startswith(PREFIX)
 
@@ -143,24 +148,24 @@ def pruned_class(family: Family) -> str:
 
 
 DATA = resources.files("darwinlm.model.families") / "data"
-OWN = ("engines",)
-"""Fields that say what was tested of a family, and nothing of another that is like it."""
+NOT_INHERITED = ("engines",)
+"""Fields that say what was tested with a family, and so nothing about another that is `like` it."""
 
 
 @cache
-def _description(name: str) -> dict[str, Any]:
+def _description(name: str) -> JsonObject:
     """Contents of a family's file, completed by those of the family it is `like`."""
-    own: dict[str, Any] = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
-    like = _description(own.pop("like")) if "like" in own else {}
-    base = {field: value for field, value in like.items() if field not in OWN}
-    return _merged(base, own if "switch" in own else {"model_type": name, **own})
+    fields: JsonObject = yaml.safe_load((DATA / f"{name}.yaml").read_text(encoding="utf-8"))
+    like = _description(fields.pop("like")) if "like" in fields else {}
+    base = {field: value for field, value in like.items() if field not in NOT_INHERITED}
+    return _merged(base, fields if "switch" in fields else {"model_type": name, **fields})
 
 
-def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Fields of both; own ones take precedence. Parts are merged in turn, but `gguf` only if its name is the same."""
-    both = [part for part in (*KINDS, "experts", "gguf", "keys", "tensors") if base.get(part) and own.get(part)]
-    merged = {part: _merged(base[part], own[part]) for part in both if part != "gguf" or "name" not in own[part]}
-    return base | own | merged
+def _merged(base: JsonObject, fields: JsonObject) -> JsonObject:
+    """`base` overridden by `fields`. Parts are merged in turn, but `gguf` only if `fields` doesn't name another one."""
+    parts = [part for part in (*KINDS, "experts", "gguf", "keys", "tensors") if base.get(part) and fields.get(part)]
+    merged = {part: _merged(base[part], fields[part]) for part in parts if part != "gguf" or "name" not in fields[part]}
+    return base | fields | merged
 
 
 @cache
@@ -170,7 +175,7 @@ def families() -> dict[str, Family]:
     return {name: Family.model_validate(_description(name)) for name in names}
 
 
-def family_of(config: Any) -> Family:
+def family_of(config: PreTrainedConfig) -> Family:
     """The family of a transformers configuration, including our own configurations.
 
     Raises:
@@ -179,10 +184,10 @@ def family_of(config: Any) -> Family:
     model_type = str(config.model_type).removeprefix(PREFIX)
     family = families().get(model_type)
     if family is None:
-        known = ", ".join(dict.fromkeys(family.model_type for family in families().values()))
+        known_types = ", ".join(dict.fromkeys(family.model_type for family in families().values()))
         raise FamilyError(
-            f"the model type '{model_type}' isn't known; known are {known}. A new family is one YAML file in "
+            f"the model type '{model_type}' isn't known; known are {known_types}. A new family is one YAML file in "
             "darwinlm/families/data (docs/extending.md)"
         )
-    more = families().get(f"{model_type}_experts")
-    return more if more is not None and more.applies(config) else family
+    mixture = families().get(f"{model_type}_experts")
+    return mixture if mixture is not None and mixture.applies(config) else family

@@ -54,9 +54,9 @@ def _entries(folder: Path) -> list[Path]:
 
 def is_outside(folder: Path, path: Path) -> bool:
     """Whether a path leads out of a model's folder; links resolved. The hub's cache keeps a model's files elsewhere."""
-    whole = folder.resolve()
-    cached = whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--")
-    roots = (whole, whole.parents[1] / "blobs") if cached else (whole,)
+    root = folder.resolve()
+    cached = root.parent.name == "snapshots" and root.parents[1].name.startswith("models--")
+    roots = (root, root.parents[1] / "blobs") if cached else (root,)
     return not any(path.resolve().is_relative_to(root) for root in roots)
 
 

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from transformers import GenerationConfig
 
 from darwinlm.model.families.files import GENERATION
 from darwinlm.model.families.loading import TOKENS
 from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import load_json, shorten
 
 Token = Annotated[int, Field(ge=0, lt=TOKENS)]
 
 
-class Used(BaseModel):
+class UsedSettings(BaseModel):
     """The settings that are used; others are ignored."""
 
     model_config = ConfigDict(strict=True)
@@ -35,7 +36,7 @@ class Used(BaseModel):
     pad_token_id: Token | None = None
 
 
-class Carried(Used):
+class CarriedSettings(UsedSettings):
     """The settings that a smaller model gets: the used ones, and others that depend on logits and tokens alone."""
 
     min_p: float | None = Field(None, ge=0, le=1)
@@ -75,41 +76,45 @@ def generation_of(folder: Path) -> GenerationConfig | None:
 
     Other fields are ignored. Raises CheckpointError, which names the field.
     """
-    stated = _stated(folder)
-    return None if stated is None else _config({name: stated[name] for name in Used.model_fields if name in stated})
+    settings = _carried_settings(folder)
+    if settings is None:
+        return None
+    return _generation_config({name: settings[name] for name in UsedSettings.model_fields if name in settings})
 
 
 def carried_generation(folder: Path) -> GenerationConfig | None:
     """The settings that a smaller model gets; None if the folder states none. Raises as `generation_of`."""
-    stated = _stated(folder)
-    return None if stated is None else _config(stated)
+    settings = _carried_settings(folder)
+    return None if settings is None else _generation_config(settings)
 
 
 def left_behind(folder: Path) -> tuple[str, ...]:
-    """Names of the settings that a smaller model doesn't get, without those that have no effect."""
-    others = (
-        item for item in (_read(folder) or {}).items() if item[0] not in (*Carried.model_fields, *OF_TRANSFORMERS)
-    )
-    return tuple(name for name, value in others if value not in (None, False, WITHOUT_EFFECT.get(name)))
+    """Names of the settings that have an effect and that a smaller model doesn't get. Raises CheckpointError."""
+    names = []
+    for name, value in (_read(folder) or {}).items():
+        carried = name in CarriedSettings.model_fields or name in OF_TRANSFORMERS
+        if not carried and value not in (None, False, WITHOUT_EFFECT.get(name)):
+            names.append(name)
+    return tuple(names)
 
 
-def renumbered_words(settings: dict[str, Any], new: Mapping[int, int]) -> None:
-    """Give settings of words that aren't written the new numbers of tokens; those of removed tokens go."""
+def renumber_words(settings: JsonObject, new_numbers: Mapping[int, int]) -> None:
+    """Give the settings of suppressed words the new numbers of tokens. Words with a removed token are left out."""
     for name in SUPPRESSED:
         if settings.get(name):
-            settings[name] = [new[old] for old in settings[name] if old in new] or None
+            settings[name] = [new_numbers[old] for old in settings[name] if old in new_numbers] or None
     if settings.get("bad_words_ids"):
-        words = [[new.get(old) for old in word] for word in settings["bad_words_ids"]]
+        words = [[new_numbers.get(old) for old in word] for word in settings["bad_words_ids"]]
         settings["bad_words_ids"] = [word for word in words if None not in word] or None
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
+def _read(folder: Path) -> dict[str, JsonValue] | None:
     """The fields of the file; None without it. Raises CheckpointError."""
     path = folder / GENERATION
     if not path.is_file():
         return None
     try:
-        settings = load_json(path)
+        settings: JsonValue = load_json(path)
         if not isinstance(settings, dict):
             raise ValueError(f"it holds a {type(settings).__name__}, not a mapping")  # noqa: TRY301, TRY004
     except (OSError, ValueError) as error:
@@ -117,24 +122,25 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return settings
 
 
-def _stated(folder: Path) -> dict[str, Any] | None:
+def _carried_settings(folder: Path) -> dict[str, JsonValue] | None:
     """The settings that a smaller model gets, as the file has them. Raises CheckpointError."""
-    if (settings := _read(folder)) is None:
+    settings = _read(folder)
+    if settings is None:
         return None
     try:
-        return Carried.model_validate(settings).model_dump(exclude_none=True)
+        return CarriedSettings.model_validate(settings).model_dump(exclude_none=True)
     except ValidationError as error:
         first = error.errors()[0]
         wrong = f"{first['loc'][0]} is {shorten(first['input'])}, and {shorten(first['msg'])}"
         raise CheckpointError(f"{folder / GENERATION}: {wrong}: correct or remove it") from error
 
 
-def _config(settings: dict[str, Any]) -> GenerationConfig:
-    taken = dict(settings)
-    if taken.get("temperature") == 0:  # as is usual: the most likely token
-        taken["do_sample"] = False
-    if not taken.setdefault("do_sample", False):  # transformers warns about settings without an effect
-        taken = {name: value for name, value in taken.items() if name not in SAMPLING}
-    if taken.get("top_k") == 0:  # all tokens
-        del taken["top_k"]
-    return GenerationConfig(**taken)
+def _generation_config(carried: Mapping[str, JsonValue]) -> GenerationConfig:
+    settings = dict(carried)
+    if settings.get("temperature") == 0:  # as is usual: the most likely token
+        settings["do_sample"] = False
+    if not settings.setdefault("do_sample", False):  # transformers warns about settings without an effect
+        settings = {name: value for name, value in settings.items() if name not in SAMPLING}
+    if settings.get("top_k") == 0:  # all tokens
+        del settings["top_k"]
+    return GenerationConfig(**settings)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -24,6 +24,9 @@ from darwinlm.runtime.artifact import digest_of
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, read_bytes, shorten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENS = 1 << 22
 """Largest allowed token id."""
@@ -52,6 +55,14 @@ UNUSABLE = (
 """Errors of transformers on damaged files or impossible configurations."""
 
 
+class LoadingReport(TypedDict):
+    """What transformers says about the names of loaded weights; a mismatched one comes with both shapes."""
+
+    missing_keys: Collection[str]
+    unexpected_keys: Collection[str]
+    mismatched_keys: Collection[tuple[str, Sequence[int], Sequence[int]]]
+
+
 def check_tokens(largest: int, vocabulary: int, source: str) -> None:
     """Refuse a token beyond the rows of the embedding. Raises ModelError."""
     if largest >= vocabulary:
@@ -74,12 +85,17 @@ def without_bars() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def load_model(folder: str, dtype: torch.dtype, **more: Any) -> Any:
-    """A causal language model with all of its weights, by transformers, which gets `more`. Raises CheckpointError."""
+def load_model(folder: str, dtype: torch.dtype, *, gguf_file: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """A causal language model with all weights of a GGUF file in a folder, dequantised. Raises CheckpointError."""
     try:
         with without_bars():
             loaded, report = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, output_loading_info=True, **more
+                folder,
+                dtype=dtype,
+                trust_remote_code=False,
+                output_loading_info=True,
+                gguf_file=gguf_file,
+                config=config,
             )
     except UNUSABLE as error:
         raise CheckpointError(f"can't load the weights in {folder}: {first_line(error)}") from error
@@ -87,15 +103,16 @@ def load_model(folder: str, dtype: torch.dtype, **more: Any) -> Any:
     return loaded
 
 
-def check_loaded(loaded: torch.nn.Module, report: Mapping[str, Any], model: Path | str) -> None:
+def check_loaded(loaded: torch.nn.Module, report: LoadingReport, model: Path | str) -> None:
     """Refuse weights that transformers made up or left out, and ones that aren't finite. Raises CheckpointError."""
     missing = sorted({*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])})
     if missing:
         raise CheckpointError(f"{model} lacks the tensor {shorten(', '.join(missing), 200)}: fetch the model again")
-    if surplus := sorted(report["unexpected_keys"]):
+    unexpected = sorted(report["unexpected_keys"])
+    if unexpected:
         raise CheckpointError(
-            f"{model} holds the tensor {shorten(', '.join(surplus), 200)}, which a model with its config.json does not "
-            "have: fetch the model again"
+            f"{model} holds the tensor {shorten(', '.join(unexpected), 200)}, which a model with its config.json does "
+            "not have: fetch the model again"
         )
     check_finite(loaded.state_dict(), model)
 
@@ -103,11 +120,9 @@ def check_loaded(loaded: torch.nn.Module, report: Mapping[str, Any], model: Path
 def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None:
     """Refuse weights that aren't finite. Raises CheckpointError; the message names the tensor."""
     for name, tensor in tensors.items():
-        parts = (
-            torch.split(tensor.view(-1) if tensor.ndim == 0 else tensor, 4096)
-            if tensor.dtype in DTYPES.values()
-            else ()
-        )
+        if tensor.dtype not in DTYPES.values():
+            continue
+        parts = torch.split(tensor.view(-1) if tensor.ndim == 0 else tensor, 4096)
         if not all(bool(part.isfinite().all()) for part in parts):
             raise CheckpointError(
                 f"{where}: the tensor {name} holds numbers that aren't finite (NaN or infinity): fetch the model "
@@ -115,20 +130,19 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None
             )
 
 
-def load_tokenizer(folder: Path, config: Any = None, **more: Any) -> Any:
-    """The tokenizer of a model, from its folder. `more` goes to transformers.
+def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, from its folder.
 
-    With the configuration, that in the folder isn't read.
+    With a `config`, the configuration in the folder isn't read.
 
     Raises:
         ModelError: There is no tokenizer.
         CheckpointError: Its files are damaged, it needs its own code, or transformers would read it as another kind.
     """
     _check_settings(folder)
-    if config is not None:
-        more["config"] = config
+    options = {} if config is None else {"config": config}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **more)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
         tokenizer(PROBE)
     except BaseException as error:
         # The tokenizers library panics on some files, with an error that isn't an Exception.
@@ -142,7 +156,7 @@ def load_tokenizer(folder: Path, config: Any = None, **more: Any) -> Any:
     return tokenizer
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """What identifies a tokenizer: the tokens of any text, with special ones, and the text of any chat."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     spelling = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
@@ -162,8 +176,8 @@ def _check_settings(folder: Path) -> None:
                 raise ValueError(f"it holds a {type(tree).__name__}, not a mapping")  # noqa: TRY301, TRY004
         except (OSError, ValueError) as error:
             raise no_tokenizer(folder, ValueError(f"{path.name}: {shorten(error)}")) from error
-        fields = ((name, value if isinstance(value, list) else [value]) for name, value in tree.items())
-        for name, word in ((name, word) for name, words in fields for word in words):
+        words_by_field = ((name, value if isinstance(value, list) else [value]) for name, value in tree.items())
+        for name, word in ((name, word) for name, words in words_by_field for word in words):
             if name in WORDS or ("token" in name and not name.endswith("_file")):
                 continue
             if not isinstance(word, str) or os.path.basename(word) in VOCABULARIES:  # noqa: PTH119 - any word
@@ -175,7 +189,7 @@ def _check_settings(folder: Path) -> None:
                 )
 
 
-def check_sentence_piece(folder: Path, tokenizer: Any) -> None:
+def check_sentence_piece(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a Unigram model from whose folder transformers built another kind of tokenizer.
 
     The classes of Llama, Gemma and others silently read any `tokenizer.model` as BPE and ignore its scores. Text is
@@ -206,10 +220,10 @@ def _is_unigram(path: Path) -> bool:
     return int(model.trainer_spec.model_type) == UNIGRAM
 
 
-def no_tokenizer(where: Path, error: BaseException) -> ModelError:
+def no_tokenizer(folder: Path, error: BaseException) -> ModelError:
     """The error for a model without a readable tokenizer."""
-    present = any((where / name).is_file() for name in (*FILES, MODEL))
-    return (CheckpointError if present else ModelError)(
-        f"{where} holds no tokenizer that can be read ({shorten(first_line(error), 300)}): put the files of the "
+    damaged = any((folder / name).is_file() for name in (*FILES, MODEL))
+    return (CheckpointError if damaged else ModelError)(
+        f"{folder} holds no tokenizer that can be read ({shorten(first_line(error), 300)}): put the files of the "
         "original model's tokenizer beside the weights, such as tokenizer.json and tokenizer_config.json"
     )

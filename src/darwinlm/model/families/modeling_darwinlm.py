@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -26,11 +26,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError as AmbiguousError
 
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel
+
+    Classes = tuple[type[PreTrainedConfig], type[PreTrainedModel], type[PreTrainedModel]]
+
 SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
 AUTOS = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
 WHOLE = {"AutoConfig": "WholeConfig", "AutoModelForImageTextToText": "ForConditionalGeneration"}  # with further parts
 NO_LAYERS = {"num_hidden_layers": 0}
+LayerOverrides = Mapping[int | str, dict[str, Any]]
+"""Fields of the layers that differ from the whole configuration, by the layer's number."""
 
 
 class Definition(NamedTuple):
@@ -71,7 +78,7 @@ class Definition(NamedTuple):
 
 
 @contextmanager
-def _uniform(config: Any, **values: int) -> Iterator[None]:
+def _uniform(config: PreTrainedConfig, **values: int) -> Iterator[None]:
     """Temporarily turn this object into the configuration of a uniform model, with `values` if given.
 
     It must be the same object, because a copy would lose the model's choice of an attention implementation. Head sizes
@@ -80,9 +87,10 @@ def _uniform(config: Any, **values: int) -> Iterator[None]:
     fields = config.__dict__
     hidden = {name: fields[name] for name in ("_heterogeneity_spec", *values) if name in fields}
     spec = fields.pop("_heterogeneity_spec", None)
-    sizes = {i: row["head_dim"] for i, row in getattr(spec, "per_layer_overrides", {}).items() if "head_dim" in row}
+    rows = getattr(spec, "per_layer_overrides", {})
+    sizes = {layer: row["head_dim"] for layer, row in rows.items() if "head_dim" in row}
     if sizes:
-        PreTrainedConfig.per_layer_config.fset(config, {i: {"head_dim": size} for i, size in sizes.items()})
+        PreTrainedConfig.per_layer_config.fset(config, {layer: {"head_dim": size} for layer, size in sizes.items()})
     fields.update(values)
     try:
         yield
@@ -94,7 +102,7 @@ def _uniform(config: Any, **values: int) -> Iterator[None]:
 def _of_whole(name: str) -> property:
     """A property of the whole configuration that a layer's copy follows."""
 
-    def get(self: Any) -> Any:
+    def get(self: PreTrainedConfig) -> object:
         return getattr(self.__dict__.get("_whole", self), f"{name}_internal")
 
     return property(get, getattr(PreTrainedConfig, name).fset)
@@ -105,17 +113,21 @@ class Saved:
 
     _definition: Definition
     _whole_definition: tuple[str, str] | None = None
-    text_config: Any
+    text_config: PreTrainedConfig
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: object, **kwargs: object) -> None:
         """Save config.json and, beside it, the modelling file that `auto_map` in it names."""
-        whole = self._whole_definition
-        self.auto_map = auto_map(self._definition.prefix) if whole is None else auto_map(whole[0], WHOLE)
+        whole_definition = self._whole_definition
+        if whole_definition is None:
+            self.auto_map = auto_map(self._definition.prefix)
+        else:
+            self.auto_map = auto_map(whole_definition[0], WHOLE)
         self.tokenizer_only = {"model_type": ""}  # AutoTokenizer, which runs no code, would warn about an unknown type
         super().save_pretrained(save_directory, *args, **kwargs)  # type: ignore[misc]
-        definition = getattr(self if whole is None else self.text_config, "_definition", None)
+        language_model = self if whole_definition is None else self.text_config
+        definition = getattr(language_model, "_definition", None)
         if definition is not None:
-            text = modeling_source(definition, whole)
+            text = modeling_source(definition, whole_definition)
             Path(save_directory, "modeling_darwinlm.py").write_text(text, encoding="utf-8")
 
 
@@ -131,14 +143,13 @@ class PrunedConfig(Saved):
     stock_kv_heads = None  # of every layer before pruning, in families whose layers differ anyway
     shared_expert_width = None  # if it isn't the family's multiple of the width of the other experts
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __post_init__(self, per_layer_config: LayerOverrides | None = None, **kwargs: object) -> None:
         """Set the head size first, so that it doesn't depend on a layer's number of heads."""
-        per_layer = kwargs.pop("per_layer_config", None)
         super().__post_init__(**kwargs)  # type: ignore[misc]
         self.__dict__.pop("_heterogeneity_spec", None)  # of the family's own
         if getattr(self, "head_dim", None) is None:
             self.head_dim = self.hidden_size // self.num_attention_heads
-        self.per_layer_config = per_layer
+        self.per_layer_config = per_layer_config
 
     def __getattribute__(self, name: str) -> Any:
         """An attribute. Raises VariesError for a size in which layers differ."""
@@ -148,16 +159,19 @@ class PrunedConfig(Saved):
             raise VariesError(*error.args) from None
 
     @property
-    def per_layer_config(self) -> Sequence[Any]:
+    def per_layer_config(self) -> Sequence[PreTrainedConfig]:
         """Configuration of every layer. Set it from a mapping of layer index to overrides, including `skip`."""
         return PreTrainedConfig.per_layer_config.fget(self)  # type: ignore[no-any-return]
 
     @per_layer_config.setter
-    def per_layer_config(self, layers: Mapping[int | str, dict[str, Any]] | None) -> None:
+    def per_layer_config(self, layers: LayerOverrides | None) -> None:
         # A layer without attention has one head, so that caches reserve no more for it.
-        one = {"num_attention_heads": 1, "num_key_value_heads": 1}
+        one_head = {"num_attention_heads": 1, "num_key_value_heads": 1}
         if layers is not None:
-            layers = {i: {**own, **(one if "attention" in own.get("skip", ()) else {})} for i, own in layers.items()}
+            layers = {
+                index: {**row, **(one_head if "attention" in row.get("skip", ()) else {})}
+                for index, row in layers.items()
+            }
         PreTrainedConfig.per_layer_config.fset(self, layers)
 
     _attn_implementation = _of_whole("_attn_implementation")
@@ -170,7 +184,8 @@ class PrunedConfig(Saved):
             ValueError: A layer has heads that don't divide into groups, or skips an unknown sub-layer.
         """
         for i, layer in enumerate(self.per_layer_config):
-            if unknown := set(getattr(layer, "skip", ())) - set(SUBLAYERS):
+            unknown = set(getattr(layer, "skip", ())) - set(SUBLAYERS)
+            if unknown:
                 raise ValueError(f"layer {i} skips {sorted(unknown)}; only {list(SUBLAYERS)} can be skipped")
             heads, groups = layer.num_attention_heads, layer.num_key_value_heads
             groups = heads if groups is None else groups  # as some families' defaults say it
@@ -179,17 +194,17 @@ class PrunedConfig(Saved):
 
     def validate_layer_type(self) -> None:
         """Run the family's check. Some releases rename layer types in code outside of transformers; undo this."""
-        kinds = getattr(self, "layer_types", None)
+        types = getattr(self, "layer_types", None)
         super().validate_layer_type()  # type: ignore[misc]
-        if kinds is not None and self.layer_types != kinds:  # type: ignore[has-type]
-            self.layer_types = kinds
+        if types is not None and self.layer_types != types:  # type: ignore[has-type]
+            self.layer_types = types
 
     def validate_rope(self) -> None:
         """Run the family's check of the rotary embedding, which all layers share."""
         with _uniform(self):
             super().validate_rope()  # type: ignore[misc]
 
-    def layer(self, index: int) -> Any:
+    def layer(self, index: int) -> PreTrainedConfig:
         """Configuration of layer `index`; it follows this one's attention implementation."""
         config = copy.copy(self.per_layer_config[index])
         config.__dict__["_whole"] = self
@@ -209,9 +224,9 @@ class Absent(nn.Module):
         self.pair = pair
         self.counter = counter  # (layer index, head size)
 
-    def forward(self, hidden_states: torch.Tensor | float, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: torch.Tensor | float, **kwargs: object) -> float | tuple[float, None]:
         """Return 0.0, in the format of the sub-layer's result."""
-        past = kwargs.get("cache", kwargs.get("past_key_values"))  # the newer and the older name
+        past: Cache | None = kwargs.get("cache", kwargs.get("past_key_values"))  # the newer and the older name
         if self.counter is not None and past is not None and isinstance(hidden_states, torch.Tensor):
             index, head_dim = self.counter
             zero = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], head_dim)
@@ -235,7 +250,7 @@ class SharedHeads(nn.Linear):
         return torch.cat([stored[head] for head in self.used], dim=-1)
 
 
-def share_kv_heads(attention: nn.Module, config: Any) -> None:
+def share_kv_heads(attention: nn.Module, config: PreTrainedConfig) -> None:
     """Store only the `stored_kv_heads` key and value heads that `query_groups` refers to.
 
     In the attention each query head still has its own key and value head, so that all kernels and caches work.
@@ -244,20 +259,22 @@ def share_kv_heads(attention: nn.Module, config: Any) -> None:
     if used is None:
         return
     count = len(used)
-    fused = [*range(count), *(count + i for i in used), *(count + stored + i for i in used)]
+    keys = [count + head for head in used]
+    values = [count + stored + head for head in used]
+    fused = [*range(count), *keys, *values]
     plans = {"k_proj": (used, stored), "v_proj": (used, stored), "qkv_proj": (fused, count + 2 * stored)}
     for name, (heads, rows) in plans.items():
         if isinstance(projection := getattr(attention, name, None), nn.Linear):
             setattr(attention, name, SharedHeads(projection, heads, rows, size))
 
 
-def keep_shared_width(mlp: nn.Module, config: Any, name: str) -> None:
+def keep_shared_width(mlp: nn.Module, config: PreTrainedConfig, name: str) -> None:
     """Give a mixture's shared expert, of this name, its `shared_expert_width`, however wide the other experts are."""
     width, shared = config.shared_expert_width, getattr(mlp, name, None) if name else None
     if width is not None and isinstance(shared, nn.Module) and shared.intermediate_size != width:
-        own = copy.copy(config)
-        own.intermediate_size = width
-        setattr(mlp, name, type(shared)(own))
+        shared_config = copy.copy(config)
+        shared_config.intermediate_size = width
+        setattr(mlp, name, type(shared)(shared_config))
 
 
 class PrunedBlock:
@@ -265,30 +282,33 @@ class PrunedBlock:
 
     _definition: Definition
 
-    def __init__(self, config: Any, layer_idx: int) -> None:
+    def __init__(self, config: PreTrainedConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
-        norms, (attention, mlp) = self._definition.norms, self._definition.names
-        gone: list[str] = []
+        attention_norms, mlp_norms = self._definition.norms
+        attention, mlp = self._definition.names
+        unused: list[str] = []
         counts = False
         if "attention" in config.skip:
-            kind = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-            kinds = getattr(config, "layer_types", None) or [kind] * config.num_hidden_layers
-            counts = kinds[layer_idx] not in kinds[:layer_idx] or kinds[layer_idx] == "sliding_attention"
+            default = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+            types = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
+            counts = types[layer_idx] not in types[:layer_idx] or types[layer_idx] == "sliding_attention"
             setattr(self, attention, Absent((layer_idx, config.head_dim) if counts else None, pair=True))
-            gone += [*norms[0], "resid_attn_dropout"]
+            unused += [*attention_norms, "resid_attn_dropout"]
         elif config.query_groups is not None:
             share_kv_heads(getattr(self, attention), config)
         if "mlp" in config.skip:
             setattr(self, mlp, Absent(pair=self._definition.pair))
-            gone += [*norms[1], "resid_mlp_dropout"]
+            unused += [*mlp_norms, "resid_mlp_dropout"]
         else:
             keep_shared_width(getattr(self, mlp), config, self._definition.shared)
-        for name in gone:
+        for name in unused:
             if hasattr(self, name):
                 setattr(self, name, nn.Identity())
         self.empty = set(config.skip) == set(SUBLAYERS) and not counts and not self.state_dict()  # type: ignore[attr-defined]
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self, hidden_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Run the family's layer; a layer without sub-layers returns its input."""
         return hidden_states if self.empty else super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
 
@@ -296,11 +316,11 @@ class PrunedBlock:
 class FromFamily:
     """Gets from the family's class what transformers reads from a class's source file."""
 
-    _parent: Any
+    _parent: type  # transformers resolves annotations of classes, so only names that exist at run time may stand here
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        return cls._parent._can_set_experts_implementation()  # type: ignore[no-any-return]
+        return cls._parent._can_set_experts_implementation()  # type: ignore[attr-defined, no-any-return]
 
 
 class PrunedModel(FromFamily):
@@ -309,16 +329,16 @@ class PrunedModel(FromFamily):
     _definition: Definition
     _blocks: tuple[type, type]
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         config.validate_architecture()
         plain, pruned = self._blocks
         with _uniform(config, **({} if self._definition.counts else NO_LAYERS)):
             super().__init__(config)  # type: ignore[call-arg]
-        layers = [config.layer(i) for i in range(config.num_hidden_layers)]
-        own_code = [
-            getattr(own, "skip", ()) or (own.query_groups, own.shared_expert_width) != (None, None) for own in layers
-        ]
-        blocks = [(pruned if odd else plain)(own, i) for i, (own, odd) in enumerate(zip(layers, own_code, strict=True))]
+        blocks = []
+        for index in range(config.num_hidden_layers):
+            layer = config.layer(index)
+            unlike = getattr(layer, "skip", ()) or (layer.query_groups, layer.shared_expert_width) != (None, None)
+            blocks.append((pruned if unlike else plain)(layer, index))
         self.layers = nn.ModuleList(blocks)
         if isinstance(rotary := getattr(self, "rotary_emb", None), nn.Module):  # reads sizes that all layers share
             with _uniform(config):
@@ -332,7 +352,7 @@ class PrunedForCausalLM(FromFamily):
     _definition: Definition
     _decoder: type
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
         tail = {self._definition.tail: 0} if self._definition.tail else {}
         with _uniform(config, **NO_LAYERS, **tail):
             super().__init__(config)  # type: ignore[call-arg]
@@ -341,14 +361,14 @@ class PrunedForCausalLM(FromFamily):
         self.post_init()  # type: ignore[attr-defined]
 
 
-def define_classes(definition: Definition) -> tuple[type, type, type]:
+def define_classes(definition: Definition) -> Classes:
     """Define a family's classes in this module; later calls return the same ones.
 
     Returns:
         The configuration, the decoder and the causal language model.
     """
     prefix, module, infix = definition[:3]
-    config, model, causal = classes = [f"Darwin{prefix}{part}" for part in ("Config", "Model", "ForCausalLM")]
+    config, model, causal = (f"Darwin{prefix}{part}" for part in ("Config", "Model", "ForCausalLM"))
     if causal not in globals():
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
@@ -363,10 +383,10 @@ def define_classes(definition: Definition) -> tuple[type, type, type]:
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
         parent = getattr(family, f"{prefix}ForCausalLM")
         _show_server(_derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared))
-    return tuple(globals()[name] for name in classes)
+    return globals()[config], globals()[model], globals()[causal]
 
 
-def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tuple[type, type]:
+def define_whole(prefix: str, module: str, text: Classes) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
     """Define classes with a vision tower or other parts around a language model, which transformers' classes contain.
 
     Args:
@@ -377,23 +397,24 @@ def define_whole(prefix: str, module: str, text: tuple[type, type, type]) -> tup
     Returns:
         The configuration and the model.
     """
-    AutoConfig.register(text[0].model_type, text[0], exist_ok=True)  # type: ignore[attr-defined]
-    AutoModel.register(text[0], text[1], exist_ok=True)
-    names = f"Darwin{prefix}WholeConfig", f"Darwin{prefix}ForConditionalGeneration"
-    if names[0] not in globals():
+    text_config, text_model, _ = text
+    AutoConfig.register(text_config.model_type, text_config, exist_ok=True)
+    AutoModel.register(text_config, text_model, exist_ok=True)
+    config_name, model_name = f"Darwin{prefix}WholeConfig", f"Darwin{prefix}ForConditionalGeneration"
+    if config_name not in globals():
         configuration = importlib.import_module("transformers.configuration_utils")
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         plain = getattr(family, f"{prefix}ForConditionalGeneration")
         parent = getattr(family, f"{prefix}Config")
-        by_type = configuration.SubConfigSpec(config_class=AutoConfig, model_type=text[0].model_type)  # type: ignore[attr-defined]
+        by_type = configuration.SubConfigSpec(config_class=AutoConfig, model_type=text_config.model_type)
         parts = {**parent.sub_configs_defaults, "text_config": by_type}
         members = {"model_type": f"darwinlm_{parent.model_type}", "_whole_definition": (prefix, module)}
-        config = _derive(names[0], Saved, parent, sub_configs_defaults=parts, **members)
-        _show_server(_derive(names[1], FromFamily, plain, config_class=config))
-    return globals()[names[0]], globals()[names[1]]
+        config = _derive(config_name, Saved, parent, sub_configs_defaults=parts, **members)
+        _show_server(_derive(model_name, FromFamily, plain, config_class=config))
+    return globals()[config_name], globals()[model_name]
 
 
-def _derive(name: str, mixin: type, parent: type, **members: object) -> Any:
+def _derive(name: str, mixin: type, parent: type, **members: object) -> type:
     """Create a class and store it in this module, where saving, loading and pickling look for it."""
     about = {
         "__module__": __name__,
@@ -401,7 +422,8 @@ def _derive(name: str, mixin: type, parent: type, **members: object) -> Any:
         "__doc__": f"{parent.__name__} of unequal layers.",
         "_parent": parent,
     }
-    globals()[name] = derived = type(name, (mixin, parent), {**about, **members})
+    derived = type(name, (mixin, parent), {**about, **members})
+    globals()[name] = derived
     return derived
 
 
@@ -417,10 +439,14 @@ def auto_map(prefix: str, parts: Mapping[str, str] = AUTOS) -> dict[str, str]:
     return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in parts.items()}
 
 
-def modeling_source(definition: Definition, whole: tuple[str, str] | None = None) -> str:
-    """Source of a checkpoint's copy of this file, with the line that defines the family, and `whole` around it."""
+def modeling_source(definition: Definition, whole_definition: tuple[str, str] | None = None) -> str:
+    """Source of a checkpoint's copy of this file, with the line that defines the family's classes.
+
+    `whole_definition` holds the first two arguments of `define_whole`, for a model with further parts.
+    """
     line = f"define_classes({definition.source()})"
-    if whole is not None:
-        line = f"define_whole({json.dumps(whole[0])}, {json.dumps(whole[1])}, {line})"
+    if whole_definition is not None:
+        prefix, module = whole_definition
+        line = f"define_whole({json.dumps(prefix)}, {json.dumps(module)}, {line})"
     text = Path(__file__).read_text(encoding="utf-8")
     return text if text.endswith(f"\n{line}\n") else f"{text}\n\n{line}\n"

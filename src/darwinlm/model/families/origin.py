@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from darwinlm.model.families.files import CARD, GENERATION, LICENCES, PROCESSORS, model_files
 from darwinlm.runtime.artifact import read_json, read_record, write_json
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import TEXT_BYTES, parse_yaml, read_text, shorten, visible
 
 RECORD = "origin.json"
@@ -39,32 +39,42 @@ def origin_of(folder: Path, source: str) -> Origin:
     Raises ArtifactError if the record of a GGUF file's origin is damaged.
     """
     if (folder / RECORD).is_file():
-        fields = read_record(folder / RECORD)
-        named = _word(fields.get("base_model"))
+        fields: Mapping[str, object] = read_record(folder / RECORD)
+        base_model = _word(fields.get("base_model"))
     else:
-        fields, named = _front_matter(folder / CARD), None
+        fields, base_model = _front_matter(folder / CARD), None
         if not Path(source).expanduser().exists() and re.fullmatch(rf"{_REPOSITORY}(@.+)?", source):
-            named = source.partition("@")[0]
+            base_model = source.partition("@")[0]
         elif "darwinlm" in _words(fields.get("tags")):
-            named = next(iter(_words(fields.get("base_model"))), None)
-    licence, title, link = (_word(fields.get(name)) for name in ("license", "license_name", "license_link"))
-    return Origin(named, licence, title, link, _words(fields.get("languages", fields.get("language"))))
+            base_model = next(iter(_words(fields.get("base_model"))), None)
+    return Origin(
+        base_model,
+        license=_word(fields.get("license")),
+        license_name=_word(fields.get("license_name")),
+        license_link=_word(fields.get("license_link")),
+        languages=_words(fields.get("languages", fields.get("language"))),
+    )
 
 
-def write_gguf_origin(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Save licence, languages, base model and end tokens of a GGUF file, by key, beside the weights read from it.
+def write_gguf_origin(folder: Path, fields: JsonObject) -> None:
+    """Save licence, languages, base model and end tokens of a GGUF file beside the weights read from it.
 
-    The folder already holds config.json. Raises StorageError if the disk is full.
+    `fields` are the file's metadata by key. The folder already holds config.json. Raises StorageError if the disk is
+    full.
     """
     general = {key.removeprefix("general."): value for key, value in fields.items() if key.startswith("general.")}
     urls = (general.get(name) for name in ("base_model.0.repo_url", "source.repo_url", "repo_url"))
     matches = (re.search(rf"huggingface\.co/({_REPOSITORY})", str(url)) for url in urls if url)
-    named = next((match.group(1) for match in matches if match), None)
-    licence = {f"license_{name}": general.get(f"license.{name}") for name in ("name", "link")}
-    others = {name: general.get(name) for name in ("license", "languages")}
-    write_json(folder / RECORD, {"base_model": named, **licence, **others})
-    names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-    ends = list(dict.fromkeys(int(fields[name]) for name in names if fields.get(name) is not None))
+    record = {
+        "base_model": next((match.group(1) for match in matches if match), None),
+        "license_name": general.get("license.name"),
+        "license_link": general.get("license.link"),
+        "license": general.get("license"),
+        "languages": general.get("languages"),
+    }
+    write_json(folder / RECORD, record)
+    numbers = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    ends = list(dict.fromkeys(int(number) for number in numbers if number is not None))
     if ends:
         generation = read_json(folder / GENERATION) if (folder / GENERATION).is_file() else {}
         write_json(folder / GENERATION, {**generation, "eos_token_id": ends if len(ends) > 1 else ends[0]})
@@ -85,7 +95,7 @@ def carry(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / name)
 
 
-def _front_matter(path: Path) -> dict[str, Any]:
+def _front_matter(path: Path) -> dict[str, object]:
     """The metadata of a model card; empty if it can't be read, since cards are free text."""
     if not path.is_file():
         return {}
@@ -104,5 +114,8 @@ def _word(value: object) -> str | None:
 
 def _words(value: object) -> tuple[str, ...]:
     """A value that is one word or a list of words."""
-    values = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    if isinstance(value, str):
+        values: Iterable[object] = [value]
+    else:
+        values = value if isinstance(value, list | tuple) else []
     return tuple(word for word in map(_word, values) if word is not None)

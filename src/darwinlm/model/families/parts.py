@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 ModuleKind = Literal["attention", "mixer", "mlp", "tail"]
 RowUnit = Literal["query", "gated_query", "key_value", "channel"]
@@ -21,10 +24,10 @@ class Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-def _by_name(places: Iterable[tuple[str, RowUnit]]) -> dict[str, list[RowUnit]]:
+def _by_name(projections: Iterable[tuple[str, RowUnit]]) -> dict[str, list[RowUnit]]:
     segments: dict[str, list[RowUnit]] = {}
-    for name, rows in places:
-        segments.setdefault(name, []).append(rows)
+    for name, unit in projections:
+        segments.setdefault(name, []).append(unit)
     return segments
 
 
@@ -90,14 +93,14 @@ class Attention(SubLayer):
     also in `query`, or that is listed twice, is a fused tensor: its rows are those of each occurrence in order, queries
     first."""
 
-    def sources(self, config: Any) -> dict[int, int]:
+    def sources(self, config: PreTrainedConfig) -> dict[int, int]:
         """The blocks that reuse keys and values, each with the block whose keys and values these are."""
         if self.reused is None:
             return {}
-        count, kinds = int(config.num_hidden_layers), config.layer_types
+        count, types = int(config.num_hidden_layers), config.layer_types
         first = max(count - int(getattr(config, self.reused) or 0), 0)
-        last = {kinds[block]: block for block in range(first)}
-        return {block: last[kinds[block]] for block in range(first, count) if kinds[block] in last}
+        last_of_type = {types[block]: block for block in range(first)}
+        return {block: last_of_type[types[block]] for block in range(first, count) if types[block] in last_of_type}
 
     @cached_property
     def segments(self) -> dict[str, list[RowUnit]]:
@@ -198,25 +201,25 @@ class Experts(Closed):
         """The dimension that counts experts."""
         return -1 if name == self.correction else 0
 
-    def droppable(self, config: Any) -> bool:
+    def droppable(self, config: PreTrainedConfig) -> bool:
         """Whether the router can do without some of the experts: its weights are then known from the other scores."""
         grouped = self.groups is not None and (getattr(config, self.groups) or 1) > 1
         return not grouped and (self.scores == "softmax" or self.sums_to_one(config))
 
-    def weight_scale(self, config: Any) -> float:
+    def weight_scale(self, config: PreTrainedConfig) -> float:
         """Factor on all weights."""
         return 1.0 if self.scale is None else float(getattr(config, self.scale))
 
-    def chosen_of(self, config: Any) -> int:
+    def chosen_of(self, config: PreTrainedConfig) -> int:
         """Number of experts chosen for a token."""
-        stated = getattr(config, self.chosen)
-        return max(stated) if isinstance(stated, list) else int(stated)
+        chosen = getattr(config, self.chosen)
+        return max(chosen) if isinstance(chosen, list) else int(chosen)
 
-    def multiple(self, config: Any) -> int | None:
+    def multiple(self, config: PreTrainedConfig) -> int | None:
         """The shared expert's width as a multiple of that of the other experts; None if it doesn't depend on theirs."""
         return int(getattr(config, self.shared_count)) if isinstance(self.shared_count, str) else self.shared_count
 
-    def sums_to_one(self, config: Any) -> bool:
+    def sums_to_one(self, config: PreTrainedConfig) -> bool:
         """Whether the weights of the chosen experts sum to one."""
         return bool(getattr(config, self.normalised)) if isinstance(self.normalised, str) else self.normalised
 

@@ -6,50 +6,60 @@ The classes are in `modeling_darwinlm`, which is also the file beside a checkpoi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from darwinlm.model.families.family import PREFIX, Family, class_prefix, families
 from darwinlm.model.families.modeling_darwinlm import define_classes, define_whole
 
 
-def pruned_classes(family: Family) -> tuple[type, type, type]:
+def pruned_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrainedModel], type[PreTrainedModel]]:
     """Define a family's classes and register them, so that its checkpoints load without `trust_remote_code`.
 
     Returns the configuration, the decoder and the causal language model.
     """
     config, model, causal = define_classes(family.definition())
-    AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
+    AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForCausalLM.register(config, causal, exist_ok=True)
     return config, model, causal
 
 
 def register(model_type: str) -> None:
-    """Register the classes of one of our model types, also those of a model with further parts; others need none."""
+    """Register the classes of one of our model types, also of a model with further parts; without effect on others."""
     name = model_type.removeprefix(PREFIX)
-    known = families().values() if model_type.startswith(PREFIX) else ()
-    family = next((candidate for candidate in known if name in (candidate.model_type, *candidate.inside)), None)
+    if not model_type.startswith(PREFIX):
+        return
+    family = next((family for family in families().values() if name in (family.model_type, *family.inside)), None)
     if family is None:
         return
     text = pruned_classes(family)
     if name in family.inside:
         config, model = define_whole(class_prefix(name), name, text)
-        AutoConfig.register(config.model_type, config, exist_ok=True)  # type: ignore[attr-defined]
+        AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForImageTextToText.register(config, model, exist_ok=True)
 
 
 def pruned_config(
-    config_class: type, dense: Any, per_layer: Mapping[int, Mapping[str, Any]], changes: Mapping[str, Any] | None = None
-) -> Any:
+    config_class: type[PreTrainedConfig],
+    dense: PreTrainedConfig,
+    per_layer: Mapping[int, Mapping[str, object]],
+    changes: Mapping[str, object] | None = None,
+) -> PreTrainedConfig:
     """The configuration of a model cut from `dense`, in the first of `pruned_classes`, with the attention of `dense`.
 
     `per_layer` holds num_attention_heads, num_key_value_heads, intermediate_size or `skip` for each layer that differs,
     `changes` the fields of the whole model that differ from those of `dense`.
     """
-    of_the_class = ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config")
-    values = {name: value for name, value in dense.to_dict().items() if name not in of_the_class}
+    replaced = ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config")
+    values = {name: value for name, value in dense.to_dict().items() if name not in replaced}
     values |= changes or {}
     layers = {index: dict(overrides) for index, overrides in per_layer.items()}
     if "head_dim" in (dense.per_layer_attributes or ()):

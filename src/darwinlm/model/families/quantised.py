@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from darwinlm.runtime.errors import CheckpointError, first_line
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import shorten
 
 Result = TypeVar("Result")
@@ -86,7 +87,7 @@ class Packed:
             raise CheckpointError(f"{self.where}: {reason}: fetch the model again") from error
 
 
-def formats_of(plain: Mapping[str, Any], path: Path | str) -> tuple[WeightFormat, ...]:
+def formats_of(plain: JsonObject, path: Path | str) -> tuple[WeightFormat, ...]:
     """Formats of the quantised weights that a config.json describes; none of a plain model.
 
     Raises CheckpointError if they can't be read.
@@ -117,40 +118,40 @@ def packed_weights(names: Iterable[str], formats: Sequence[WeightFormat], where:
     Raises CheckpointError if the numbers of one are missing.
     """
     stored = set(names)
-    packed: dict[str, Packed] = {}
-    for kind in formats:
-        for scales in [name for name in stored if name.endswith(kind.scales)]:
-            begin = scales.removesuffix(kind.scales)
-            if begin + kind.values not in stored:
-                raise CheckpointError(
-                    f"{where} holds {shorten(scales)} without {begin + kind.values}: fetch the model again"
-                )
-            packed.setdefault(begin + kind.name, Packed(kind, (begin + kind.values, scales), where))
-    if formats and not packed:
-        marks = " or ".join(kind.scales for kind in formats)
+    weights: dict[str, Packed] = {}
+    for weight_format in formats:
+        for scales in [name for name in stored if name.endswith(weight_format.scales)]:
+            stem = scales.removesuffix(weight_format.scales)
+            values = stem + weight_format.values
+            if values not in stored:
+                raise CheckpointError(f"{where} holds {shorten(scales)} without {values}: fetch the model again")
+            weights.setdefault(stem + weight_format.name, Packed(weight_format, (values, scales), where))
+    if formats and not weights:
+        endings = " or ".join(weight_format.scales for weight_format in formats)
         raise CheckpointError(
-            f"{where}: config.json says that weights are quantised, but none has {marks}: fetch the model again"
+            f"{where}: config.json says that weights are quantised, but none has {endings}: fetch the model again"
         )
-    return packed
+    return weights
 
 
 def _fp8(scales: str, block: tuple[int, int] | None) -> WeightFormat:
     """DeepSeek and Qwen call what the values are multiplied by `weight_scale_inv`, others `weight_scale`."""
     types = (FLOATS_8, "F32 F16 BF16 F8_E8M0")
-    formulas = partial(_scaled, stated=block), partial(_fp8_shape, stated=block)
-    return WeightFormat(".weight", scales, types, *formulas, ".weight")
+    return WeightFormat(
+        ".weight", scales, types, partial(_scaled, configured=block), partial(_fp8_shape, configured=block), ".weight"
+    )
 
 
-def _block(given: Any) -> tuple[int, int] | None:
+def _block(size: object) -> tuple[int, int] | None:
     """Rows and columns of a block in a configuration. Raises ValueError."""
-    if given is None:
+    if size is None:
         return None
-    if not isinstance(given, list) or len(given) != 2 or not all(type(size) is int and size > 0 for size in given):
-        raise ValueError(f"a block of {given}, not a number of rows and columns")
-    return given[0], given[1]
+    if not isinstance(size, list) or len(size) != 2 or not all(type(count) is int and count > 0 for count in size):
+        raise ValueError(f"a block of {size}, not a number of rows and columns")
+    return size[0], size[1]
 
 
-def _compressed_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
+def _compressed_block(config: JsonObject) -> tuple[int, int] | None:
     """The block of a configuration of compressed-tensors. Raises ValueError, which names a format other than FP8."""
     groups = [group for group in config.get("config_groups", {}).values() if isinstance(group, dict)]
     for name in (config.get("format"), *(group.get("format") for group in groups)):
@@ -160,35 +161,38 @@ def _compressed_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
     if sparse.get("format", "dense") != "dense":
         raise ValueError(f"the sparse format {sparse['format']}")
     weights = [group["weights"] for group in groups if isinstance(group.get("weights"), dict)]
-    if any(group.get("type", "float") != "float" for group in weights):
+    if any(settings.get("type", "float") != "float" for settings in weights):
         raise ValueError("integers")
-    return next(filter(None, (_block(group.get("block_structure")) for group in weights)), None)
+    return next(filter(None, (_block(settings.get("block_structure")) for settings in weights)), None)
 
 
-def _scaled(values: Tensor, scales: Tensor, *, stated: tuple[int, int] | None) -> Tensor:
+def _scaled(values: Tensor, scales: Tensor, *, configured: tuple[int, int] | None) -> Tensor:
     """Values times scales in float32, [r, c]; scales are [R, C], [R], or one number."""
-    block = _block_size(tuple(values.shape), tuple(scales.shape), stated=stated)
-    scales = scales.reshape([-(-size // own) for size, own in zip(values.shape, block, strict=True)]).float()
+    block = _block_size(tuple(values.shape), tuple(scales.shape), configured=configured)
+    counts = [-(-size // block_size) for size, block_size in zip(values.shape, block, strict=True)]
+    scales = scales.reshape(counts).float()
     if scales.numel() > 1:
-        for axis, size in enumerate(block):
-            scales = scales.index_select(axis, torch.arange(values.shape[axis]) // size)
+        for axis, block_size in enumerate(block):
+            scales = scales.index_select(axis, torch.arange(values.shape[axis]) // block_size)
     return values.float().mul_(scales)
 
 
-def _block_size(values: Shape, scales: Shape, *, stated: tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns that share a scale, the last of which may be fewer: those stated, or equal parts.
+def _block_size(values: Shape, scales: Shape, *, configured: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns that share a scale, the last of which may be fewer: the configured ones, or equal parts.
 
     Raises ValueError if the scales don't fit.
     """
-    (rows, columns), counts = values, scales if len(scales) == 2 else (*scales, 1, 1)[:2]
-    for block in (stated, tuple(size // max(count, 1) for size, count in zip(values, counts, strict=True))):
+    rows, columns = values
+    counts = scales if len(scales) == 2 else (*scales, 1, 1)[:2]
+    equal_parts = tuple(size // max(count, 1) for size, count in zip(values, counts, strict=True))
+    for block in (configured, equal_parts):
         if block and min(block) and (-(-rows // block[0]), -(-columns // block[1])) == counts:
             return block[0], block[1]
     raise ValueError(f"scales {list(scales)} don't fit a weight {list(values)}")
 
 
-def _fp8_shape(values: Shape, scales: Shape, *, stated: tuple[int, int] | None) -> Shape:
-    _block_size(values, scales, stated=stated)
+def _fp8_shape(values: Shape, scales: Shape, *, configured: tuple[int, int] | None) -> Shape:
+    _block_size(values, scales, configured=configured)
     return values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
 from darwinlm.model.layer_sizes import LayerSizes, Place
 from darwinlm.runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -72,8 +75,8 @@ def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[
     for block in range(checkpoint.n_blocks):
         prefix = checkpoint.block_prefix(block)
         inside = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
-        uneven = getattr(checkpoint.config.per_layer_config[block], "query_groups", None)
-        owners = tuple(uneven) if uneven else None
+        query_groups = getattr(checkpoint.config.per_layer_config[block], "query_groups", None)
+        owners = tuple(query_groups) if query_groups else None
         cut = family.cut_kinds(checkpoint.config, block)
         for kind in family.kinds:
             part = family.module(kind)
@@ -92,11 +95,11 @@ def output_name(part: Part, inside: Container[str]) -> str | None:
     return next((name for name in names if name in inside), None)
 
 
-def head_dim(config: Any, block: int = 0) -> int:
+def head_dim(config: PreTrainedConfig, block: int = 0) -> int:
     """Columns of a block's heads: from the configuration, else the hidden size divided by heads as in transformers."""
     config = config.per_layer_config[block] if getattr(config, "is_heterogeneous", False) else config
-    stated = getattr(config, "head_dim", None)
-    return int(stated) if stated else int(config.hidden_size) // int(config.num_attention_heads)
+    columns = getattr(config, "head_dim", None)
+    return int(columns) if columns else int(config.hidden_size) // int(config.num_attention_heads)
 
 
 def _module_shape(
@@ -124,11 +127,12 @@ def _module_shape(
     if not part.key_value:  # compressed keys and values
         heads = int(checkpoint.config.per_layer_config[block].num_attention_heads)
         return replace(plain, sizes=replace(plain.sizes, groups=heads, head_dim=width // heads))
-    key, stored = part.segments[part.key_value[0]], tensors.get(f"{part.name}.{part.key_value[0]}.weight")
-    if stored is None:  # reused keys and values
+    key_shape = tensors.get(f"{part.name}.{part.key_value[0]}.weight")
+    if key_shape is None:  # reused keys and values
         groups = int(checkpoint.config.per_layer_config[block].num_key_value_heads)
-    else:
-        groups = (stored[0] - key.count("query") * width) // (key.count("key_value") * columns)  # of a fused tensor
+    else:  # a fused tensor holds queries and values too
+        segments = part.segments[part.key_value[0]]
+        groups = (key_shape[0] - segments.count("query") * width) // (segments.count("key_value") * columns)
     sizes = replace(plain.sizes, groups=groups, head_dim=columns, even=owners is None, owners=owners)
     if owners is None and width % (groups * columns):
         raise CheckpointError(
@@ -142,8 +146,8 @@ def _shared_width(part: Mlp, tensors: Shapes) -> int:
     """`LayerSizes.shared` of a mixture."""
     if part.experts is None or part.experts.shared_count is None:
         return 0
-    stored = tensors.get(f"{part.prefix}{part.experts.shared}.{part.output}.weight")
-    return 0 if stored is None else stored[-1]
+    output_shape = tensors.get(f"{part.prefix}{part.experts.shared}.{part.output}.weight")
+    return 0 if output_shape is None else output_shape[-1]
 
 
 def module_parameters(family: Family, shape: ModuleShape, sizes: LayerSizes) -> int:

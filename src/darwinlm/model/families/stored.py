@@ -8,12 +8,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,29 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 """Element types of weights, as safetensors name them, that can be read as numbers."""
 NO_WEIGHTS = (r"rotary_emb\.inv_freq$", r"\.attn\.bias$", r"masked_bias$", r"position_ids$")
 """Buffers that old releases saved; they are recomputed."""
+
+
+class Slice(Protocol):
+    """A tensor of an open shard that isn't read yet."""
+
+    def get_dtype(self) -> str:
+        """Element type, as safetensors names it."""
+
+    def get_shape(self) -> Sequence[int]:
+        """Shape of the tensor."""
+
+
+class Shard(Protocol):
+    """An open shard, as safetensors gives it."""
+
+    def keys(self) -> Iterable[str]:
+        """Names of its tensors."""
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        """Read a tensor."""
+
+    def get_slice(self, name: str) -> Slice:
+        """Look at a tensor without reading it."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +77,8 @@ class Stored:
     def plain(self) -> list[str]:
         """Names of stored tensors that aren't part of a quantised weight."""
         parts = {name for packed in self.packed.values() for name in packed.names}
-        others = [name for name in self.shards if name not in parts]
-        return [name for name in others if not (self.formats and name.rpartition(".")[2] in UNUSED)]
+        unpacked = [name for name in self.shards if name not in parts]
+        return [name for name in unpacked if not (self.formats and name.rpartition(".")[2] in UNUSED)]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every weight, from the headers of the shards.
@@ -75,11 +98,11 @@ class Stored:
         stored = {name: shards[shard][name] for name, shard in self.shards.items() if name in shards[shard]}
         shapes = {name: packed.shape(stored) for name, packed in self.packed.items()}
         plain = {name: stored[name] for name in self.plain if name in stored}
-        for name, (kind, _) in plain.items():
-            if kind not in FLOATS and not is_buffer(name):
+        for name, (element, _) in plain.items():
+            if element not in FLOATS and not is_buffer(name):
                 raise CheckpointError(
-                    f"{self.folder}: the tensor {shorten(name)} holds {kind} numbers, and nothing that turns them into "
-                    "floats: fetch the model again, or use the one that it was made from"
+                    f"{self.folder}: the tensor {shorten(name)} holds {element} numbers, and nothing that turns them "
+                    "into floats: fetch the model again, or use the one that it was made from"
                 )
         return shapes | {name: shape for name, (_, shape) in plain.items()}
 
@@ -91,7 +114,9 @@ class Stored:
         Raises CheckpointError, also later, if a shard is damaged or has gone.
         """
         packed = self.packed
-        names = [name for weight in weights for name in (packed[weight].names if weight in packed else (weight,))]
+        names: list[str] = []
+        for weight_name in weights:
+            names += packed[weight_name].names if weight_name in packed else [weight_name]
         stored = self._read(names, backend)
 
         def weight(name: str) -> torch.Tensor:
@@ -102,8 +127,7 @@ class Stored:
     def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
         """Some rows of a tensor that isn't quantised. Raises CheckpointError if its shard is damaged."""
         with opened(self.folder / self.shards[name]) as stream:
-            rows: torch.Tensor = stream.get_tensor(name).index_select(0, index)
-            return rows
+            return stream.get_tensor(name).index_select(0, index)
 
     def _read(self, names: Iterable[str], backend: str = "mmap") -> dict[str, torch.Tensor]:
         by_shard: dict[str, list[str]] = {}
@@ -132,7 +156,7 @@ def shards_of(folder: Path) -> dict[str, str]:
     if index.is_file():
         single = folder / SINGLE
         try:
-            shards = {str(k): str(v) for k, v in load_json(index)["weight_map"].items()}
+            shards = {str(name): str(shard) for name, shard in load_json(index)["weight_map"].items()}
         except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
             raise CheckpointError(f"{index} is damaged ({shorten(error)}): fetch the model again") from error
         for shard in set(shards.values()):
@@ -158,7 +182,7 @@ def shards_of(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def opened(shard: Path, backend: str = "mmap") -> Iterator[Any]:
+def opened(shard: Path, backend: str = "mmap") -> Iterator[Shard]:
     """A shard to read from. Raises CheckpointError if it is damaged or has gone, also while it is read."""
     try:
         with safe_open(shard, framework="pt", backend=backend) as stream:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,12 +52,12 @@ class Parts:
 
 
 @cache
-def _conversions(model_type: str) -> tuple[list[Any], list[Any]]:
+def _conversions(model_type: str) -> tuple[list[WeightRenaming], list[WeightConverter]]:
     """How transformers renames stored tensors, and puts together those of experts."""
     steps = get_checkpoint_conversion_mapping(model_type) or []
-    return [step for step in steps if type(step) is WeightRenaming], [
-        step for step in steps if isinstance(step, WeightConverter)
-    ]
+    renamings = [step for step in steps if type(step) is WeightRenaming]
+    converters = [step for step in steps if isinstance(step, WeightConverter)]
+    return renamings, converters
 
 
 def stored_name(family: Family, name: str) -> str:
@@ -69,18 +68,18 @@ def stored_name(family: Family, name: str) -> str:
 
 
 def tensor_parts(
-    family: Family, stored: Iterable[str], alone: Callable[[str], str | None] = lambda name: name
+    family: Family, stored: Iterable[str], name_in_text: Callable[[str], str | None] = lambda name: name
 ) -> dict[str, Parts]:
     """Parts of each tensor of the model by its name there, from the names of the stored ones.
 
-    `alone` gives the name of a tensor in the language model alone; None for one that isn't in it.
+    `name_in_text` gives the name that a stored tensor has in the language model; None for tensors of other parts.
     """
     renamings, converters = _conversions(family.model_type)
-    patterns = {pattern: converter.source_patterns for converter in converters for pattern in converter.source_patterns}
+    patterns = {pattern: step.source_patterns for step in converters for pattern in step.source_patterns}
     result: dict[str, Parts] = {}
     experts: dict[str, dict[tuple[int, str], str]] = {}
     for name in stored:
-        inside = alone(name)
+        inside = name_in_text(name)
         if inside is None:
             continue
         renamed, pattern = rename_source_key(inside, renamings, converters)
@@ -89,10 +88,10 @@ def tensor_parts(
             result[renamed if pattern is None else inside] = Parts(((name,),), stacked=False)
         else:
             experts.setdefault(renamed, {})[int(expert[1]), pattern] = name
-    for whole, named in experts.items():
-        wanted = patterns[next(iter(named))[1]]
-        count = len(named) // len(wanted)
-        if named.keys() == set(product(range(count), wanted)):
-            names = tuple(tuple(named[expert, part] for part in wanted) for expert in range(count))
-            result[whole] = Parts(names, stacked=True)
+    for combined, stored_names in experts.items():
+        sources = patterns[next(iter(stored_names))[1]]
+        count = len(stored_names) // len(sources)
+        if stored_names.keys() == set(product(range(count), sources)):
+            names = tuple(tuple(stored_names[expert, source] for source in sources) for expert in range(count))
+            result[combined] = Parts(names, stacked=True)
     return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
@@ -19,6 +19,9 @@ from darwinlm.model.families.pruned import register
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import CheckpointError, first_line
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
 PREFIXES = {
     "model.language_model.model.": "model.",
     "model.language_model.lm_head.": "lm_head.",
@@ -26,8 +29,8 @@ PREFIXES = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
 }
-"""Prefixes of the text part's tensors in checkpoints, and those in the language model alone. Transformers' own is the
-third; the others are those of older checkpoints and of models that were loaded from these and saved again."""
+"""Prefixes of the text part's tensors in checkpoints, and those in the language model on its own. Transformers uses the
+third; the others occur in older checkpoints and in models that were loaded from these and saved again."""
 
 
 def text_type(plain: Mapping[str, object], path: Path) -> str | None:
@@ -35,67 +38,67 @@ def text_type(plain: Mapping[str, object], path: Path) -> str | None:
 
     Raises CheckpointError for a model with further parts whose configuration has no text part.
     """
-    whole, text = str(plain.get("model_type", "")).removeprefix(PREFIX), plain.get("text_config")
-    kind = text.get("model_type") if isinstance(text, dict) else None
-    known = [family.model_type for family in families().values() if whole in family.inside]
-    if not known:
+    whole_type, text = str(plain.get("model_type", "")).removeprefix(PREFIX), plain.get("text_config")
+    text_types = [family.model_type for family in families().values() if whole_type in family.inside]
+    if not text_types:
         return None
-    if not isinstance(kind, str):
+    model_type = text.get("model_type") if isinstance(text, dict) else None
+    if not isinstance(model_type, str):
         raise CheckpointError(
-            f"{path}: a {whole} model has a language model, but text_config doesn't describe one: it has no "
-            f"model_type, such as {known[0]}. Fetch the model again"
+            f"{path}: a {whole_type} model has a language model, but text_config doesn't describe one: it has no "
+            f"model_type, such as {text_types[0]}. Fetch the model again"
         )
-    return kind if kind.removeprefix(PREFIX) in known else None
+    return model_type if model_type.removeprefix(PREFIX) in text_types else None
 
 
-def text_config(whole: Any) -> Any:
+def text_config(whole_config: PreTrainedConfig) -> PreTrainedConfig:
     """Configuration of the text part as a language model of its own."""
-    text = whole.get_text_config(decoder=True)
-    text.tie_word_embeddings = whole.tie_word_embeddings
-    text.dtype = text.dtype or whole.dtype
+    text = whole_config.get_text_config(decoder=True)
+    text.tie_word_embeddings = whole_config.tie_word_embeddings
+    text.dtype = text.dtype or whole_config.dtype
     return text
 
 
 def text_name(name: str) -> str | None:
-    """Name of a stored tensor in the language model alone; None for tensors of other parts."""
-    for prefix, alone in PREFIXES.items():
+    """Name that a stored tensor has in the language model; None for tensors of other parts."""
+    for prefix, text_prefix in PREFIXES.items():
         if name.startswith(prefix):
-            return alone + name.removeprefix(prefix)
+            return text_prefix + name.removeprefix(prefix)
     return name if name.startswith("lm_head.") else None
 
 
-def load_whole(source: Path, dtype: torch.dtype) -> Any:
+def load_whole(source: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The whole model in a folder. Raises CheckpointError if it can't be loaded, or isn't complete and finite."""
     try:
-        whole, report = AutoModelForImageTextToText.from_pretrained(
+        model, report = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
     except UNUSABLE as error:
         raise CheckpointError(f"can't load the model in {source}: {first_line(error)}") from error
-    check_loaded(whole, report, source)
-    return whole
+    check_loaded(model, report, source)
+    return model
 
 
-def put_inside(model: Any, source: Path) -> Any:
+def put_inside(model: PreTrainedModel, source: Path) -> PreTrainedModel:
     """The model in the folder `source` with a smaller language model in place of its own.
 
-    If layers of this differ, the whole is of our class too, which is saved with its modelling file. Raises
+    If its layers differ, the whole model gets our class too, which is saved with its modelling file. Raises
     CheckpointError if the original model can't be loaded.
     """
-    whole = load_whole(source, next(model.parameters()).dtype)
-    whole.model.language_model = model.model
-    whole.lm_head = model.lm_head
-    whole.config.text_config = model.config
+    whole_model = load_whole(source, next(model.parameters()).dtype)
+    whole_model.model.language_model = model.model
+    whole_model.lm_head = model.lm_head
+    whole_model.config.text_config = model.config
     if is_custom(model.config):
-        name = PREFIX + whole.config.model_type.removeprefix(PREFIX)
+        name = PREFIX + whole_model.config.model_type.removeprefix(PREFIX)
         register(name)
-        whole.config.__class__ = CONFIG_MAPPING[name]
-        whole.__class__ = AutoModelForImageTextToText._model_mapping[type(whole.config)]
-    whole.tie_weights()
-    return whole.eval()
+        whole_model.config.__class__ = CONFIG_MAPPING[name]
+        whole_model.__class__ = AutoModelForImageTextToText._model_mapping[type(whole_model.config)]
+    whole_model.tie_weights()
+    return whole_model.eval()
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder holds such a model."""
+    """Whether a folder holds a model with further parts around its language model."""
     path = folder / "config.json"
     return path.is_file() and text_type(read_json(path), path) is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import AutoConfig
@@ -14,6 +14,10 @@ from darwinlm.model.families.shapes import head_dim
 from darwinlm.model.surgery.layer_table import SKIP, present_table
 from darwinlm.model.surgery.smaller_config import equal_config
 from darwinlm.model.surgery.smaller_model import empty_model, fill
+from darwinlm.runtime.json_values import JsonObject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 LISTS = ("layer_types", "mlp_layer_types", "no_rope_layers", "moe_topk")
 """Configuration fields with a value for every layer."""
@@ -21,7 +25,7 @@ KEPT = "kept_layers"
 """Configuration field of a model with fewer layers than its original: their numbers there. Engines ignore it."""
 
 
-def in_family_class(model: Any, checkpoint: Checkpoint) -> Any:
+def in_family_class(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
     """The model without its empty blocks in the family's own class, if that runs the others; else the model itself.
 
     `checkpoint` has the configuration of the model. Weights are shared, not copied.
@@ -36,16 +40,17 @@ def in_family_class(model: Any, checkpoint: Checkpoint) -> Any:
     if config is None:
         return model
     small = empty_model(config, checkpoint)
-    places = zip(kept, small.get_submodule(family.layers), strict=True)
-    if not all(_alike(model.get_submodule(f"{family.layers}.{block}"), own) for block, own in places):
+    originals = [model.get_submodule(f"{family.layers}.{block}") for block in kept]
+    renumbered = small.get_submodule(family.layers)
+    if not all(_alike(original, block) for original, block in zip(originals, renumbered, strict=True)):
         return model
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(f"{family.layers}.")}
-    for number, block in enumerate(kept):
-        inside = model.get_submodule(f"{family.layers}.{block}").state_dict()
-        state |= {f"{family.layers}.{number}.{name}": tensor for name, tensor in inside.items()}
-    missing, surplus = fill(small, state)
+    for number, original in enumerate(originals):
+        tensors = original.state_dict()
+        state |= {f"{family.layers}.{number}.{name}": tensor for name, tensor in tensors.items()}
+    missing, unexpected = fill(small, state)
     assert not missing, f"the model lacks {missing}"
-    assert not surplus, f"the family's class has no {surplus}"
+    assert not unexpected, f"the family's class has no {unexpected}"
     return small.eval().requires_grad_(requires_grad=False)
 
 
@@ -60,11 +65,11 @@ def can_lose_blocks(checkpoint: Checkpoint) -> bool:
         return False
     kept = range(1, count)
     short = empty_model(without_blocks(checkpoint.config, kept), checkpoint).get_submodule(family.layers)
-    whole = checkpoint.outline.get_submodule(family.layers)
-    return all(_alike(whole[block], own) for block, own in zip(kept, short, strict=True))
+    blocks = checkpoint.outline.get_submodule(family.layers)
+    return all(_alike(blocks[number], block) for number, block in zip(kept, short, strict=True))
 
 
-def without_blocks(config: Any, kept: Sequence[int]) -> Any:
+def without_blocks(config: PreTrainedConfig, kept: Sequence[int]) -> PreTrainedConfig:
     """A configuration of the family's own class with only some of its blocks."""
     return AutoConfig.for_model(**_shortened(config.to_dict(), kept))
 
@@ -76,7 +81,7 @@ def numbers_in(checkpoint: Checkpoint, original: Checkpoint) -> list[int]:
     return [names.index(layer) for layer in kept]
 
 
-def _shortened(tree: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+def _shortened(tree: JsonObject, kept: Sequence[int]) -> JsonObject:
     """A configuration as plain values, with some of its layers."""
     names = tree.get(KEPT) or range(tree["num_hidden_layers"])
     short = {**tree, "num_hidden_layers": len(kept), KEPT: [names[block] for block in kept]}
@@ -86,19 +91,23 @@ def _shortened(tree: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
     return short
 
 
-def _alike(block: nn.Module, other: nn.Module) -> bool:
+def _alike(original: nn.Module, renumbered: nn.Module) -> bool:
     """Whether two blocks compute the same with the same weights, whatever their numbers."""
-    pairs = list(zip(block.named_modules(), other.named_modules(), strict=False))
-    same = all(
-        name == named and _settings(two).items() <= _settings(one).items() for (name, one), (named, two) in pairs
+    modules, counterparts = list(original.named_modules()), list(renumbered.named_modules())
+    if len(modules) != len(counterparts):
+        return False
+    return all(
+        name == counterpart_name and _settings(counterpart).items() <= _settings(module).items()
+        for (name, module), (counterpart_name, counterpart) in zip(modules, counterparts, strict=True)
     )
-    return same and len(pairs) == sum(1 for _ in block.modules()) == sum(1 for _ in other.modules())
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
+def _settings(module: nn.Module) -> dict[str, object]:
     """What a module computes with, apart from its weights: its class, its plain attributes, and shapes."""
     kinds = bool | int | float | str | None
-    plain = {k: v for k, v in vars(module).items() if isinstance(v, kinds) and not k.startswith("_")}
+    plain = {
+        name: value for name, value in vars(module).items() if isinstance(value, kinds) and not name.startswith("_")
+    }
     shapes = {name: tuple(weight.shape) for name, weight in module.named_parameters(recurse=False)}
     number = {"layer_idx": None, "layer_id": None}
     return {"class": getattr(type(module), "_parent", type(module)), **plain, **shapes, **number}

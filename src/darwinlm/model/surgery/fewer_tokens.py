@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -16,12 +16,16 @@ from safetensors.torch import load_file
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.files import GENERATION
-from darwinlm.model.families.generation import renumbered_words
+from darwinlm.model.families.generation import renumber_words
 from darwinlm.model.families.origin import RECORD, carry, origin_of
 from darwinlm.model.families.stored import INDEX
 from darwinlm.runtime.artifact import write_json, write_tensors
 from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import load_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """Files that a tokenizer keeps beside tokenizer.json; all others hold the whole vocabulary."""
@@ -52,15 +56,18 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
         )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    new = {old: number for number, old in enumerate(rows)}
+    new_numbers = {old: number for number, old in enumerate(rows)}
     path = checkpoint.folder / "config.json"
-    config = _renumbered(load_json(path), new)
-    config |= {"text_config": config["text_config"] | sizes} if checkpoint.whole is not None else sizes
+    config = _renumbered(load_json(path), new_numbers)
+    if checkpoint.whole_config is not None:
+        config["text_config"] |= sizes
+    else:
+        config |= sizes
     write_json(folder / "config.json", config)
     carry(checkpoint.folder, folder)
     if (folder / GENERATION).is_file():
-        settings = _renumbered(load_json(folder / GENERATION), new)
-        renumbered_words(settings, new)
+        settings = _renumbered(load_json(folder / GENERATION), new_numbers)
+        renumber_words(settings, new_numbers)
         write_json(folder / GENERATION, settings)
     write_json(folder / RECORD, vars(origin_of(checkpoint.folder, checkpoint.source)))
     for shard in sorted(set(checkpoint.stored.shards.values())):
@@ -74,8 +81,13 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
         write_json(folder / INDEX, {"metadata": {}, "weight_map": checkpoint.stored.shards})
 
 
-def write_tokenizer(tokenizer: Any, tree: Mapping[str, Any], rows: Sequence[int], folder: Path) -> None:
-    """Write a tokenizer with another JSON, and its settings with the new numbers, into an existing folder."""
+def write_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, tree: Mapping[str, object], rows: Sequence[int], folder: Path
+) -> None:
+    """Write a tokenizer into an existing folder, with the tokenizer.json `tree` and the new numbers in its settings.
+
+    `rows` are the old numbers of the new tokens, [v]. Raises StorageError if the disk is full.
+    """
     before = set(folder.iterdir())
     tokenizer.save_pretrained(folder)
     for path in set(folder.iterdir()) - before:
@@ -83,48 +95,54 @@ def write_tokenizer(tokenizer: Any, tree: Mapping[str, Any], rows: Sequence[int]
             path.unlink()
     write_json(folder / "tokenizer.json", tree)
     path = folder / TOKENIZER_FILES[0]
-    new = {old: number for number, old in enumerate(rows)}
-    settings = _renumbered(load_json(path), new)
+    new_numbers = {old: number for number, old in enumerate(rows)}
+    settings = _renumbered(load_json(path), new_numbers)
     decoder = settings.get("added_tokens_decoder")
     if decoder:
-        settings["added_tokens_decoder"] = {str(new[int(old)]): token for old, token in decoder.items()}
+        settings["added_tokens_decoder"] = {str(new_numbers[int(old)]): token for old, token in decoder.items()}
     write_json(path, settings)
 
 
-def _renumbered(settings: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any]:
+def _renumbered(settings: JsonObject, new_numbers: Mapping[int, int]) -> JsonObject:
     """The settings of a file with the new numbers of its tokens; numbers without a token are removed."""
     for name, value in settings.items():
         if name in PARTS and isinstance(value, dict):
-            _renumbered(value, new)
+            _renumbered(value, new_numbers)
         if isinstance(value, list) and name.endswith(("_token_id", "_token_ids")):
-            settings[name] = value and [new[old] for old in value if isinstance(old, int) and old in new]
+            kept = [old for old in value if isinstance(old, int) and old in new_numbers]
+            settings[name] = [new_numbers[old] for old in kept]
         elif name.endswith(NUMBER):
-            settings[name] = new.get(value) if isinstance(value, int) else None
+            settings[name] = new_numbers.get(value) if isinstance(value, int) else None
     return settings
 
 
 def special_numbers(checkpoint: Checkpoint) -> set[int]:
-    """Numbers of tokens in the model's settings, which must be kept."""
+    """Numbers of the tokens that the model's settings name, which must be kept."""
     numbers: set[int] = set()
     for name in ("config.json", GENERATION):
         path = checkpoint.folder / name
-        settings: dict[str, Any] = load_json(path) if path.is_file() else {}
+        settings: JsonObject = load_json(path) if path.is_file() else {}
         parts = [settings, *(settings[part] for part in PARTS if isinstance(settings.get(part), dict))]
         for field, value in (pair for part in parts for pair in part.items()):
             if field.endswith((*NUMBER, "_token_ids")):
-                numbers |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)}
+                values = value if isinstance(value, list) else [value]
+                numbers |= {number for number in values if isinstance(number, int)}
     return numbers
 
 
-def rows_in(small: Any, dense: Any, small_size: int, dense_size: int) -> list[int] | None:
-    """Where the tokens of a model with a cut vocabulary stand in the model that it was cut from.
+def rows_in(
+    small: PreTrainedTokenizerBase, dense: PreTrainedTokenizerBase, small_size: int, dense_size: int
+) -> list[int] | None:
+    """Rows, in the original's embedding, of the tokens of a model with a cut vocabulary.
 
-    The models are given by their tokenizers and the rows of their embeddings.
+    Both models are given by their tokenizers and by the numbers of rows of their embeddings.
 
     Returns:
         Number in `dense` of every token of `small`, [v]; None if `small` isn't cut, or has tokens that `dense` lacks.
     """
-    ours, theirs = small.get_vocab(), dense.get_vocab()
-    if small_size >= dense_size or sorted(ours.values()) != list(range(small_size)) or not ours.keys() <= theirs.keys():
+    small_vocabulary, dense_vocabulary = small.get_vocab(), dense.get_vocab()
+    if small_size >= dense_size or sorted(small_vocabulary.values()) != list(range(small_size)):
         return None
-    return [theirs[token] for token in sorted(ours, key=ours.__getitem__)]
+    if not small_vocabulary.keys() <= dense_vocabulary.keys():
+        return None
+    return [dense_vocabulary[token] for token in sorted(small_vocabulary, key=small_vocabulary.__getitem__)]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import KINDS
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.layer_sizes import LayerSizes, ModuleSizes
+from darwinlm.runtime.json_values import JsonObject
 
 ATTENTION_HEADS = "num_attention_heads"
 KV_HEADS = "num_key_value_heads"
@@ -17,11 +16,13 @@ STORED_KV_HEADS = "stored_kv_heads"
 SHARED_WIDTH = "shared_expert_width"
 SKIP = "skip"
 
-LayerTable = dict[int, dict[str, Any]]
-"""Configuration fields of each layer, by its number, as in `per_layer_config`."""
+LayerRow = JsonObject
+"""Configuration fields of one layer by name: numbers, the lists `skip` and `query_groups`, and others of a family."""
+LayerTable = dict[int, LayerRow]
+"""Rows of all layers by number, as in `per_layer_config`."""
 
 
-def layer_overrides(family: Family, sizes: LayerSizes) -> dict[str, Any]:
+def layer_overrides(family: Family, sizes: LayerSizes) -> LayerRow:
     """Configuration fields of a layer that has a module of these sizes."""
     if sizes.kind in ("mixer", "tail"):
         return {}
@@ -42,12 +43,13 @@ def layer_table(family: Family, n_blocks: int, modules: ModuleSizes) -> LayerTab
     table: LayerTable = {}
     for block in range(n_blocks):
         kept = [modules[block, kind] for kind in KINDS if (block, kind) in modules and modules[block, kind].width]
-        row: dict[str, Any] = {}
+        row: LayerRow = {}
         for sizes in kept:
             row |= layer_overrides(family, sizes)
-        standing = {"attention" if sizes.kind == "mixer" else sizes.kind for sizes in kept}  # one or the other
-        gone = [kind for kind in ("attention", "mlp") if kind not in standing]
-        table[block] = row | ({SKIP: gone} if gone else {})
+        # A mixer stands in place of an attention.
+        present = {"attention" if sizes.kind == "mixer" else sizes.kind for sizes in kept}
+        skipped = [kind for kind in ("attention", "mlp") if kind not in present]
+        table[block] = row | ({SKIP: skipped} if skipped else {})
     return table
 
 

@@ -8,7 +8,7 @@ Letters: m residual width, h columns of a head.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,10 +21,13 @@ from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.surgery.layer_table import KV_HEADS, LayerTable
 from darwinlm.model.surgery.smaller_config import equal_config
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 Tensors = dict[str, Tensor]
 
 
-def stock_config(checkpoint: Checkpoint) -> Any:
+def stock_config(checkpoint: Checkpoint) -> PreTrainedConfig:
     """Configuration of the family's class at the sizes before pruning."""
     tree, layers = checkpoint.config.to_dict(), range(checkpoint.n_blocks)
     columns = [head_dim(checkpoint.config, block) for block in layers]
@@ -73,10 +76,14 @@ def widen_mlp(tensors: Mapping[str, Tensor], part: Mlp, sizes: LayerSizes, targe
 def _changed(
     tensors: Mapping[str, Tensor],
     part: Attention | Mlp,
-    have: Mapping[RowUnit, int],
+    rows: Mapping[RowUnit, int],
     change: Callable[[RowUnit, Tensor, int], Tensor],
 ) -> Tensors:
-    """Change rows of input projections and columns of the output projection: each piece of a kind, along an axis."""
+    """Change the rows of input projections and the columns of the output projection.
+
+    `rows` are the present numbers of rows of each kind. `change` gets a kind, a piece of a tensor with the rows of this
+    kind, and the axis of its rows.
+    """
     output = output_name(part, {f"{part.prefix}{name}" for name in tensors})
     changed: Tensors = {}
     for name, tensor in tensors.items():
@@ -84,7 +91,7 @@ def _changed(
         if f"{part.prefix}{name}" == output:
             changed[name] = change("query" if isinstance(part, Attention) else "channel", tensor, tensor.ndim - 1)
         elif segments:
-            pieces = zip(segments, split_rows(tensor, segments, have, axis), strict=True)
+            pieces = zip(segments, split_rows(tensor, segments, rows, axis), strict=True)
             changed[name] = torch.cat([change(kind, piece, axis) for kind, piece in pieces], axis)
         else:
             changed[name] = tensor

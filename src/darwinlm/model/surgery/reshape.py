@@ -36,7 +36,8 @@ class Reshaper:
         blocks = []
         for block in range(self.checkpoint.n_blocks):
             prefix = self.checkpoint.block_prefix(block)
-            blocks.append({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+            inside = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+            blocks.append({name.removeprefix(prefix): tensor for name, tensor in inside.items()})
         return blocks
 
     def columns_of(self, block: int) -> int:
@@ -58,14 +59,14 @@ class Reshaper:
                 continue
             tensors, norms = split_block(inside, part)
             if isinstance(part, Attention | Mlp):
-                sizes, wanted = present.of(kind), target.of(kind)
-                if not wanted.width:
+                sizes, target_sizes = present.of(kind), target.of(kind)
+                if not target_sizes.width:
                     continue
                 if not sizes.width:
-                    result |= zero_sublayer(self.template[target.block], part, wanted, self.checkpoint.dtype)
+                    result |= zero_sublayer(self.template[target.block], part, target_sizes, self.checkpoint.dtype)
                     continue
                 if isinstance(part, Mlp):
-                    tensors = widen_mlp(tensors, part, sizes, wanted)
+                    tensors = widen_mlp(tensors, part, sizes, target_sizes)
                 elif sizes.owners is not None:
                     tensors = own_kv_heads(tensors, part, sizes)
             result |= {f"{part.prefix}{name}": tensor for name, tensor in tensors.items()} | norms

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +14,25 @@ from darwinlm.model.families.block_parts import part_of
 from darwinlm.model.families.expert_tensors import as_stored, by_rows
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.modeling_darwinlm import keep_shared_width, share_kv_heads
-from darwinlm.model.families.parts import Mlp, Part, RowUnit
+from darwinlm.model.families.parts import Experts, Mlp, Part, RowUnit
 from darwinlm.model.families.shapes import ModuleShape, gated_rows, row_segments
 from darwinlm.model.layer_sizes import LayerSizes
 from darwinlm.model.surgery.layer_table import QUERY_GROUPS, SHARED_WIDTH, STORED_KV_HEADS, layer_overrides
 from darwinlm.model.units.levels import Kept
 from darwinlm.runtime.compute import to_device
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 
 def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Tensor], kept: Kept) -> dict[str, Tensor]:
-    """Cut the tensors of one sub-layer (names inside it, without the block's norms)."""
+    """The tensors of one sub-layer cut to the kept part; their names are those inside it, without the block's norms."""
     part = family.module(shape.kind)
     if kept.weight is None:
         return dict(tensors)
     if kept.experts is not None and isinstance(part, Mlp) and part.experts is not None:
-        names, device = part.experts, next(iter(tensors.values())).device
-        stay = to_device(kept.experts, device)
-        tensors = {
-            name: tensor.index_select(names.axis(name), to_device(stay, tensor.device))
-            if names.counted(name)
-            else tensor
-            for name, tensor in tensors.items()
-        }
+        experts = to_device(kept.experts, next(iter(tensors.values())).device)
+        tensors = {name: _take_experts(part.experts, name, tensor, experts) for name, tensor in tensors.items()}
     tensors = {name: by_rows(part, name, tensor) for name, tensor in tensors.items()}
     sizes, rows = shape.sizes.rows, kept_rows(shape, kept)
     cut: dict[str, Tensor] = {}
@@ -50,6 +47,13 @@ def shrink_tensors(family: Family, shape: ModuleShape, tensors: Mapping[str, Ten
         else:
             cut[name] = tensor
     return {name: as_stored(part, name, tensor) for name, tensor in cut.items()}
+
+
+def _take_experts(names: Experts, name: str, tensor: Tensor, kept: Tensor) -> Tensor:
+    """The kept experts, [e] int64, of a tensor inside a mixture; a tensor that doesn't count experts is unchanged."""
+    if not names.counted(name):
+        return tensor
+    return tensor.index_select(names.axis(name), to_device(kept, tensor.device))
 
 
 def _take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ def kept_rows(shape: ModuleShape, kept: Kept) -> dict[RowUnit, Tensor]:
 
 def small_module(
     block: nn.Module,
-    config: Any,
+    config: PreTrainedConfig,
     family: Family,
     number: int,
     sizes: LayerSizes,
@@ -88,23 +92,23 @@ def small_module(
         overrides = {QUERY_GROUPS: None, STORED_KV_HEADS: None, **overrides, "head_dim": sizes.head_dim}
     else:
         overrides = {SHARED_WIDTH: None, **overrides}
-    one = copy.copy(config.per_layer_config[number])
-    one.__dict__.pop("_heterogeneity_spec", None)
+    layer_config = copy.copy(config.per_layer_config[number])
+    layer_config.__dict__.pop("_heterogeneity_spec", None)
     for name, value in overrides.items():
-        setattr(one, name, value)
+        setattr(layer_config, name, value)
     with torch.device("meta"):
-        layer = type(block)(one, number)
+        layer = type(block)(layer_config, number)
         module = part_of(layer, family.module(sizes.kind))
         if attention:
-            share_kv_heads(module, one)
+            share_kv_heads(module, layer_config)
         else:
-            keep_shared_width(module, one, family.mlp.dependent)
+            keep_shared_width(module, layer_config, family.mlp.dependent)
     module.load_state_dict(dict(tensors), assign=True)
     return module.eval().requires_grad_(requires_grad=False)
 
 
 def split_block(inside: Mapping[str, Tensor], part: Part) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
-    tensors = {k.removeprefix(part.prefix): v for k, v in inside.items() if part.owns(k)}
-    norms = {k: v for k, v in inside.items() if k.partition(".")[0] in part.norms}
+    tensors = {name.removeprefix(part.prefix): tensor for name, tensor in inside.items() if part.owns(name)}
+    norms = {name: tensor for name, tensor in inside.items() if name.partition(".")[0] in part.norms}
     return tensors, norms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
@@ -20,9 +20,14 @@ from darwinlm.model.surgery.layer_table import (
     SHARED_WIDTH,
     SKIP,
     STORED_KV_HEADS,
+    LayerRow,
     LayerTable,
     present_table,
 )
+from darwinlm.runtime.json_values import JsonObject
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 OF_OUR_CLASS = (
     "per_layer_config", "auto_map", "architectures", "stock_kv_heads", QUERY_GROUPS, STORED_KV_HEADS, SHARED_WIDTH,
@@ -30,7 +35,7 @@ OF_OUR_CLASS = (
 """Configuration fields that the family's own class lacks."""
 
 
-def smaller_config(checkpoint: Checkpoint, table: LayerTable) -> Any:
+def smaller_config(checkpoint: Checkpoint, table: LayerTable) -> PreTrainedConfig:
     """Configuration of the smaller model.
 
     Equal layers use the family's configuration class, unequal ones our class with `per_layer_config`. `table` is from
@@ -39,15 +44,15 @@ def smaller_config(checkpoint: Checkpoint, table: LayerTable) -> Any:
     family = checkpoint.family
     tree = checkpoint.config.to_dict()
     if family.switch is not None:
-        off = {family.switch: type(getattr(checkpoint.config.per_layer_config[0], family.switch))()}
-        table = {block: row | (off if "mlp" in row.get(SKIP, ()) else {}) for block, row in table.items()}
+        switched_off = {family.switch: type(getattr(checkpoint.config.per_layer_config[0], family.switch))()}
+        table = {block: row | (switched_off if "mlp" in row.get(SKIP, ()) else {}) for block, row in table.items()}
     columns = [head_dim(checkpoint.config, block) for block in table]
     if len(set(columns)) > 1 and not is_custom(checkpoint.config) and present_table(checkpoint) == table:
         return copy.deepcopy(checkpoint.config)
     config = equal_config(family, tree, table, columns)
     if config is not None:
         return config
-    changes = {}
+    changes: dict[str, object] = {}
     experts = family.mlp.experts
     if experts is not None and len({row[experts.count] for row in table.values() if experts.count in row}) > 1:
         changes["output_router_logits"] = False  # transformers' balancing loss needs equal numbers of experts
@@ -57,7 +62,9 @@ def smaller_config(checkpoint: Checkpoint, table: LayerTable) -> Any:
     return config
 
 
-def equal_config(family: Family, tree: dict[str, Any], table: LayerTable, columns: Sequence[int]) -> Any | None:
+def equal_config(
+    family: Family, tree: JsonObject, table: LayerTable, columns: Sequence[int]
+) -> PreTrainedConfig | None:
     """Configuration of the family's own class; None if the layers of `table` differ, or the class refuses their sizes.
 
     `tree` is the configuration as plain values, `columns` the head size of each layer.
@@ -65,8 +72,10 @@ def equal_config(family: Family, tree: dict[str, Any], table: LayerTable, column
     per_layer: LayerTable = {}
     if len(set(columns)) > 1:  # then the family's class takes KV heads by layer too
         per_layer = {block: {name: row[name] for name in (KV_HEADS,) if name in row} for block, row in table.items()}
-    rest = {block: {k: v for k, v in row.items() if k not in per_layer.get(block, ())} for block, row in table.items()}
-    sizes = _common_sizes(rest, family.mlp.experts)
+    common: LayerTable = {}
+    for block, row in table.items():
+        common[block] = {name: value for name, value in row.items() if name not in per_layer.get(block, ())}
+    sizes = _common_sizes(common, family.mlp.experts)
     if sizes is None:
         return None
     tree = {name: value for name, value in tree.items() if name not in OF_OUR_CLASS}
@@ -84,20 +93,20 @@ def equal_config(family: Family, tree: dict[str, Any], table: LayerTable, column
     return config
 
 
-def _common_sizes(table: LayerTable, experts: Experts | None) -> dict[str, Any] | None:
-    """Sizes common to all layers; None if layers differ. Layers without a size don't count for it.
+def _common_sizes(table: LayerTable, experts: Experts | None) -> LayerRow | None:
+    """Sizes common to all layers; None if layers differ. A layer that lacks a size may be combined with any.
 
     The width of a shared expert becomes its multiple of the other experts' width.
     """
-    sizes: dict[str, Any] = {}
+    sizes: LayerRow = {}
     for row in table.values():
-        unlike = any(sizes.setdefault(name, value) != value for name, value in row.items())
-        if unlike or row.keys() & {SKIP, QUERY_GROUPS}:
+        differs = any(sizes.setdefault(name, value) != value for name, value in row.items())
+        if differs or row.keys() & {SKIP, QUERY_GROUPS}:
             return None
     shared = sizes.pop(SHARED_WIDTH, None)
     if shared is not None and experts is not None and experts.shared_count is not None:
-        multiple, rest = divmod(shared, sizes[experts.width])
+        multiple, remainder = divmod(shared, sizes[experts.width])
         if isinstance(experts.shared_count, int):
-            return sizes if (multiple, rest) == (experts.shared_count, 0) else None
-        return None if rest else {**sizes, experts.shared_count: multiple}
+            return sizes if (multiple, remainder) == (experts.shared_count, 0) else None
+        return None if remainder else {**sizes, experts.shared_count: multiple}
     return sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +13,24 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import is_custom
 from darwinlm.model.families.pruned import pruned_classes
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-def described(config: Any, checkpoint: Checkpoint) -> Checkpoint:
+
+def described(config: PreTrainedConfig, checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint with the configuration of a smaller model, whose class transformers then knows."""
     if is_custom(config):
         pruned_classes(checkpoint.family)
     return replace(checkpoint, config=config)
 
 
-def empty_model(config: Any, checkpoint: Checkpoint) -> Any:
+def empty_model(config: PreTrainedConfig, checkpoint: Checkpoint) -> PreTrainedModel:
     """The smaller model on the meta device, except for buffers that aren't saved."""
     return described(config, checkpoint).skeleton()
 
 
-def fill(model: Any, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Give a model on the meta device its weights; returns the names that lack some, and names without a place."""
+def fill(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Give a model on the meta device its weights; returns names of parameters without any, and unexpected names."""
     unexpected: list[str] = model.load_state_dict(tensors, assign=True, strict=False).unexpected_keys
     model.tie_weights()
     return [name for name, parameter in model.named_parameters() if parameter.is_meta], unexpected

@@ -79,8 +79,8 @@ def _at_shares(sizes: list[LayerSizes], shape: ModuleShape, units: UnitsSettings
 def variants(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     """Variants of a module that are factorised: numbers of query heads per KV group; the last one has every column.
 
-    0 stands for any query heads; other modules only have the variant 1. Raises RecipeError if the module's KV groups
-    are used unevenly and the units aren't query heads.
+    0 stands for any query heads. Modules that aren't attentions have the single variant 1. Raises RecipeError if the
+    module's KV groups are used unevenly and the units aren't query heads.
     """
     if shape.kind != "attention":
         return [1]
@@ -109,10 +109,10 @@ def _mlp_widths(shape: ModuleShape, units: UnitsSettings) -> list[int]:
     """Numbers of channels, ascending from 0."""
     full = shape.sizes.width
     if units.mlp_step > full:
-        what = f"units.mlp_multiple is {units.mlp_multiple}"
+        setting = f"units.mlp_multiple is {units.mlp_multiple}"
         if units.quantisation is not None:
-            what = f"with units.quantisation={units.quantisation} MLP widths are multiples of {units.mlp_step}"
-        raise RecipeError(f"{what}, but {shape.name} has only {full} channels")
+            setting = f"with units.quantisation={units.quantisation} MLP widths are multiples of {units.mlp_step}"
+        raise RecipeError(f"{setting}, but {shape.name} has only {full} channels")
     return sorted({*range(0, full + 1, units.mlp_step), full})
 
 
@@ -202,11 +202,10 @@ def kept_groups(shape: ModuleShape, sizes: LayerSizes, columns: Tensor) -> tuple
     used = [owners[head] for head in heads]
     groups = sorted(set(used)) if sizes.groups < full.groups else list(range(full.groups))
     assert len(groups) == sizes.groups, f"{shape.name} keeps {len(groups)} KV groups, not {sizes.groups}"
-    places = tuple(groups.index(group) for group in used)
-    even = len(places) % max(len(groups), 1) == 0 and list(places) == [
-        place for place in range(len(groups)) for _ in range(len(places) // len(groups))
-    ]
-    return torch.tensor(groups, dtype=torch.int64), replace(sizes, even=even, owners=None if even else places)
+    kept_owners = tuple(groups.index(group) for group in used)
+    per_group, uneven = divmod(len(kept_owners), max(len(groups), 1))
+    even = not uneven and list(kept_owners) == [group for group in range(len(groups)) for _ in range(per_group)]
+    return torch.tensor(groups, dtype=torch.int64), replace(sizes, even=even, owners=None if even else kept_owners)
 
 
 def with_owners(shape: ModuleShape, sizes: LayerSizes, columns: Tensor) -> LayerSizes:

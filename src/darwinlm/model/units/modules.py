@@ -53,8 +53,8 @@ class ModuleReader:
         W = self.dense_weight(block, kind)
         if not experts:
             return W[:, columns]
-        kept = self.experts(block, level).tolist()
-        return torch.stack([W[expert][:, some] for expert, some in zip(kept, columns, strict=True)])
+        kept_experts = self.experts(block, level).tolist()
+        return torch.stack([W[expert][:, kept] for expert, kept in zip(kept_experts, columns, strict=True)])
 
     def tensors(self, block: int, name: str = "") -> dict[str, Tensor]:
         """Tensors of a dense block whose name in it starts with `name`, which is removed from the names."""

@@ -85,10 +85,10 @@ def uniform_sizes(space: SearchSpace) -> Iterator[list[Allocation]]:
         sizes = []
         for width in _shares(widths.values()):
             candidate = list(space.dense)
-            for index, places in heads.items():
-                candidate[index] = _place_at(places, share)
-            for index, of_module in widths.items():
-                candidate[index] = _place_at(of_module, width)
+            for index, levels_of_module in heads.items():
+                candidate[index] = _index_at(levels_of_module, share)
+            for index, levels_of_experts in widths.items():
+                candidate[index] = _index_at(levels_of_experts, width)
             sizes.append(tuple(candidate))
         yield sizes
 
@@ -98,13 +98,14 @@ def _of_experts(module: ModuleLevels, part: float) -> list[int]:
     full = module.levels[-1].sizes.experts
     counts = sorted({level.sizes.experts for level in module.levels if level.sizes.experts})
     count = min(counts, key=lambda count: (abs(count - part * full), -count), default=0)
-    return [place for place, level in enumerate(module.levels) if level.sizes.experts in (0, count)]
+    return [index for index, level in enumerate(module.levels) if level.sizes.experts in (0, count)]
 
 
 def _shares(modules: Iterable[Sequence[int]]) -> list[float]:
     """Distinct relative positions in the lists of level indices, ascending; only 0 if there are none."""
-    return sorted({at / (len(places) - 1) for places in modules for at in range(len(places))}) or [0.0]
+    return sorted({at / (len(indices) - 1) for indices in modules for at in range(len(indices))}) or [0.0]
 
 
-def _place_at(places: Sequence[int], share: float) -> int:
-    return places[int(share * (len(places) - 1) + 1e-9)]
+def _index_at(indices: Sequence[int], share: float) -> int:
+    """The level index at a relative position in the list, rounded down."""
+    return indices[int(share * (len(indices) - 1) + 1e-9)]

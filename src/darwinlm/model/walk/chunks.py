@@ -7,10 +7,10 @@ until the backward pass, or compute them a second time, which is a quarter of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 LossOf = Callable[[slice, Tensor], Tensor]
@@ -44,9 +44,8 @@ def chunked_loss(
             else:
                 total += loss_of(piece, hidden[piece])
         return total
-    apply: Any = _GradientsOnTheWay.apply  # untyped in some releases of torch
-    result: Tensor = apply(loss_of, chunk, hidden, *weights)
-    return result
+    apply: Callable[..., Tensor] = _GradientsOnTheWay.apply  # untyped in some releases of torch
+    return apply(loss_of, chunk, hidden, *weights)
 
 
 def chunked_gradient(loss_of: LossOf, hidden: Tensor) -> Tensor:
@@ -70,25 +69,27 @@ class _GradientsOnTheWay(torch.autograd.Function):
     """Computes the gradients of every piece in the forward pass; the backward pass only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, loss_of: LossOf, chunk: int, hidden: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, loss_of: LossOf, chunk: int, hidden: Tensor, *weights: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         gradient = torch.empty_like(hidden)
         summed: list[Tensor] = []
         for piece in _pieces(len(hidden), chunk):
             with torch.enable_grad():
-                part = hidden[piece].detach().requires_grad_()
-                loss = loss_of(piece, part)
+                rows = hidden[piece].detach().requires_grad_()
+                loss = loss_of(piece, rows)
             # The inner backward pass must use the types that autocast chose in the forward pass.
             with torch.autocast(hidden.device.type, enabled=False):
-                gradient[piece], *gradients = torch.autograd.grad(loss, (part, *weights))
-            for kept, new in zip(summed, gradients, strict=False):
-                kept.add_(new)
-            summed = summed or list(gradients)
+                gradient[piece], *gradients = torch.autograd.grad(loss, (rows, *weights))
+            if summed:
+                for total_gradient, piece_gradient in zip(summed, gradients, strict=True):
+                    total_gradient.add_(piece_gradient)
+            else:
+                summed = list(gradients)
             total += loss.detach()
         ctx.save_for_backward(gradient, *summed)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *factors: Tensor) -> Any:
-        (factor,) = factors
-        return (None, None, *(saved * factor for saved in ctx.saved_tensors))
+    def backward(ctx: BackwardCFunction, *factors: Tensor) -> tuple[Tensor | None, ...]:
+        (factor,) = factors  # the gradient of the sum
+        return (None, None, *(gradient * factor for gradient in ctx.saved_tensors))

@@ -13,7 +13,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,12 @@ from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.runtime.compute import exact, to_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BlockArguments = dict[str, object]
+"""Keyword arguments of a block's call, by name: masks, rotary embeddings, caches, and others of the family."""
 
 LOGIT_TOKENS, FEWEST_TOKENS = 512, 16
 """Most and fewest tokens whose logits over the whole vocabulary are computed at once."""
@@ -44,43 +50,43 @@ class _AllRecorded(Exception):  # noqa: N818
 
 
 def input_of(module: nn.Module, call: Callable[[], object]) -> Tensor:
-    """What a call gives a module, at which it ends."""
-    seen: list[Tensor] = []
+    """The first input that a call passes to a module. The call ends there."""
+    inputs: list[Tensor] = []
 
-    def note(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.append(given[0])
+    def note(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs.append(arguments[0])
         raise _AllRecorded
 
     with module.register_forward_pre_hook(note), suppress(_AllRecorded):
         call()
-    return seen[0]
+    return inputs[0]
 
 
 class _Recorder(nn.Module):
     """Replaces a block and records its arguments."""
 
-    def __init__(self, calls: list[tuple[Tensor, dict[str, Any]]], names: Sequence[str], *, last: bool) -> None:
+    def __init__(self, calls: list[tuple[Tensor, BlockArguments]], names: Sequence[str], *, last: bool) -> None:
         super().__init__()
         self.calls = calls
         self.names = names  # of the block's arguments after the residual stream
         self.last = last
 
-    def forward(self, hidden: Tensor, *more: Any, **arguments: Any) -> Tensor:
-        self.calls.append((hidden, {**dict(zip(self.names, more, strict=False)), **arguments}))
+    def forward(self, hidden: Tensor, *positional: object, **named: object) -> Tensor:
+        self.calls.append((hidden, {**dict(zip(self.names, positional, strict=False)), **named}))
         if self.last:
             raise _AllRecorded
         return hidden
 
 
-class Given(nn.Module):
+class KnownResult(nn.Module):
     """Replaces a module whose result is known."""
 
-    def __init__(self, result: Any) -> None:
+    def __init__(self, result: object) -> None:
         super().__init__()
         self.result = result
 
-    def forward(self, *_: Any, **__: Any) -> Any:
-        """The result."""
+    def forward(self, *_: object, **__: object) -> object:
+        """The result, whatever the arguments."""
         return self.result
 
 
@@ -91,7 +97,7 @@ class Decoder:
         linked: Whether the arguments of a block depend on the tokens, and hold what earlier blocks computed.
     """
 
-    def __init__(self, model: Any, family: Family) -> None:
+    def __init__(self, model: PreTrainedModel, family: Family) -> None:
         if getattr(model.config, "output_router_logits", False):
             model.config = copy.copy(model.config)
             model.config.output_router_logits = False  # the balancing loss needs every block to have run
@@ -99,7 +105,7 @@ class Decoder:
         self.family = family
         self.blocks: nn.ModuleList = model.get_submodule(family.layers)
         self.linked = family.linked(model.config)
-        self._arguments: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        self._arguments: dict[tuple[int, int], list[BlockArguments]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -109,12 +115,12 @@ class Decoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the residual stream and of what modules compute in."""
+        """Type of the residual stream and of the modules' computations."""
         dtype: torch.dtype = self.model.dtype
         return dtype
 
     def walk(self, blocks: Iterable[int]) -> Iterator[int]:
-        """Blocks in this order, each with its weights while it is visited."""
+        """Yield blocks in this order; each one has its weights while it is visited."""
         yield from blocks
 
     @torch.no_grad()
@@ -123,7 +129,8 @@ class Decoder:
     ) -> HiddenStates:
         """The residual stream of batches of tokens after the last block, in one walk.
 
-        `keep` is the number of last positions of each batch that stay; without, all of them.
+        Batches are [b, t]; the stream is [b, t, m]. `keep` is the number of last positions of each batch to keep; by
+        default, all positions are kept. Raises StorageError if the disk has no room for a stream in a file.
         """
         hidden = HiddenStates(
             (self.embed(batch) for batch in batches),
@@ -133,14 +140,14 @@ class Decoder:
         self.move(hidden, [self.block_arguments(batch) for batch in batches])
         if not keep:
             return hidden
-        return HiddenStates((each[:, -last:] for each, last in zip(hidden, keep, strict=True)), hidden.elements)
+        return HiddenStates((batch[:, -last:] for batch, last in zip(hidden, keep, strict=True)), hidden.elements)
 
     @torch.no_grad()
     def move(
         self,
         hidden: HiddenStates,
-        arguments: Sequence[Sequence[dict[str, Any]]],
-        visiting: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+        arguments: Sequence[Sequence[BlockArguments]],
+        visiting: Callable[[int], AbstractContextManager[object]] = nullcontext,
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """Move a stream through all blocks, with the arguments of each of its batches by block.
@@ -149,22 +156,23 @@ class Decoder:
         """
         for block in self.walk(range(len(self.blocks))):
             with visiting(block):
-                for index, given in enumerate(arguments):
+                for index, by_block in enumerate(arguments):
                     check()
-                    hidden[index] = self.run_block(block, hidden[index], given[block])
+                    hidden[index] = self.run_block(block, hidden[index], by_block[block])
 
     def back(
         self,
         inputs: list[HiddenStates],
         gradients: HiddenStates,
-        arguments: Callable[[int, int], dict[str, Any]],
-        visiting: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+        arguments: Callable[[int, int], BlockArguments],
+        visiting: Callable[[int], AbstractContextManager[object]] = nullcontext,
         check: Callable[[], None] = lambda: None,
     ) -> Iterator[int]:
         """Move gradients from behind the last block to the first; yields each block that they have passed.
 
-        A block's forward pass is repeated with gradients. `inputs` are the streams before all blocks, and are used up;
-        `arguments` are those of a batch in a block.
+        A block's forward pass is repeated with gradients. `inputs` are the streams before every block; the list is
+        emptied from its end. `arguments` gives those of a batch (first index) in a block (second index). `visiting`
+        surrounds the work of a block; `check` is called before each batch.
         """
         for block in self.walk(reversed(range(len(self.blocks)))):
             with visiting(block):
@@ -178,7 +186,7 @@ class Decoder:
             yield block
 
     def reserve(self, room: int, among: int = 1) -> None:
-        """Leave so many bytes of the device free from now on; a decoder of a whole model holds all of it."""
+        """Leave `room` bytes of the device free from now on. No effect here, since the whole model stays loaded."""
 
     @property
     def head_tokens(self) -> int:
@@ -188,7 +196,7 @@ class Decoder:
 
     @contextmanager
     def with_head(self, like: object = None) -> Iterator[None]:
-        """The head, while the body runs; that of a model `like` this one is shared if it is equal."""
+        """Hold the head while the body runs. The head of `like`, a similar decoder, is shared if it is equal."""
         yield
 
     @torch.no_grad()
@@ -196,7 +204,7 @@ class Decoder:
         """Residual stream before the first block, [b, t] -> [b, t, m]."""
         return self._record(tokens)[0][0]
 
-    def block_arguments(self, tokens: Tensor) -> list[dict[str, Any]]:
+    def block_arguments(self, tokens: Tensor) -> list[BlockArguments]:
         """Arguments of each block's call, for unpadded tokens of this shape [b, t].
 
         If blocks are linked, the arguments belong to these tokens and to one pass through the blocks.
@@ -209,11 +217,11 @@ class Decoder:
         return self._arguments[shape]
 
     @torch.no_grad()
-    def _record(self, tokens: Tensor) -> list[tuple[Tensor, dict[str, Any]]]:
-        calls: list[tuple[Tensor, dict[str, Any]]] = []
+    def _record(self, tokens: Tensor) -> list[tuple[Tensor, BlockArguments]]:
+        calls: list[tuple[Tensor, BlockArguments]] = []
         count = len(self.blocks)
-        plain = getattr(type(self.blocks[0]), "_parent", type(self.blocks[0]))
-        names = list(inspect.signature(plain.forward).parameters)[2:]  # after self and the residual stream
+        family_class = getattr(type(self.blocks[0]), "_parent", type(self.blocks[0]))
+        names = list(inspect.signature(family_class.forward).parameters)[2:]  # after self and the residual stream
         with self._stand_ins({i: _Recorder(calls, names, last=i == count - 1) for i in range(count)}):
             try:
                 self.model(input_ids=to_device(tokens, self.device), use_cache=False)
@@ -221,7 +229,7 @@ class Decoder:
                 return calls
         raise AssertionError("the model's forward never reached its last block")
 
-    def run_block(self, block: int, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def run_block(self, block: int, hidden: Tensor, arguments: BlockArguments) -> Tensor:
         """One block, [b, t, m] -> [b, t, m]."""
         output = self.blocks[block](hidden, **arguments)
         result: Tensor = output[0] if isinstance(output, tuple) else output
@@ -229,7 +237,7 @@ class Decoder:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [n, v] of residual streams after the last block, [n, m]."""
-        stand_ins: dict[int, nn.Module] = {i: Given(hidden[None]) for i in range(len(self.blocks))}
+        stand_ins: dict[int, nn.Module] = {i: KnownResult(hidden[None]) for i in range(len(self.blocks))}
         with self._stand_ins(stand_ins):
             token = to_device(torch.zeros(1, 1, dtype=torch.int64), self.device)
             logits: Tensor = self.model(input_ids=token, use_cache=False).logits
@@ -242,11 +250,11 @@ class Decoder:
     @torch.no_grad()
     def logit_scale(self) -> float | None:
         """Factor on the results of the output embedding; None if the logits aren't a multiple of them."""
-        inputs: list[Tensor] = []
+        artificial: list[Tensor] = []
 
-        def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            inputs.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
-            return inputs[0].view(output.shape)
+        def replace(_: nn.Module, __: object, output: Tensor) -> Tensor:
+            artificial.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
+            return artificial[0].view(output.shape)
 
         hook = self.model.get_output_embeddings().register_forward_hook(replace)
         try:
@@ -254,9 +262,9 @@ class Decoder:
             logits = exact(self.head(hidden).flatten()).double()
         finally:
             hook.remove()
-        given = exact(inputs[0]).double()
-        scale = float(logits @ given / (given @ given))  # over all entries, so that rounding averages out
-        return scale if torch.allclose(logits, scale * given, rtol=2.0**-6, atol=0.0) else None
+        outputs = exact(artificial[0]).double()
+        scale = float(logits @ outputs / (outputs @ outputs))  # over all entries, so that rounding averages out
+        return scale if torch.allclose(logits, scale * outputs, rtol=2.0**-6, atol=0.0) else None
 
     @contextmanager
     def _stand_ins(self, stand_ins: dict[int, nn.Module]) -> Iterator[None]:

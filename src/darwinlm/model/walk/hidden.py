@@ -22,25 +22,26 @@ from darwinlm.runtime.memory import CPU, memory_of
 STREAMS = 2 << 30
 """Bytes of residual streams that a plan counts as device memory, and that caches leave free."""
 
-Place = Literal["device", "host", "file"]
+Storage = Literal["device", "host", "file"]
+"""Memory of the batches' device, main memory, or a file."""
 
 
 @dataclass(frozen=True)
 class HiddenMemory:
-    """Allowed places for a residual stream.
+    """Where a residual stream may be stored.
 
     Attributes:
         folder: Folder for a file if memory is full; the file is deleted with the stream.
-        place: Fixed place; None selects the first of device, host and file with room.
+        storage: Fixed storage; None selects the first of device, host and file with room.
     """
 
     folder: Path
-    place: Place | None = None
+    storage: Storage | None = None
 
-    def choose(self, device: torch.device, elements: int, batch: Tensor) -> Place:
-        """The place for a stream with `elements` elements, in batches like the given one."""
-        if self.place is not None:
-            return self.place
+    def choose(self, device: torch.device, elements: int, batch: Tensor) -> Storage:
+        """The storage for a stream of `elements` numbers, in batches [b, t, m] of the type of `batch`."""
+        if self.storage is not None:
+            return self.storage
         size = elements * batch.element_size()
         if size <= memory_of(device).room("streams"):
             return "device"
@@ -50,18 +51,18 @@ class HiddenMemory:
 class HiddenStates(Sequence[Tensor]):
     """The residual stream in batches: read one with `hidden[i]`, replace it with `hidden[i] = x`.
 
-    Batches are [b, t, m] of one type, with so many `elements` in all. Without a `memory` the stream stays where it was
-    computed.
+    Batches are [b, t, m] of one type, and have `elements` numbers altogether. Without a `memory` the stream stays where
+    it was computed.
 
     Attributes:
-        place: Place of the stream: the device of the batches, the host's memory, or a file.
+        storage: Where the stream is: on the batches' device, in the host's memory, or in a file.
 
     Raises:
         StorageError: The disk has no room for the file.
     """
 
     def __init__(self, batches: Iterable[Tensor], elements: int, memory: HiddenMemory | None = None) -> None:
-        self.place: Place = "device"
+        self.storage: Storage = "device"
         self._held: list[Tensor] = []
         self._device = torch.device("cpu")
         self._mover: Mover | None = None
@@ -70,12 +71,12 @@ class HiddenStates(Sequence[Tensor]):
         for index, batch in enumerate(batches):
             if index == 0 and memory is not None:
                 self._device = batch.device
-                self.place = memory.choose(batch.device, elements, batch)
-                if self.place == "file":
+                self.storage = memory.choose(batch.device, elements, batch)
+                if self.storage == "file":
                     mapped = mapped_file(memory.folder, elements, batch.dtype)
-                elif self.place == "host" and batch.device.type == "cuda":
+                elif self.storage == "host" and batch.device.type == "cuda":
                     self._mover = Mover(batch.device)
-            if self.place == "device":
+            if self.storage == "device":
                 self._held.append(batch)
                 continue
             if mapped is not None:
@@ -95,25 +96,25 @@ class HiddenStates(Sequence[Tensor]):
         return sum(batch.numel() for batch in self._held)
 
     def copied(self, memory: HiddenMemory | None) -> HiddenStates:
-        """The current stream in an allowed place; tensors that don't move aren't copied."""
+        """The current stream in the storage that `memory` allows; tensors that don't move aren't copied."""
         return HiddenStates(iter(self), self.elements, memory)
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         index = range(len(self))[index]
-        if self.place == "device":
+        if self.storage == "device":
             return self._held[index]
         if self._mover is None:
             return self._held[index].to(self._device, copy=True)
         ahead, self._ahead = self._ahead, None
-        coming = ahead[1] if ahead is not None and ahead[0] == index else self._mover.fetch(self._held[index])
-        batch = self._mover.take(coming)
+        arriving = ahead[1] if ahead is not None and ahead[0] == index else self._mover.fetch(self._held[index])
+        batch = self._mover.take(arriving)
         if index + 1 < len(self):
             self._ahead = index + 1, self._mover.fetch(self._held[index + 1])
         return batch
 
     def __setitem__(self, index: int, batch: Tensor) -> None:
         index = range(len(self))[index]
-        if self.place == "device":
+        if self.storage == "device":
             self._held[index] = batch
         elif self._mover is None:
             self._held[index].copy_(batch)

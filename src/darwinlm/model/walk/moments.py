@@ -53,7 +53,7 @@ class SecondMoment(_Moment):
             add_products_(self._sum[panel, panel.start :], right[:, panel], right[:, panel.start :])
 
     def take(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Float32[Tensor, "*shape"]:
-        """As of every moment; the blocks below the diagonal are those above it."""
+        """As in the base class; the blocks below the diagonal mirror those above it."""
         mean = super().take(total)
         for panel in self._panels:
             mean[panel.stop :, panel] = mean[panel, panel.stop :].T

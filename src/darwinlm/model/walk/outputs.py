@@ -17,7 +17,7 @@ def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.
 
 
 def norm_divisor(checkpoint: Checkpoint, kind: ModuleKind, output: Tensor) -> Tensor | None:
-    """What the norm behind a module divides each token's output [..., r] by, [..., 1] float32; None without a norm."""
+    """Divisor, [..., 1] float32, that the norm behind a module applies to its output [..., r]; None without a norm."""
     if checkpoint.family.module(kind).post_norm is None:
         return None
     mean_square = output.float().square().mean(-1, keepdim=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.walk.decoder import BlockArguments
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.context import Context
@@ -46,12 +46,12 @@ class BlockStream:
         self._arguments = [self.decoder.block_arguments(batch) for batch in batches]
         self._finite: list[Tensor] = []
 
-    def arguments(self, index: int, block: int) -> dict[str, Any]:
+    def arguments(self, index: int, block: int) -> BlockArguments:
         """Arguments of a block's call on a batch."""
         return self._arguments[index][block]
 
     def walk(self) -> Iterator[int]:
-        """All blocks in order, each loaded while it is visited; `run` moves the stream through it."""
+        """Yield all blocks in order; each one is loaded while it is visited, and `run` moves the stream through it."""
         return self.decoder.walk(range(len(self.decoder.blocks)))
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """A decoder whose weights are read from the checkpoint when a walk reaches them; they stay where there is room.
 
 A walk holds one block, and on a GPU the next one, which is copied meanwhile. The head is read like a block. Of
-embeddings, only the rows of some text are there, for the whole life of the decoder.
+embeddings, only the rows that some text uses are loaded, for the whole life of the decoder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +29,9 @@ HEAD = -1
 class StreamedDecoder(Decoder):
     """The decoder of a checkpoint on some text.
 
-    `tokens` are all tokens that it will embed; other ones give wrong rows. `dtype` and `device` are those of the pass.
-    `weights` gives those of a block by name in it; without, they are the checkpoint's.
+    `tokens` are all tokens that it will embed; other tokens would get wrong rows. `dtype` and `device` are those of the
+    forward pass. `weights` gives the weights of a block by their names in it; by default, they are the checkpoint's.
+    Raises DeviceMemoryError if a block doesn't fit on the device.
 
     Attributes:
         params: Number of parameters of the whole model; a tied embedding counts once.
@@ -50,9 +50,10 @@ class StreamedDecoder(Decoder):
         self.checkpoint = checkpoint
         self.params = sum(parameter.numel() for parameter in self.model.parameters())
         largest = max(sum(weight.numel() for weight in block.parameters()) for block in self.blocks) * dtype.itemsize
-        if largest > (there := all_bytes(device)):
+        total = all_bytes(device)
+        if largest > total:
             raise DeviceMemoryError(
-                f"a block of {checkpoint.source} takes {size(largest)}, but {device} has {size(there)}: use a device "
+                f"a block of {checkpoint.source} takes {size(largest)}, but {device} has {size(total)}: use a device "
                 "with more memory, or compute.device=cpu"
             )
         self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block), mapped=False))
@@ -63,7 +64,7 @@ class StreamedDecoder(Decoder):
         if device.type == "cuda":  # a new thread's GPU is the first one, where it would take memory
             self._mover = Mover(device)
             self._thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
-        self._coming: dict[int, Future[dict[str, Arriving]]] = {}
+        self._arriving: dict[int, Future[dict[str, Arriving]]] = {}
         self._loaded: set[int] = set()
         memory = memory_of(device)
         self._staying: Bounded[int, list[Tensor]] = memory.watch(
@@ -93,7 +94,7 @@ class StreamedDecoder(Decoder):
             embedding = self.model.get_submodule(name)
             rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self._dtype).to(device)
             embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
-            embedding.register_forward_pre_hook(partial(_places, used.to(device)))
+            embedding.register_forward_pre_hook(partial(_row_indices, used.to(device)))
         large = tuple(f"{name}." for name in (*embeddings, family.head))
         for name in self.checkpoint.names_outside_blocks():
             owner, _, leaf = name.rpartition(".")
@@ -103,60 +104,62 @@ class StreamedDecoder(Decoder):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the residual stream and of what modules compute in."""
+        """Type of the residual stream and of the modules' computations."""
         return self._dtype
 
     def reserve(self, room: int, among: int = 1) -> None:
-        """Leave so many bytes of the device free from now on, and divide the rest among so many decoders."""
+        """Leave `room` bytes of the device free from now on; `among` decoders share what remains."""
         for block in [*self._loaded]:
             self.unload(block)
-        self._coming.clear()
+        self._arriving.clear()
         self._staying.reserve(room, among)
 
     def walk(self, blocks: Iterable[int]) -> Iterator[int]:
-        """Blocks in this order, each with its weights while it is visited."""
+        """Yield blocks in this order; each one has its weights while it is visited."""
         order = list(blocks)
         try:
-            for place, block in enumerate(order):
-                self.load(block, *order[place + 1 : place + 2])
+            for position, block in enumerate(order):
+                self.load(block, *order[position + 1 : position + 2])
                 yield block
                 self._leave(block, list(self.blocks[block].parameters()))
         finally:  # a block that was fetched for a walk that failed would take memory from the next one
-            self._coming.clear()
+            self._arriving.clear()
 
     def load(self, block: int, *following: int) -> dict[str, Tensor]:
         """Load a block; on a GPU, the `following` ones, if there are any, are then read and copied while it is used.
 
-        Returns the weights that were read, in the checkpoint's type; none if the block was there.
+        Returns the weights that were read, in the checkpoint's type; none if the block was loaded already.
         """
-        there = {} if block in self._loaded else self._load(block)
-        for each in following:
-            self._fetch(each)
-        return there
+        read = {} if block in self._loaded else self._load(block)
+        for later in following:
+            self._fetch(later)
+        return read
 
     def _load(self, block: int) -> dict[str, Tensor]:
         if self._mover is None:
-            there = self._read(block)
+            read = self._read(block)
         else:
             self._fetch(block)
-            there = {name: self._mover.take(each) for name, each in self._coming.pop(block).result().items()}
+            arriving = self._arriving.pop(block).result()
+            read = {name: self._mover.take(copy) for name, copy in arriving.items()}
         prefix = self.checkpoint.block_prefix(block)
         cast = {
             name: self.checkpoint.cast(prefix + name, tensor.to(self.device), self._dtype)
-            for name, tensor in there.items()
+            for name, tensor in read.items()
         }
         self.blocks[block].load_state_dict(cast, assign=True)
         self._loaded.add(block)
-        return there
+        return read
 
     def unload(self, block: int) -> None:
         """Release the weights of a block or of the head."""
-        (self.model.get_output_embeddings() if block == HEAD else self.blocks[block]).to("meta")
+        module = self.model.get_output_embeddings() if block == HEAD else self.blocks[block]
+        module.to("meta")
         self._loaded.discard(block)
 
     @contextmanager
     def with_head(self, like: object = None) -> Iterator[None]:
-        """The head, while the body runs; that of a decoder `like` this one is shared if it is equal."""
+        """Hold the head while the body runs. The head of `like`, a similar decoder, is shared if it is equal."""
         if HEAD not in self._loaded:
             self._load_head(like)
         try:
@@ -165,24 +168,25 @@ class StreamedDecoder(Decoder):
             self._leave(HEAD, list(self.model.get_output_embeddings().parameters()))
 
     def _load_head(self, like: object) -> None:
-        head: Any = self.model.get_output_embeddings()
-        others = like.model.get_output_embeddings() if isinstance(like, StreamedDecoder) else None
+        head = self.model.get_output_embeddings()
+        like_head = like.model.get_output_embeddings() if isinstance(like, StreamedDecoder) else None
         for leaf, owner in (("weight", self._head_from), ("bias", self.family.head)):
             if getattr(head, leaf, None) is not None:
                 tensor = self.checkpoint.read(f"{owner}.{leaf}", dtype=self._dtype)[""].to(self.device)
-                other = getattr(others, leaf, None)
-                shared = other if other is not None and not other.is_meta and torch.equal(other, tensor) else tensor
+                shared: Tensor | None = getattr(like_head, leaf, None)
+                if shared is None or shared.is_meta or not torch.equal(shared, tensor):
+                    shared = tensor
                 setattr(head, leaf, nn.Parameter(shared.detach(), requires_grad=False))
         self._loaded.add(HEAD)
 
     def _read(self, block: int) -> dict[str, Tensor]:
-        wanted = self._names[block]  # older checkpoints contain buffers that models compute
-        return {name: tensor for name, tensor in self._weights(block).items() if name in wanted}
+        names = self._names[block]  # older checkpoints contain buffers that models compute
+        return {name: tensor for name, tensor in self._weights(block).items() if name in names}
 
     def _fetch(self, block: int) -> None:
-        wanted = block in range(len(self.blocks)) and block not in self._loaded and block not in self._coming
-        if self._thread is not None and wanted:
-            self._coming[block] = self._thread.submit(self._send, block)
+        missing = block in range(len(self.blocks)) and block not in self._loaded and block not in self._arriving
+        if self._thread is not None and missing:
+            self._arriving[block] = self._thread.submit(self._send, block)
 
     def _send(self, block: int) -> dict[str, Arriving]:
         """Read a block, and begin to copy it to the device."""
@@ -197,11 +201,11 @@ class StreamedDecoder(Decoder):
 
 def _release(decoder: weakref.ref[StreamedDecoder], block: int) -> None:
     """Release a block or the head, without a cycle that would keep the decoder's memory."""
-    there = decoder()
-    if there is not None:
-        there.unload(block)
+    alive = decoder()
+    if alive is not None:
+        alive.unload(block)
 
 
-def _places(used: Tensor, _: nn.Module, ids: tuple[Tensor, ...]) -> tuple[Tensor]:
-    """Places of tokens among the sorted ones whose rows are there."""
+def _row_indices(used: Tensor, _: nn.Module, ids: tuple[Tensor, ...]) -> tuple[Tensor]:
+    """Indices of tokens [b, t] in the sorted tokens [n] whose rows are loaded; a hook before an embedding's call."""
     return (torch.searchsorted(used, ids[0]).clamp_(max=len(used) - 1),)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from darwinlm.model.families.block_parts import absent
 from darwinlm.model.families.parts import ModuleKind
-from darwinlm.model.walk.decoder import Given, input_of
+from darwinlm.model.walk.decoder import KnownResult, input_of
 from darwinlm.model.walk.outputs import output_projection
 from darwinlm.model.walk.stream import BlockStream
 from darwinlm.runtime.memory import memory_of
@@ -36,14 +36,14 @@ class BlockWalk:
     def inputs(self, kind: ModuleKind) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch the input [b, t, d] of a sub-layer's output projection, and the residual stream before it.
 
-        Inputs are kept for `finish` if there is room; the others are computed a second time.
+        Inputs are kept for `finish` while there is room; `finish` computes the others a second time.
         """
         held, room = 0, memory_of(self.stream.device).room("module inputs")
         output = output_projection(self.stream.decoder.blocks[self.block], self.stream.checkpoint.family, kind)
         assert output is not None
         self._kept.clear()
         for index, hidden in enumerate(self.stream.hidden):
-            x = input_of(output, partial(self._half, kind, index, hidden))
+            x = input_of(output, partial(self._run_alone, kind, index, hidden))
             held += x.numel() * x.element_size()
             if held <= room:
                 self._kept[index] = x
@@ -59,11 +59,11 @@ class BlockWalk:
         for index in range(len(stream.hidden)):
             x = self._kept.pop(index, None)
             if x is None or output is None:
-                result = self._half(kind, index, stream.hidden[index])
+                result = self._run_alone(kind, index, stream.hidden[index])
             else:
                 pair = stream.checkpoint.family.module(kind).pair
-                with self._standing_in(kind, Given((output(x), None) if pair else output(x))):
-                    result = self._half(kind, index, stream.hidden[index])
+                with self._replaced(kind, KnownResult((output(x), None) if pair else output(x))):
+                    result = self._run_alone(kind, index, stream.hidden[index])
             stream.move(index, result)
         stream.check(self.block)
 
@@ -71,21 +71,21 @@ class BlockWalk:
     def ahead(self, kind: ModuleKind) -> Iterator[Tensor]:
         """For each batch the residual stream after a sub-layer, [b, t, m]; the stream itself isn't moved."""
         for index, hidden in enumerate(self.stream.hidden):
-            yield self._half(kind, index, hidden)
+            yield self._run_alone(kind, index, hidden)
 
-    def _half(self, kind: ModuleKind, index: int, hidden: Tensor) -> Tensor:
+    def _run_alone(self, kind: ModuleKind, index: int, hidden: Tensor) -> Tensor:
         """The residual stream after one sub-layer, for a batch before it."""
         decoder = self.stream.decoder
-        with ExitStack() as others:
-            for other in decoder.family.kinds:
-                if other not in (kind, "tail") and decoder.has(self.block, other):
-                    others.enter_context(self._standing_in(other, absent(decoder.family.module(other))))
+        with ExitStack() as replacements:
+            for unused in decoder.family.kinds:
+                if unused not in (kind, "tail") and decoder.has(self.block, unused):
+                    replacements.enter_context(self._replaced(unused, absent(decoder.family.module(unused))))
             if kind != "tail":
-                others.enter_context(decoder.without_tail(self.block))
+                replacements.enter_context(decoder.without_tail(self.block))
             return decoder.run_block(self.block, hidden, self.stream.arguments(index, self.block))
 
     @contextmanager
-    def _standing_in(self, kind: ModuleKind, module: nn.Module) -> Iterator[None]:
+    def _replaced(self, kind: ModuleKind, module: nn.Module) -> Iterator[None]:
         decoder = self.stream.decoder
         original = decoder.module(self.block, kind)
         decoder.set_module(self.block, kind, module)

@@ -28,9 +28,9 @@ class Mover:
             tensor = host.to(self._device, non_blocking=True, copy=True)
             return tensor, self._stream.record_event()
 
-    def take(self, coming: Arriving) -> Tensor:
+    def take(self, arriving: Arriving) -> Tensor:
         """The tensor of a copy that `fetch` began; later work of the current stream waits for it."""
-        tensor, copied = coming
+        tensor, copied = arriving
         stream = torch.cuda.current_stream(tensor.device)
         stream.wait_event(copied)
         tensor.record_stream(stream)

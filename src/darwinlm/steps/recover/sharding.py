@@ -52,7 +52,7 @@ def load_teacher(
         return teacher.load(dtype, device)
     from torch.distributed.fsdp import fully_shard
 
-    model = teacher.load(dtype, device, each=partial(fully_shard, mesh=mesh))
+    model = teacher.load(dtype, device, on_block=partial(fully_shard, mesh=mesh))
     fully_shard(decoder_of(model), mesh=mesh)
     return model
 

@@ -52,7 +52,7 @@ class Training:
     """One training in this process, which resumes from the last checkpoint in `folder`.
 
     Attributes:
-        student: Builds the smaller model, float32 in main memory, the same one each time; `each` gets every block.
+        student: Builds the smaller model, float32 in main memory, the same one each time; `on_block` gets every block.
         teacher: Dense model on the device, in the type of the forward pass, or this process's share of it; None if the
             objective doesn't need it.
         text: One epoch.
@@ -132,7 +132,7 @@ class TrainingLoop:
         self.checkpoints = Checkpoints(given.folder, given.key)
         newest = self.checkpoints.newest()
         low = torch.bfloat16 if given.dtype == torch.bfloat16 else None
-        self.model = prepared(given.student(each=sharder(low, given.mesh)), given.settings)
+        self.model = prepared(given.student(on_block=sharder(low, given.mesh)), given.settings)
         with parallel.agree():
             self.checkpoints.check_room(self.model)
         self.order: tuple[int, Tensor] | None = None

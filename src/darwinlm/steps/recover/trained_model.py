@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm.model.families.family import family_of
 from darwinlm.model.walk.chunks import chunked_loss, next_tokens
-from darwinlm.model.walk.decoder import Given
+from darwinlm.model.walk.decoder import KnownResult
 from darwinlm.steps.recover.losses import forward_kl, next_token_loss
 from darwinlm.steps.recover.recovery_losses import ForwardKL, NextToken, RecoveryLoss
 from darwinlm.steps.recover.step import RecoverySettings
@@ -65,7 +65,7 @@ class _Result(BaseModelOutputWithPast):  # type: ignore[misc]
 @contextmanager
 def _stored(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
     decoder = decoder_of(model)
-    setattr(model, model.base_model_prefix, Given(_Result(last_hidden_state=hidden)))
+    setattr(model, model.base_model_prefix, KnownResult(_Result(last_hidden_state=hidden)))
     try:
         yield
     finally:
