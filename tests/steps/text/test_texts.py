@@ -103,6 +103,17 @@ def test_sixty_short_documents_make_a_model(tiny_llama, make_run, sixty, tmp_pat
     assert len(hashes) == len(set(hashes)), "no document serves two purposes"
 
 
+@pytest.mark.parametrize("lines", [1, 2])
+def test_a_long_text_of_few_documents_is_no_short_one(tiny_llama, make_run, tmp_path, lines):
+    """It is told by its first number, not by that of the last attempt with less text."""
+    words = tiny_text(tmp_path / "words.txt").read_text(encoding="utf-8").replace("\n", " ")[:30_000]
+    line = tmp_path / "line.txt"
+    line.write_text("\n\n\n".join([words, words[1:]][:lines]), encoding="utf-8")
+    said = rf"line.txt has [\d,]{{4,}} tokens in {lines} documents?, but no document serves two of calibration"
+    with pytest.raises(DataError, match=said):
+        result(make_run(tiny_llama, tmp_path / "out", *MUCH, text=line), "text")
+
+
 def test_text_for_training_candidates_is_not_shortened(tiny_llama, make_run, sixty, tmp_path):
     rounds = "search.rounds=[{tokens: 64, survivors: 1, training_tokens: 100000}]"
     with pytest.raises(DataError, match=r"is too short: .*training has"):

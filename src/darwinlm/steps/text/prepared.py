@@ -47,7 +47,7 @@ def _split(
     say: Callable[[str], object],
 ) -> dict[str, TokenSequences]:
     """Text for every purpose; a short text is divided in the recipe's proportions."""
-    shares = requested
+    shares, first = requested, None
     while True:
         try:
             sequences = split_documents(
@@ -61,15 +61,12 @@ def _split(
         except TextTooShortError as error:
             if "training" in requested:
                 raise
+            first = first or error  # later ones are of smaller amounts
             # Documents don't end at the borders of shares, and text beyond a share is lost to other purposes.
             available = min(error.available, sum(shares.values()) - settings.sequence_length)
             within = shares_within(requested, available, settings.sequence_length)
             if within is None:
-                raise DataError(
-                    f"text.source {source} has {error.available:,} tokens, less than a sequence of "
-                    f"{settings.sequence_length} for each of {listed(list(requested))}: give more text, or lower "
-                    "text.sequence_length"
-                ) from error
+                raise _too_short(source, first, requested, settings.sequence_length) from error
             shares = within
             continue
         if shares != requested:
@@ -80,3 +77,19 @@ def _split(
                 "model."
             )
         return sequences
+
+
+def _too_short(source: str, error: TextTooShortError, requested: Mapping[str, int], length: int) -> DataError:
+    """The error for text of which not even a sequence of so many tokens is left for each purpose."""
+    purposes = listed([purpose for purpose, tokens in requested.items() if tokens])
+    count = sum(tokens > 0 for tokens in requested.values())
+    if error.documents < count and error.available >= count * length:
+        return DataError(
+            f"text.source {source} has {error.available:,} tokens in {error.documents} "
+            f"document{'s' * (error.documents != 1)}, but no document serves two of {purposes}: give more text, or "
+            "separate its documents (in a .txt file by two blank lines)"
+        )
+    return DataError(
+        f"text.source {source} has {error.available:,} tokens, less than a sequence of {length} for each of "
+        f"{purposes}: give more text, or lower text.sequence_length"
+    )

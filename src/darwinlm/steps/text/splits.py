@@ -30,11 +30,11 @@ PURPOSES = ("calibration", "fitness", "validation", "training", "evaluation")
 
 
 class TextTooShortError(DataError):
-    """The source has too little text for all purposes: only `available` tokens in all."""
+    """The source has too little text for all purposes: only `available` tokens in all, from so many `documents`."""
 
-    def __init__(self, message: str, available: int) -> None:
+    def __init__(self, message: str, available: int, documents: int) -> None:
         super().__init__(message)
-        self.available = available
+        self.available, self.documents = available, documents
 
 
 _SMALLEST_WEIGHT = 0.02
@@ -96,6 +96,7 @@ def split_documents(
             f"{name} is too short: {shortages} ({read}; no document serves two purposes). "
             f"Give more text, or lower {' and '.join(settings)}.",
             sum(shelf.n_tokens for shelf in shelves.values()),
+            n_documents - n_repeated,
         )
     return {
         purpose: TokenSequences(shelf.sequences(seq_len, bos), tuple(shelf.hashes), source)
