@@ -1,7 +1,7 @@
 """Formats of stored models behind four verbs: read, write, predict and check.
 
-`formats/all_formats.py` lists the formats. Models for mlx-lm and vLLM are folders of transformers with something beside
-them, and so no formats of their own: a file that `transformers/saved.py` adds, and a plugin.
+`formats/all_formats.py` lists the formats. Models for mlx-lm and vLLM are folders of transformers, and so no formats of
+their own: mlx-lm needs a file that `transformers/saved.py` adds, and vLLM a plugin.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Format(ABC):
     def write(
         self, checkpoint: Checkpoint, out: Path, options: WriteOptions = DEFAULT, say: Say = silent
     ) -> ExportReport:
-        """Write a model and check it; it appears by rename after the check, with a report beside it or inside.
+        """Write a model and check it; it appears by rename after the check, with a report next to it or inside.
 
         Raises:
             ExportError: The format can't hold the model, or the check fails.
@@ -105,7 +105,7 @@ class Format(ABC):
     def refusal(self, checkpoint: Checkpoint, sizes: Sequence[BlockSizes] | None = None) -> str | None:
         """Why the format can't hold a model, as a clause; None if it can.
 
-        With `sizes`, the model is one with these blocks, of which only the configuration need be there.
+        With `sizes`, the model is one with these blocks, of which only the configuration need exist.
         """
 
     @abstractmethod

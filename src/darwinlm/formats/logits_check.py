@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.loading import check_tokens
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.errors import ExportError
+from darwinlm.runtime.json_values import JsonObject
 
 REPORT = "export.json"
 """File with the report in an exported folder."""
@@ -67,8 +67,8 @@ class ExportReport:
     comparisons: list[Comparison] = field(default_factory=list)
     details: dict[str, object] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for the file beside the weights, which may be published: without folders of this machine."""
+    def as_json(self) -> JsonObject:
+        """Plain values for the report next to the weights, which may be published: without folders of this machine."""
         return asdict(self) | {"path": Path(self.path).name}
 
 
@@ -91,8 +91,9 @@ def exact_logits(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:
 
 def compare_logits(left: tuple[str, Tensor], right: tuple[str, Tensor], tolerance: float) -> Comparison:
     """Compare the logits [t, v] of two models by name. Raises ExportError if they differ by more than `tolerance`."""
-    ours, theirs = (logits - logits.mean(-1, keepdim=True) for logits in (left[1], right[1]))
-    relative = _relative(ours, theirs)
+    left_logits = left[1] - left[1].mean(-1, keepdim=True)
+    right_logits = right[1] - right[1].mean(-1, keepdim=True)
+    relative = _relative(left_logits, right_logits)
     if not relative <= tolerance:
         raise ExportError(
             f"the export fails its check: {right[0]} and {left[0]} differ by {relative:.2g} in the logits (allowed: "
@@ -101,9 +102,9 @@ def compare_logits(left: tuple[str, Tensor], right: tuple[str, Tensor], toleranc
     return Comparison(
         left=left[0],
         right=right[0],
-        tokens=len(ours),
+        tokens=len(left_logits),
         relative=relative,
-        same_top=float((ours.argmax(-1) == theirs.argmax(-1)).float().mean()),
+        same_top=float((left_logits.argmax(-1) == right_logits.argmax(-1)).float().mean()),
         tolerance=tolerance,
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,30 +25,35 @@ from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import CheckpointError, FamilyError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from darwinlm.formats.gguf.in_llama_cpp import LlamaCppModel
+
 
 @dataclass
 class Opened:
     """A model to use. The engine runs it: PyTorch or llama.cpp.
 
     Attributes:
-        whole: The model, if llama.cpp runs it.
+        in_llama_cpp: The model, if llama.cpp runs it.
         checkpoint: Its files, if PyTorch runs it.
-        work: Folder for weights that are made from its files, as long as it is used.
+        work: Folder for weights that are computed from its files. It exists as long as the model is used.
     """
 
     source: str
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     engine: str = "PyTorch"
-    whole: Any = None
+    in_llama_cpp: LlamaCppModel | None = None
     checkpoint: Checkpoint | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     work: Path = Path()
 
     @cached_property
-    def model(self) -> Any:
+    def model(self) -> PreTrainedModel:
         """The whole model; PyTorch loads it when it is first asked for."""
-        return self.whole if self.checkpoint is None else self.checkpoint.load(self.dtype, self.device)
+        return self.in_llama_cpp if self.checkpoint is None else self.checkpoint.load(self.dtype, self.device)
 
     def cut(self, rows: Sequence[int]) -> None:
         """Keep only the tokens with these numbers, in this order. Raises CheckpointError, StorageError."""
@@ -56,8 +61,8 @@ class Opened:
         cut_weights(self.checkpoint, rows, self.work / "cut")
         self.checkpoint = Checkpoint.open(self.work / "cut", self.source)
 
-    def decoder(self, tokens: Tensor) -> Any:
-        """The model to read these tokens with, block by block if it can be."""
+    def decoder(self, tokens: Tensor) -> StreamedDecoder | PreTrainedModel:
+        """The model to read these tokens with: block by block if PyTorch runs it."""
         if self.checkpoint is None:
             return self.model
         checkpoint = self.checkpoint
@@ -68,11 +73,10 @@ class Opened:
             check_finite({prefix + name: tensor for name, tensor in tensors.items()}, checkpoint.folder)
             return tensors
 
-        how: dict[str, Any] = {"dtype": self.dtype, "device": self.device}
-        return StreamedDecoder(checkpoint, tokens, **how, weights=weights)
+        return StreamedDecoder(checkpoint, tokens, dtype=self.dtype, device=self.device, weights=weights)
 
     @property
-    def config(self) -> Any:
+    def config(self) -> PreTrainedConfig:
         """Its configuration."""
         return self.model.config if self.checkpoint is None else self.checkpoint.config
 
@@ -104,19 +108,19 @@ def open_model(source: str, *, dtype: str = "auto", device: str = "auto", dequan
     """
     path = Path(source).expanduser()
     file = path.suffix == ".gguf" and path.is_file()
-    where = resolve_device(device)
-    kind = resolve_dtype(dtype, where)
+    resolved_device = resolve_device(device)
+    resolved_dtype = resolve_dtype(dtype, resolved_device)
     if file and ENGINES[LLAMA_CPP].installed and dtype == device == "auto":
         if not dequantised:
             return _in_llama_cpp(source, path)
         try:
-            return _in_pytorch(source, kind, where)
+            return _in_pytorch(source, resolved_dtype, resolved_device)
         except (CheckpointError, FamilyError):
             return _in_llama_cpp(source, path)
-    return _in_pytorch(source, kind, where)
+    return _in_pytorch(source, resolved_dtype, resolved_device)
 
 
-def _in_pytorch(source: str, kind: torch.dtype, where: torch.device) -> Opened:
+def _in_pytorch(source: str, dtype: torch.dtype, device: torch.device) -> Opened:
     work = Path(tempfile.mkdtemp(prefix="darwinlm-"))
     try:
         checkpoint = resolve_finished(source, work / "model")
@@ -124,7 +128,7 @@ def _in_pytorch(source: str, kind: torch.dtype, where: torch.device) -> Opened:
         shutil.rmtree(work, ignore_errors=True)
         raise
     tokenizer = checkpoint.tokenizer()
-    opened = Opened(source, tokenizer, checkpoint=checkpoint, dtype=kind, device=where, work=work)
+    opened = Opened(source, tokenizer, checkpoint=checkpoint, dtype=dtype, device=device, work=work)
     weakref.finalize(opened, shutil.rmtree, work, ignore_errors=True)
     return opened
 

@@ -28,7 +28,7 @@ def resolve_model(model: str, work: Path, say: Say = silent) -> Checkpoint:
         CheckpointError: Its files are damaged.
         MissingExtraError: A GGUF file without the extra `gguf`.
     """
-    path, source = _found(model, whole=True)
+    path, source = _locate(model, weights=True)
     checkpoint = _format(path).read(path, source, work, say)
     checkpoint.check_embeddings()
     return checkpoint
@@ -36,9 +36,9 @@ def resolve_model(model: str, work: Path, say: Say = silent) -> Checkpoint:
 
 def resolve_finished(model: str, work: Path) -> Checkpoint:
     """As `resolve_model`; of the output folder of a finished run, the model that it saved. Also raises ModelError."""
-    given = Path(model).expanduser()
-    inside = model_folder(given)
-    return resolve_model(model if inside == given else str(inside), work)
+    path = Path(model).expanduser()
+    folder = model_folder(path)
+    return resolve_model(model if folder == path else str(folder), work)
 
 
 def describe_model(model: str) -> Checkpoint:
@@ -50,7 +50,7 @@ def describe_model(model: str) -> Checkpoint:
         ModelError: There is no such model, or it can't be reached.
         FamilyError: Its architecture isn't known.
     """
-    path, source = _found(model, whole=False)
+    path, source = _locate(model, weights=False)
     return _format(path).describe(path, source)
 
 
@@ -75,8 +75,10 @@ def _format(path: Path) -> Format:
     return kind
 
 
-def _found(model: str, *, whole: bool) -> tuple[Path, str]:
-    """Path of a model's folder or GGUF file, and its name. Of a hub id, the `whole` model or config.json is fetched.
+def _locate(model: str, *, weights: bool) -> tuple[Path, str]:
+    """Path of a model's folder or GGUF file, and its name.
+
+    Of a hub id, only config.json is fetched without `weights`.
 
     Raises ModelError if there is none.
     """
@@ -86,7 +88,7 @@ def _found(model: str, *, whole: bool) -> tuple[Path, str]:
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, None):
             raise ModelError(f"there is no model at '{shorten(model)}': {error.strerror}") from error
-        return _from_hub(model, path, whole=whole), model
+        return _from_hub(model, path, weights=weights), model
     except ValueError:  # a zero byte
         raise ModelError(f"there is no model at {model[:80]!r}: this isn't a path") from None
     if path.is_dir():
@@ -95,7 +97,7 @@ def _found(model: str, *, whole: bool) -> tuple[Path, str]:
     return path, model
 
 
-def _from_hub(model: str, path: Path, *, whole: bool) -> Path:
+def _from_hub(model: str, path: Path, *, weights: bool) -> Path:
     """The folder of a model of the hub in its cache."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -104,7 +106,7 @@ def _from_hub(model: str, path: Path, *, whole: bool) -> Path:
         raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
     name, _, revision = model.partition("@")
     try:
-        if whole:
+        if weights:
             return Path(snapshot_download(name, revision=revision or None, allow_patterns=FETCHED))
         return Path(hf_hub_download(name, "config.json", revision=revision or None)).parent
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

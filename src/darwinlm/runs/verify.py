@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from darwinlm.formats.gguf.checked_file import report_beside
+from darwinlm.formats.gguf.checked_file import report_path
 from darwinlm.formats.logits_check import REPORT
 from darwinlm.formats.transformers.saved import recorded_digests
 from darwinlm.model.families.files import CARD
@@ -27,7 +27,7 @@ def verify(path: Path) -> list[Finding]:
         members = sorted(marker.parent for marker in path.glob(f"*/{MARKER}"))
         of_members = [(f"{run.name}: {what}", wrong) for run in members for what, wrong in _run(run, path)]
         return [*_run(path, path), *of_members]
-    beside = [report_beside(path)] if path.name else []  # "." and "/" have no name
+    beside = [report_path(path)] if path.name else []  # "." and "/" have no name
     for record in (*beside, path / REPORT):
         if record.is_file():
             return list(_files(path, record, "run the command that wrote it again, with --overwrite"))

@@ -31,5 +31,7 @@ def engine_here(monkeypatch):
     monkeypatch.setattr(process.EngineProcess, "__enter__", _enter)
     monkeypatch.setattr(process.EngineProcess, "__exit__", _exit)
     monkeypatch.setattr(
-        process.EngineProcess, "_ask", lambda self, name, **given: worker.answer(self._loaded, name, given)
+        process.EngineProcess,
+        "_ask",
+        lambda self, name, **arguments: {"result": worker.answer(self._loaded, name, arguments)},
     )

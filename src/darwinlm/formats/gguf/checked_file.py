@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from darwinlm.formats.gguf.process import EngineProcess, quantise_file
 from darwinlm.formats.gguf.rope import UnsupportedError
 from darwinlm.formats.gguf.stock_layout import Layout, choose_layout
 from darwinlm.formats.gguf.tensors import gguf_tensors
-from darwinlm.formats.gguf.tokenizer_keys import MODEL, TEMPLATE, copy_tokenizer, read_tokenizer
+from darwinlm.formats.gguf.tokenizer_keys import MODEL, TEMPLATE, TokenizerKeys, copy_tokenizer, read_tokenizer
 from darwinlm.formats.logits_check import TEXT, ExportReport, compare_logits, exact_logits, text_tokens
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
@@ -43,7 +42,7 @@ def export_gguf(
     unchecked: bool = False,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
-    """Write a model as a GGUF file for stock llama.cpp and check it; the report lies beside it as `.export.json`.
+    """Write a model as a GGUF file for stock llama.cpp and check it, with a report next to it as `.export.json`.
 
     `out` appears by rename, after a successful check. See `WriteOptions` for the options.
 
@@ -74,7 +73,7 @@ def export_gguf(
         _check(job, temporary)
         report.bytes = temporary.stat().st_size
         report.files = {out.name: file_digest(temporary)}
-        write_json(report_beside(out), report.as_json())
+        write_json(report_path(out), report.as_json())
         temporary.replace(out)
     except OSError as error:
         raise storage_error(out, error) from error
@@ -134,11 +133,11 @@ def _job(
 
 
 def _unrounded(path: Path) -> Path:
-    """A file beside another one, without quantisation, that is checked before it."""
+    """Path of an unquantised file, next to the quantised one and checked before it."""
     return path.with_name(f".{path.name.removeprefix('.').removesuffix('.partial')}.plain.partial")
 
 
-def report_beside(file: Path) -> Path:
+def report_path(file: Path) -> Path:
     """Path of the report of a GGUF file."""
     return file.with_name(f"{file.name}.export.json")
 
@@ -147,7 +146,7 @@ def report_beside(file: Path) -> Path:
 class _Job:
     reshaper: Reshaper
     layout: Layout
-    tokenizer: dict[str, Any]
+    tokenizer: TokenizerKeys
     copied: bool
     quantisation: str
     report: ExportReport
@@ -155,18 +154,19 @@ class _Job:
 
 
 def _write(job: _Job, path: Path, plain: Path) -> None:
-    model = (job.reshaper, job.layout, job.tokenizer)
     if QUANTISATIONS[job.quantisation].by != LLAMA_CPP:
-        write_gguf(path, *model, job.quantisation)
+        write_gguf(path, job.reshaper, job.layout, job.tokenizer, job.quantisation)
         return
-    write_gguf(plain, *model, INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32"))
+    intermediate = INTERMEDIATE.get(job.reshaper.checkpoint.dtype, "f32")
+    write_gguf(plain, job.reshaper, job.layout, job.tokenizer, intermediate)
     quantise_file(plain, path, job.quantisation.upper(), torch.get_num_threads())
     plain.unlink()
 
 
 def _check(job: _Job, path: Path) -> None:
     """Compare the file's tensors, then the logits in llama.cpp of a file before quantisation and of the file."""
-    reshaper, layout, tokenizer, report = job.reshaper, job.layout, job.tokenizer, job.report
+    reshaper, layout = job.reshaper, job.layout
+    tokenizer, report = job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
     file = read_header(path)
     report.details |= {
@@ -222,21 +222,21 @@ def _check_types(file: GgufHeader, reshaper: Reshaper, layout: Layout) -> Counte
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without leading ones, which llama.cpp's quantiser leaves out."""
-    first = next((place for place, size in enumerate(shape) if size != 1), len(shape))
+    first = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
     return shape[first:]
 
 
 def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportReport) -> None:
     if QUANTISATIONS[quantisation].by != LLAMA_CPP:
         return
-    others = {kind: count for kind, count in types.items() if kind != "F32" and not kind.endswith("_K")}
-    if others:
-        listed = ", ".join(f"{count} of {kind}" for kind, count in sorted(others.items()))
+    fallbacks = {kind: count for kind, count in types.items() if kind != "F32" and not kind.endswith("_K")}
+    if fallbacks:
+        listed = ", ".join(f"{count} of {kind}" for kind, count in sorted(fallbacks.items()))
         report.notes.append(
             f"K-quants need rows that are multiples of 256: llama.cpp wrote {listed} instead for the tensors whose "
             "rows aren't"
         )
-    if "F16" in others or "BF16" in others:
+    if "F16" in fallbacks or "BF16" in fallbacks:
         raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
 
 
@@ -244,8 +244,8 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: Tensor) -> No
     """Compare the logits [t, v] of a file in llama.cpp with those of the model."""
     report = job.report
     try:
-        how = {"threads": torch.get_num_threads(), "context": max(len(tokens), 64)}
-        with EngineProcess(LLAMA_CPP, path, **how, exact=True) as engine:
+        threads, context = torch.get_num_threads(), max(len(tokens), 64)
+        with EngineProcess(LLAMA_CPP, path, threads=threads, context=context, exact=True) as engine:
             logits = torch.from_numpy(engine.logits(tokens.tolist()))
             ids = engine.tokenize(TEXT)
             report.details["engine"] = engine.version()
@@ -259,12 +259,13 @@ def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: Tensor) -> No
 
 
 def _check_tokenizer(ids: list[int], job: _Job) -> None:
-    ours: Any = job.reshaper.checkpoint.tokenizer()(TEXT)["input_ids"]
-    job.report.details["tokenizer_agrees"] = ids == ours
-    if ids == ours:
+    expected: list[int] = job.reshaper.checkpoint.tokenizer()(TEXT)["input_ids"]
+    job.report.details["tokenizer_agrees"] = ids == expected
+    if ids == expected:
         return
-    place = next((i for i, (a, b) in enumerate(zip(ids, ours, strict=False)) if a != b), min(len(ids), len(ours)))
-    message = f"llama.cpp splits the check's text into other tokens than transformers, from token {place} on"
+    matches = [token == wanted for token, wanted in zip(ids, expected, strict=False)]
+    position = matches.index(False) if False in matches else len(matches)
+    message = f"llama.cpp splits the check's text into other tokens than transformers, from token {position} on"
     if not job.copied:
         raise ExportError(
             f"the export fails its check: {message}; nothing was written. If the model comes from a GGUF file, pass it "

@@ -1,6 +1,6 @@
-"""Settings of a model in a GGUF file that transformers drops in silence, and the check that none is left.
+"""Settings of a model in a GGUF file that transformers silently drops, and the check that none is missing.
 
-A model is read rightly if the file's keys are those that we would write for it.
+A model is read correctly if the file's keys are those that this package would write for it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,7 +21,11 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import family_of
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import shorten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FACTORS = "rope_freqs.weight"
 USUAL_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -29,7 +33,7 @@ USUAL_BOUNDS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_p
 a frequency. `check_keys` compares the divisors."""
 LONG = {f"rope_factors_{name}.weight": f"{name}_factor" for name in ("long", "short")}
 FREE = {"context_length", "vocab_size", "rope.scaling.finetuned", "rope.scaling.original_context_length"}
-"""Keys without an effect on the logits of a text, except as far as others, which are compared, ask for it."""
+"""Keys without an effect on the logits of a text, unless other keys, which are compared, make use of them."""
 USUAL: Mapping[str, bool | float | str] = {
     "attention.causal": True,
     "rope.freq_base_swa": 10000.0,
@@ -44,27 +48,27 @@ USUAL: Mapping[str, bool | float | str] = {
 OTHERWISE = "give the model's original folder or hub id"
 
 
-def complete(config: Any, header: GgufHeader) -> None:
+def complete(config: PreTrainedConfig, header: GgufHeader) -> None:
     """Set what transformers doesn't read, in place: head size, window, rotary embedding, and what the family needs."""
     sizes, stock = header.sizes(), family_of(config).gguf
     columns = sizes.get("attention.key_length")
     if columns and getattr(config, "head_dim", None) is not None:
         config.head_dim = columns
-    for read in quirks(None if stock is None else stock.read):
-        read(config, header)
+    for set_fields in quirks(None if stock is None else stock.read):
+        set_fields(config, header)
     window = sizes.get("attention.sliding_window")
     in_none = stock is not None and stock.period is None and "sliding_window_pattern" not in stock.keys
     if hasattr(config, "sliding_window") and (window or in_none):
         config.sliding_window = window
-    every = config.rope_parameters
-    config.rope_parameters = (
-        every | {"full_attention": _rope(every["full_attention"], config, header)}
-        if "full_attention" in every
-        else _rope(every, config, header)
-    )
+    parameters = config.rope_parameters
+    if "full_attention" in parameters:
+        full = _rope(parameters["full_attention"], config, header)
+        config.rope_parameters = parameters | {"full_attention": full}
+    else:
+        config.rope_parameters = _rope(parameters, config, header)
 
 
-def _rope(rope: dict[str, Any], config: Any, header: GgufHeader) -> dict[str, Any]:
+def _rope(rope: JsonObject, config: PreTrainedConfig, header: GgufHeader) -> JsonObject:
     """The rotary embedding of a file; `rope` is what transformers read of it."""
     sizes, settings = header.sizes(), dict(rope)
     if rope.get("rope_type", "default") != "default":
@@ -104,12 +108,12 @@ def check_keys(path: Path, header: GgufHeader, checkpoint: Checkpoint) -> None:
     writer = gguf.GGUFWriter(None, layout.architecture.name)
     write_keys(writer, reshaper, layout, 0)
     written = {name: value.value for part in writer.kv_data for name, value in part.items()}
-    ours = {name.removeprefix(f"{layout.architecture.name}."): value for name, value in written.items()}
+    expected = {name.removeprefix(f"{layout.architecture.name}."): value for name, value in written.items()}
     if (window := getattr(checkpoint.config, "sliding_window", None)) is not None:
-        ours["attention.sliding_window"] = window
+        expected["attention.sliding_window"] = window
     for name, value in header.sizes().items():
-        if name not in FREE and not _same(value, ours.get(name, USUAL.get(name))):
-            meant = f"reads {shorten(ours[name])}" if name in ours else "doesn't read it"
+        if name not in FREE and not _same(value, expected.get(name, USUAL.get(name))):
+            meant = f"reads {shorten(expected[name])}" if name in expected else "doesn't read it"
             raise CheckpointError(
                 f"{path}: {header.architecture}.{shorten(name)} is {shorten(value)}, but transformers {meant}, which "
                 f"makes another model: {OTHERWISE}"
@@ -123,15 +127,16 @@ def check_keys(path: Path, header: GgufHeader, checkpoint: Checkpoint) -> None:
             )
 
 
-def _same(value: object, other: object) -> bool:
+def _same(value: object, expected: object) -> bool:
     """Whether two values of a key mean the same; one for all layers may be written once."""
-    if isinstance(value, list) != isinstance(other, list):
-        value, other = (side if isinstance(side, list) else [side] for side in (value, other))
-        return len({*value, *other}) == 1
-    if isinstance(value, float) and isinstance(other, int | float):
-        return isclose(value, other, rel_tol=1e-5)
-    return bool(value == other)
+    if isinstance(value, list) and not isinstance(expected, list):
+        return {*value} <= {expected}
+    if isinstance(expected, list) and not isinstance(value, list):
+        return {*expected} <= {value}
+    if isinstance(value, float) and isinstance(expected, int | float):
+        return isclose(value, expected, rel_tol=1e-5)
+    return bool(value == expected)
 
 
-def _close(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    return tensor.shape == other.shape and torch.allclose(tensor, other, rtol=1e-4, atol=0)
+def _close(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
+    return tensor.shape == expected.shape and torch.allclose(tensor, expected, rtol=1e-4, atol=0)

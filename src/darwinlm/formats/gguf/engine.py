@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Generated = tuple[list[int], float, float]
-"""New tokens, seconds to the first one, and seconds for the others."""
+"""New tokens, seconds until the first one, and seconds for the remaining ones."""
 
 
 class Engine(ABC):
@@ -60,7 +60,7 @@ class Engine(ABC):
 
 @dataclass(frozen=True)
 class EngineEntry:
-    """Where an engine is found.
+    """The class of an engine, and the package that it needs.
 
     Attributes:
         target: Its subclass of `Engine`, as `module:Class`. The module is imported in the engine's process alone.

@@ -27,12 +27,12 @@ def file_costs(
         ExportError: llama.cpp has no tokenizer of the model's kind.
     """
     sizes = FileSizes(checkpoint, quantisation, joins_projections(checkpoint, equal=equal))
-    whole = {name: tuple(weight.shape) for name, weight in checkpoint.outline.named_parameters()}
+    dense = {name: tuple(weight.shape) for name, weight in checkpoint.outline.named_parameters()}
     inside = f"{checkpoint.family.layers}."
-    outside = {name: size for name, size in file_tensors(checkpoint, whole).items() if not name.startswith(inside)}
+    outside = {name: size for name, size in file_tensors(checkpoint, dense).items() if not name.startswith(inside)}
     by_place = {shape.place: shape for shape in shapes}
     costs = tuple(
         tuple(sizes.module(by_place[module.place], level.sizes.in_even_groups()) for level in module.levels)
         for module in space.modules
     )
-    return CostModel("bytes", costs, header_bytes(checkpoint) + sizes.whole(outside))
+    return CostModel("bytes", costs, header_bytes(checkpoint) + sizes.all_tensors(outside))

@@ -25,12 +25,12 @@ from darwinlm.runtime.errors import ExportError
 BLOCK = 32
 """Weights of a row that the coarsest types round together, if they aren't more."""
 TENSOR, KEYS = 60, 1024
-"""Bytes of a tensor's entry with its padding, and of the keys beside the tokenizer's."""
+"""Bytes of a tensor's entry with its padding, and of the keys without the tokenizer's."""
 
 
 @dataclass(frozen=True)
 class FileSizes:
-    """Sizes of the tensors of a model, or of smaller ones made from it, in a file of one quantisation.
+    """Sizes of the tensors of a model, or of smaller versions of it, in a file of one quantisation.
 
     `fused` tells whether queries, keys and values are one tensor in the file.
     """
@@ -39,18 +39,18 @@ class FileSizes:
     quantisation: str
     fused: bool = False
 
-    def whole(self, shapes: Shapes) -> int:
+    def all_tensors(self, shapes: Shapes) -> int:
         """Bytes of all tensors of a model, from their shapes by name."""
-        numbers: dict[str, list[int]] = {}
+        blocks_with: dict[str, list[int]] = {}
         for name in shapes:
             block, inside = self._parts(name)
             if inside:
-                numbers.setdefault(inside, []).append(block)
+                blocks_with.setdefault(inside, []).append(block)
         total = 0
         for name, shape in shapes.items():
             block, inside = self._parts(name)
-            own = sorted(numbers[inside]) if inside else [0]
-            total += self.tensor(name, shape, own.index(block), len(own))
+            blocks = sorted(blocks_with[inside]) if inside else [0]
+            total += self.tensor(name, shape, blocks.index(block), len(blocks))
         return total
 
     def tensor(self, name: str, shape: tuple[int, ...], number: int = 0, count: int = 1) -> int:
@@ -99,14 +99,15 @@ class FileSizes:
         return not self.checkpoint.config.tie_word_embeddings or (stock is not None and stock.own_head)
 
     def _in_block(self, inside: str, kind: str, number: int, count: int) -> str:
-        attention, mlp, quantisation = self.checkpoint.family.attention, self.checkpoint.family.mlp, self.quantisation
-        more = number < count // 8 or number >= 7 * count // 8 or (number - count // 8) % 3 == 2
+        attention, mlp = self.checkpoint.family.attention, self.checkpoint.family.mlp
+        quantisation = self.quantisation
+        use_more_bits = number < count // 8 or number >= 7 * count // 8 or (number - count // 8) % 3 == 2
         outputs = (mlp.output, mlp.experts.output if mlp.experts else mlp.output)
         down = any(f".{output}" in inside for output in outputs)
         values = attention.segments if self.fused else attention.key_value[-1:]  # one tensor counts as values
         value = any(f".{part}." in inside for part in values)
         if quantisation in ("q4_k_m", "q5_k_m") and (down or value):
-            return "Q6_K" if more else kind
+            return "Q6_K" if use_more_bits else kind
         if quantisation == "q4_k_s" and (down or value):
             return "Q5_K" if number < (count // 8 if down else 4) else kind
         if quantisation == "q2_k" and (down or value or f".{attention.output}." in inside):
@@ -171,11 +172,13 @@ def predicted_sizes(checkpoint: Checkpoint) -> dict[str, int]:
     Empty if llama.cpp can't run the model or has no tokenizer of its kind.
     """
     try:
-        layout, header = choose_layout(Reshaper(checkpoint)), header_bytes(checkpoint)
+        layout = choose_layout(Reshaper(checkpoint))
+        header = header_bytes(checkpoint)
     except (UnsupportedError, ExportError):
         return {}
-    whole = checkpoint.shapes()
-    shapes, modules = file_tensors(checkpoint, whole), module_shapes(checkpoint, whole)
+    stored = checkpoint.shapes()
+    shapes = file_tensors(checkpoint, stored)
+    modules = module_shapes(checkpoint, stored)
     for target in layout.targets:  # with the sub-layers that the file fills up with zeros
         for sizes in (target.attention, target.mlp):
             alike = sorted(
@@ -185,7 +188,7 @@ def predicted_sizes(checkpoint: Checkpoint) -> dict[str, int]:
                 shapes |= module_tensors(checkpoint, replace(alike[0], block=target.block), sizes)
     fused = "attn_qkv" in layout.architecture.fused
     predicted = {
-        name: header + FileSizes(checkpoint, name, fused).whole(shapes)
+        name: header + FileSizes(checkpoint, name, fused).all_tensors(shapes)
         for name in WRITTEN
         if QUANTISATIONS[name].columns > 1
     }

@@ -6,7 +6,8 @@ import re
 from collections.abc import Container, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +18,13 @@ from darwinlm.formats.gguf.quirks import quirk
 from darwinlm.formats.gguf.rope import write_rope
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.formats.gguf.tensors import exact_tensors, gguf_tensors
-from darwinlm.formats.gguf.tokenizer_keys import write_tokenizer
+from darwinlm.formats.gguf.tokenizer_keys import KeyValue, write_tokenizer
 from darwinlm.model.quantisation import QUANTISATIONS
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.errors import ExportError
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 ROUTER = "ffn_gate_inp.weight"
 """The router, which isn't quantised: it is small, and rounding would change the choice of experts."""
@@ -28,7 +32,7 @@ LARGEST_F16 = 65504.0
 
 
 def write_gguf(
-    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, object], quantisation: str
+    path: Path, reshaper: Reshaper, layout: Layout, tokenizer: Mapping[str, KeyValue], quantisation: str
 ) -> None:
     """Write the file.
 
@@ -75,7 +79,7 @@ def _type(name: str, tensor: Tensor, exact: Container[str], quantisation: str) -
     return QUANTISATIONS[quantisation].element
 
 
-def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> NDArray[np.float32] | NDArray[np.uint8]:
+def _numbers(gguf: ModuleType, name: str, tensor: Tensor, kind: str) -> NDArray[np.float32] | NDArray[np.uint8]:
     if not bool(torch.isfinite(tensor).all()):
         raise ExportError(f"the tensor {name} holds numbers that aren't finite: the model is damaged")
     if kind == "F16" and float(tensor.abs().max()) > LARGEST_F16:
@@ -87,7 +91,7 @@ def _numbers(gguf: Any, name: str, tensor: Tensor, kind: str) -> NDArray[np.floa
     return quantised.view(np.uint8)
 
 
-def write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_type: int) -> None:
+def write_keys(writer: GGUFWriter, reshaper: Reshaper, layout: Layout, file_type: int) -> None:
     """Add all keys but those of the tokenizer to a file."""
     keys = {"file_type": file_type} | _general_keys(reshaper, layout) | _further_keys(reshaper, layout)
     for name, value in keys.items():
@@ -96,7 +100,7 @@ def write_keys(writer: Any, reshaper: Reshaper, layout: Layout, file_type: int) 
     write_rope(writer, layout.rope, whole_heads=layout.architecture.whole_heads)
 
 
-def _general_keys(reshaper: Reshaper, layout: Layout) -> dict[str, Any]:
+def _general_keys(reshaper: Reshaper, layout: Layout) -> dict[str, KeyValue | None]:
     """Keys that every file has, by their methods of `gguf.GGUFWriter` without `add_`."""
     config, architecture = reshaper.checkpoint.config, layout.architecture
     heads = [target.attention.heads for target in layout.targets]
@@ -106,7 +110,7 @@ def _general_keys(reshaper: Reshaper, layout: Layout) -> dict[str, Any]:
     uniform = not architecture.per_layer
     columns = max(reshaper.columns_of(target.block) for target in layout.targets)
     eps = float(getattr(config, "rms_norm_eps", None) or config.norm_eps)
-    keys: dict[str, Any] = {
+    keys: dict[str, KeyValue | None] = {
         "type": "model",
         "name": str(getattr(config, "_model_name_or_path", "") or reshaper.checkpoint.folder.resolve().name),
         "quantization_version": 2,
@@ -131,10 +135,10 @@ def _general_keys(reshaper: Reshaper, layout: Layout) -> dict[str, Any]:
     return keys
 
 
-def _further_keys(reshaper: Reshaper, layout: Layout) -> dict[str, Any]:
+def _further_keys(reshaper: Reshaper, layout: Layout) -> dict[str, KeyValue | None]:
     """Values of `Architecture.keys`."""
     config = reshaper.checkpoint.config
-    keys: dict[str, Any] = {}
+    keys: dict[str, KeyValue | None] = {}
     for name, source in layout.architecture.keys.items():
         if isinstance(source, str):
             keys[name] = quirk(source)(reshaper, layout) if "." in source else getattr(config, source)

@@ -55,7 +55,7 @@ class Gguf(Format):
     def write(
         self, checkpoint: Checkpoint, out: Path, options: WriteOptions = DEFAULT, say: Say = silent
     ) -> ExportReport:
-        """Write a file and check it in llama.cpp; the report lies beside it as `.export.json`."""
+        """Write a file and check it in llama.cpp; the report is written next to it, as `.export.json`."""
         return export_gguf(
             checkpoint,
             out,

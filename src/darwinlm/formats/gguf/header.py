@@ -8,14 +8,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from darwinlm.model.families.config import check_config
 from darwinlm.runtime.errors import CheckpointError, first_line, import_extra
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import shorten
+
+if TYPE_CHECKING:
+    from gguf import ReaderTensor
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, OverflowError, struct.error)
 """Errors of the reader at damaged files."""
@@ -78,11 +82,11 @@ class GgufHeader:
         stored: Its tensors, with views of their bytes, as `gguf.GGUFReader` gives them.
     """
 
-    keys: dict[str, Any] = field(default_factory=dict)
+    keys: JsonObject = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
-    stored: dict[str, Any] = field(default_factory=dict, repr=False)
+    stored: dict[str, ReaderTensor] = field(default_factory=dict, repr=False)
 
     def numbers(self, name: str, rows: slice = slice(None)) -> Tensor:
         """A tensor, or some of its rows, in float32."""
@@ -96,7 +100,7 @@ class GgufHeader:
         """Name of the architecture; empty if there is none."""
         return str(self.keys.get("general.architecture", ""))
 
-    def sizes(self) -> dict[str, Any]:
+    def sizes(self) -> JsonObject:
         """The architecture's keys without their prefix."""
         prefix = f"{self.architecture}."
         return {name.removeprefix(prefix): value for name, value in self.keys.items() if name.startswith(prefix)}
@@ -111,10 +115,10 @@ def file_type(header: GgufHeader) -> str:
     from gguf import LlamaFileType
 
     try:
-        stated = LlamaFileType(header.keys.get("general.file_type", -1)).name
+        name = LlamaFileType(header.keys.get("general.file_type", -1)).name
     except ValueError:
         return ""
-    return str(stated).removeprefix("ALL_").removeprefix("MOSTLY_").lower()
+    return str(name).removeprefix("ALL_").removeprefix("MOSTLY_").lower()
 
 
 def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
@@ -156,7 +160,11 @@ def _bad(path: Path, reason: str) -> CheckpointError:
 def _check_keys(path: Path, header: GgufHeader) -> None:
     """Check the types of keys that are used as they are."""
     for name, value in header.keys.items():
-        kind = str if name == "tokenizer.chat_template" else int if name.endswith(WHOLE) else object
+        kind: type = object
+        if name == "tokenizer.chat_template":
+            kind = str
+        elif name.endswith(WHOLE):
+            kind = int
         if not isinstance(value, kind):
             raise _bad(path, f"{shorten(name)} is {shorten(value)}")
 
@@ -205,9 +213,9 @@ def _check_model(path: Path, header: GgufHeader) -> None:
 
 def _check_block_numbers(path: Path, sizes: Mapping[str, object], tensors: Iterable[str]) -> None:
     blocks = {int(match[1]) for name in tensors if (match := re.match(r"blk\.(\d{1,9})\.", name))}
-    stated = sizes.get("block_count")
-    if not isinstance(stated, int) or blocks != set(range(stated)):
+    block_count = sizes.get("block_count")
+    if not isinstance(block_count, int) or blocks != set(range(block_count)):
         last = f", the last being number {max(blocks)}" if blocks else ""
         raise CheckpointError(
-            f"{path} states {shorten(stated)} blocks (block_count), but holds {len(blocks)}{last}: fetch it again"
+            f"{path} states {shorten(block_count)} blocks (block_count), but holds {len(blocks)}{last}: fetch it again"
         )

@@ -1,10 +1,10 @@
-"""A GGUF file in llama.cpp behind the interface of transformers, so that it is measured and talked to like others."""
+"""A GGUF file in llama.cpp behind the interface of transformers, for evaluation and chat."""
 
 from __future__ import annotations
 
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from darwinlm.formats.gguf.read import tokenizer_in
 from darwinlm.model.families.loading import PROBE
 from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.runtime.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SHORTEST = 2048
 """Smallest context of the engine in tokens; it doubles when a longer text comes."""
@@ -38,8 +41,8 @@ class LlamaCppModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.generation_config = GenerationConfig(eos_token_id=end, use_cache=False)
         with torch.device("meta"):
             self.embedding = nn.Embedding(rows, width)
-            others = (shape for name, shape in header.weights().items() if name != "token_embd.weight")
-            self.others = nn.ParameterList(torch.empty(shape) for shape in others)
+            shapes = (shape for name, shape in header.weights().items() if name != "token_embd.weight")
+            self.weights = nn.ParameterList(torch.empty(shape) for shape in shapes)
 
     @property
     def device(self) -> torch.device:
@@ -58,8 +61,8 @@ class LlamaCppModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         logits = torch.zeros(len(input_ids), input_ids.shape[1], self.config.vocab_size)
         masks = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         for row, tokens, mask in zip(logits, input_ids, masks.bool(), strict=True):
-            read = self._running(int(mask.sum())).logits(tokens[mask].tolist(), keep=keep)
-            row[mask.nonzero()[-len(read) :, 0]] = torch.from_numpy(read)
+            last = self._running(int(mask.sum())).logits(tokens[mask].tolist(), keep=keep)
+            row[mask.nonzero()[-len(last) :, 0]] = torch.from_numpy(last)
         return CausalLMOutput(logits=logits[:, -keep:].to(input_ids.device))
 
     def prepare_inputs_for_generation(
@@ -92,11 +95,11 @@ class LlamaCppModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return self.engine
 
 
-def open_in_llama_cpp(path: Path) -> tuple[LlamaCppModel, Any]:
+def open_in_llama_cpp(path: Path) -> tuple[LlamaCppModel, PreTrainedTokenizerBase]:
     """The model of a file, and the tokenizer in it.
 
     Raises:
-        CheckpointError: The file is damaged, or transformers splits text otherwise than llama.cpp with its tokenizer.
+        CheckpointError: The file is damaged, or transformers and llama.cpp split text differently with its tokenizer.
         MissingExtraError, EngineError: llama.cpp isn't installed, or can't load the file.
     """
     header = read_header(path)

@@ -40,7 +40,7 @@ class LlamaCpp(Engine):
             parameters.flash_attn_type = 0
         self.context = library.LlamaContext(self.model, parameters, verbose=False)
         self.batch = library.LlamaBatch(n_tokens=min(context, BATCH), embd=0, n_seq_max=1)
-        self.read: list[int] = []
+        self.tokens_read: list[int] = []
         self.vocabulary = self.model.get_vocab()
         self.sampler = library.LlamaSampler(library.LlamaSamplerChainParams())
         self.sampler.add_greedy()
@@ -48,12 +48,12 @@ class LlamaCpp(Engine):
     def _decode(self, tokens: list[int], start: int, keep: int = 1) -> list[NDArray[np.float32]]:
         """Read further tokens. Returns the logits [v] of the last `keep` of them."""
         logits = []
-        for begun in range(0, len(tokens), BATCH):
-            piece = tokens[begun : begun + BATCH]
-            first = max(len(tokens) - keep - begun, 0)
+        for piece_start in range(0, len(tokens), BATCH):
+            piece = tokens[piece_start : piece_start + BATCH]
+            first = max(len(tokens) - keep - piece_start, 0)
             self.batch.reset()
             for offset, token in enumerate(piece):
-                self.batch.add(token, start + begun + offset, [0], offset >= first)
+                self.batch.add(token, start + piece_start + offset, [0], offset >= first)
             self.context.decode(self.batch)
             rows = (self.context.get_logits_ith(place) for place in range(first, len(piece)))
             logits += [np.array(row, dtype=np.float32) for row in rows]
@@ -61,28 +61,28 @@ class LlamaCpp(Engine):
 
     def logits(self, tokens: list[int], keep: int = 0) -> NDArray[np.float32]:
         """Logits [t, v] in float32, or of the last `keep` tokens; the start of the last such text isn't read again."""
-        begun, keep = 0, min(keep, len(tokens))
+        reused, keep = 0, min(keep, len(tokens))
         if keep:
-            same = (old == new for old, new in zip(self.read, tokens[:-keep], strict=False))
-            begun = next((i for i, equal in enumerate(same) if not equal), min(len(self.read), len(tokens) - keep))
-        if not begun or not self.context.memory_seq_rm(0, begun, -1):
-            begun = 0
+            matches = [old == new for old, new in zip(self.tokens_read, tokens[:-keep], strict=False)]
+            reused = matches.index(False) if False in matches else len(matches)
+        if not reused or not self.context.memory_seq_rm(0, reused, -1):
+            reused = 0
             self.context.kv_cache_clear(True)
-        self.read = tokens
-        return np.stack(self._decode(tokens[begun:], begun, keep or len(tokens)))
+        self.tokens_read = tokens
+        return np.stack(self._decode(tokens[reused:], reused, keep or len(tokens)))
 
     def generate(self, tokens: list[int], new_tokens: int) -> Generated:
         """The greedy continuation."""
         self.context.kv_cache_clear(True)
-        self.read = []
-        begun = time.perf_counter()
+        self.tokens_read = []
+        start = time.perf_counter()
         self._decode(tokens, 0)
         generated = [int(self.sampler.sample(self.context, -1))]
         first = time.perf_counter()
         while len(generated) < new_tokens:
             self._decode(generated[-1:], len(tokens) + len(generated) - 1)
             generated.append(int(self.sampler.sample(self.context, -1)))
-        return generated, first - begun, time.perf_counter() - first
+        return generated, first - start, time.perf_counter() - first
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text, with the special tokens that the file requests."""

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from darwinlm.formats.gguf.engine import ENGINES, Generated, require_engine
 from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.runtime.errors import EngineError
+from darwinlm.runtime.json_values import JsonObject
 
 
 def child_environment() -> dict[str, str]:
@@ -92,18 +93,19 @@ class EngineProcess:
 
     def generate(self, tokens: Sequence[int], new_tokens: int) -> Generated:
         """The greedy continuation of a text, and the time it takes."""
-        new, first, decode = self._ask("generate", tokens=list(tokens), new_tokens=new_tokens)
+        new, first, decode = self._ask("generate", tokens=list(tokens), new_tokens=new_tokens)["result"]
         return list(new), float(first), float(decode)
 
     def tokenize(self, text: str) -> list[int]:
         """Tokens of a text from the engine's tokenizer, including the special tokens that it adds."""
-        return list(self._ask("tokenize", text=text))
+        return list(self._ask("tokenize", text=text)["result"])
 
     def version(self) -> str:
         """The engine's package and its version."""
         return ENGINES[self.engine].release
 
-    def _ask(self, request: str, **arguments: object) -> Any:
+    def _ask(self, request: str, **arguments: object) -> JsonObject:
+        """Send a request. Returns the answer, whose `result` is the request's. Raises EngineError."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -117,10 +119,10 @@ class EngineProcess:
                 f"{self.engine} died (status {self._process.wait()}) on {self.model} at the request to {request}: "
                 f"{self._last_words()}"
             )
-        answer = json.loads(line)
+        answer: JsonObject = json.loads(line)
         if "error" in answer:
             raise EngineError(f"{self.engine} can't {request} {self.model}: {answer['error']} {self._last_words()}")
-        return answer["result"]
+        return answer
 
     def _last_words(self) -> str:
         self._log.flush()
@@ -137,6 +139,6 @@ def quantise_file(source: Path, target: Path, quantisation: str, threads: int) -
         MissingExtraError: The library isn't installed.
         EngineError: The quantiser refuses the file or dies.
     """
-    how = {"target": str(target.absolute()), "quantisation": quantisation, "threads": threads}
-    with EngineProcess(LLAMA_CPP, source, "quantise", **how):
+    path = str(target.absolute())
+    with EngineProcess(LLAMA_CPP, source, "quantise", target=path, quantisation=quantisation, threads=threads):
         pass

@@ -12,7 +12,7 @@ from importlib import import_module
 from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -36,6 +36,9 @@ from darwinlm.runtime.errors import (
     storage_error,
 )
 from darwinlm.runtime.limits import shorten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 BYTE_LEVEL = "gpt2"
 """A GGUF file's name for byte-level BPE."""
@@ -72,10 +75,10 @@ def conversion_bytes(path: Path) -> float:
     return CONVERTED * sum(map(prod, read_header(path).weights().values()))
 
 
-def _config(header: GgufHeader, file: Path) -> Any:
+def _config(header: GgufHeader, file: Path) -> PreTrainedConfig:
     from transformers import AutoConfig
 
-    config: Any = AutoConfig.from_pretrained(file.parent, gguf_file=str(file), trust_remote_code=False)
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=str(file), trust_remote_code=False)
     complete(config, header)
     config.tie_word_embeddings = config.tie_word_embeddings or _is_tied(header)
     return config
@@ -126,7 +129,7 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
     return work
 
 
-def _take_one(header: GgufHeader, model: Any) -> str:
+def _take_one(header: GgufHeader, model: PreTrainedModel) -> str:
     """Give a tied model the more precise one of a file's embedding and head; returns what was done, for the user."""
     better, worse = sorted((EMBEDDING, HEAD), key=lambda name: rounding_error(header.types[name]))
     weight = model.get_input_embeddings().weight.data
@@ -139,7 +142,7 @@ def _take_one(header: GgufHeader, model: Any) -> str:
     )
 
 
-def tokenizer_in(path: Path, header: GgufHeader) -> Any:
+def tokenizer_in(path: Path, header: GgufHeader) -> PreTrainedTokenizerFast:
     """The tokenizer in a file, for transformers, whatever the architecture. Raises CheckpointError."""
     with _alone(path) as file:
         tokenizer = _tokenizer(header, file, PreTrainedTokenizerFast.from_pretrained)
@@ -151,7 +154,7 @@ def tokenizer_in(path: Path, header: GgufHeader) -> Any:
     return tokenizer
 
 
-def _tokenizer(header: GgufHeader, file: Path, load: Callable[..., Any]) -> Any:
+def _tokenizer(header: GgufHeader, file: Path, load: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
     """What transformers loads, which splits text as the file says."""
     tokenizer = load(file.parent, gguf_file=str(file))
     if header.keys.get("tokenizer.ggml.model") == BYTE_LEVEL:
@@ -161,7 +164,7 @@ def _tokenizer(header: GgufHeader, file: Path, load: Callable[..., Any]) -> Any:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[Path]:
-    """A link to a file in a folder of its own: transformers prefers what lies beside a file to its contents.
+    """A link to a file in a folder of its own, because transformers prefers other files in its folder to its contents.
 
     Errors are reported as errors of the file.
     """
@@ -181,8 +184,9 @@ def _alone(path: Path) -> Iterator[Path]:
 def _parsed_once(gguf: ModuleType) -> Iterator[None]:
     """Let transformers parse a file once, and list the names of tensors once.
 
-    It does so three times, two seconds each, and for every module. It gets both from the package `gguf` whenever it
-    needs them and takes no others, so that they are replaced there by ones that remember their result.
+    Otherwise it parses a file three times, which takes two seconds every time, and lists the names again for every
+    module. It takes both functions from the package `gguf` whenever it needs them, so they are replaced in that package
+    by ones that remember their result.
     """
     plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
     try:
@@ -198,23 +202,23 @@ def _is_tied(header: GgufHeader) -> bool:
     """Whether a file's head is its embedding in another type: no row differs by more than rounding explains."""
     if header.tensors.get(HEAD) != header.tensors[EMBEDDING]:
         return False
-    most = sum(rounding_error(header.types[name]) for name in (EMBEDDING, HEAD))
+    tolerance = sum(rounding_error(header.types[name]) for name in (EMBEDDING, HEAD))
     for start in range(0, header.tensors[HEAD][0], ROWS):
         embedding, head = (header.numbers(name, slice(start, start + ROWS)) for name in (EMBEDDING, HEAD))
-        if not bool(((embedding - head).norm(dim=1) <= most * head.norm(dim=1)).all()):
+        if not bool(((embedding - head).norm(dim=1) <= tolerance * head.norm(dim=1)).all()):
             return False
     return True
 
 
-def _check_all_read(path: Path, header: GgufHeader, model: Any) -> None:
+def _check_all_read(path: Path, header: GgufHeader, model: PreTrainedModel) -> None:
     """Check that the model has every weight of the file, since transformers silently ignores unknown names.
 
     Raises CheckpointError if the file holds more or fewer numbers than the model.
     """
     stored = sum(map(prod, header.weights().values()))
-    read = sum(parameter.numel() for parameter in model.parameters())
-    if stored != read:
+    loaded = sum(parameter.numel() for parameter in model.parameters())
+    if stored != loaded:
         raise CheckpointError(
-            f"{path} holds {stored:,} weights, but transformers reads {read:,} of a {model.config.model_type} model: "
+            f"{path} holds {stored:,} weights, but transformers reads {loaded:,} of a {model.config.model_type} model: "
             "some tensors have names that aren't known. Give the model's original folder or hub id"
         )

@@ -1,14 +1,19 @@
 """GGUFReader of the package `gguf`, which trusts a file's counts and lengths, with bounds on them.
 
-Import it where the extra `gguf` is known to be there.
+Import it only where the extra `gguf` is known to be installed.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 from gguf import GGUFReader, GGUFValueType
+from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    from gguf import ReaderField
 
 KEPT = 4096
 """Maximum length of an array that is read. The lists of a tokenizer are only counted, which is fifty times as fast."""
@@ -16,27 +21,36 @@ LONGEST = 1 << 23
 """Maximum length of any array."""
 AXES = 4
 
+Numbers: TypeAlias = NDArray[np.number]
+FieldParts: TypeAlias = tuple[int, list[Numbers], list[int], list[GGUFValueType]]
+"""Length of a field in bytes, its parts, the numbers of those that are its data, and its types."""
+
 
 class CheckedReader(GGUFReader):  # type: ignore[misc]
     """The header of a file, and views of its tensors. Raises ValueError and others if the file is damaged."""
 
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+    def _get(
+        self, offset: int, dtype: DTypeLike, count: int = 1, override_order: Literal["I", "S", "<"] | None = None
+    ) -> Numbers:
         if int(count) > len(self.data) or int(offset) > len(self.data):
             raise ValueError(f"it ends at byte {len(self.data):,}, before something that its header names")
-        values = super()._get(int(offset), dtype, count, override_order)
+        values: Numbers = super()._get(int(offset), dtype, count, override_order)
         if len(values) < int(count):
             raise ValueError(f"it ends at byte {len(self.data):,}, in the middle of something that its header names")
         return values
 
-    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> FieldParts:
+        stock: FieldParts
         if raw_type != GGUFValueType.ARRAY:
-            return super()._get_field_parts(orig_offs, raw_type)
+            stock = super()._get_field_parts(orig_offs, raw_type)
+            return stock
         kind, count = self._get(orig_offs, "uint32"), self._get(orig_offs + 4, "uint64")
         length, start = int(count[0]), orig_offs + 12
         if length > LONGEST or kind[0] == GGUFValueType.ARRAY:
             raise ValueError(f"an array in it has {length:,} entries, or arrays as entries")
         if length <= KEPT:
-            return super()._get_field_parts(orig_offs, raw_type)
+            stock = super()._get_field_parts(orig_offs, raw_type)
+            return stock
         if kind[0] == GGUFValueType.STRING:
             end = self._end_of_strings(start, length)
         else:
@@ -49,7 +63,7 @@ class CheckedReader(GGUFReader):  # type: ignore[misc]
             place += 8 + struct.unpack_from(order, self.data, place)[0]
         return place
 
-    def _get_tensor_info_field(self, orig_offs: int) -> Any:
+    def _get_tensor_info_field(self, orig_offs: int) -> ReaderField:
         field = super()._get_tensor_info_field(orig_offs)
         if not 1 <= field.parts[2][0] <= AXES:
             raise ValueError(f"a tensor in it has {field.parts[2][0]} dimensions")

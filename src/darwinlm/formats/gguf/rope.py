@@ -8,15 +8,18 @@ pairs without rotation get a very large divisor.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.runtime.json_values import JsonObject
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
 
 OTHERWISE = "transformers runs it, and vLLM may"
 STILL = 1e30
@@ -61,7 +64,7 @@ class Rope:
     rounded: bool = False
     frequencies: Tensor | None = None
     divisors: Tensor | None = None
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: JsonObject = field(default_factory=dict)
 
     @property
     def per_frequency(self) -> bool:
@@ -129,7 +132,7 @@ def magnitude(factor: float, weight: float = 1.0) -> float:
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
-def write_rope(writer: Any, rope: Rope, *, whole_heads: bool) -> None:
+def write_rope(writer: GGUFWriter, rope: Rope, *, whole_heads: bool) -> None:
     """Add the keys to a file, of an architecture that only rotates `whole_heads` or not."""
     from gguf import RopeScalingType
 
@@ -181,6 +184,6 @@ def _divisors(rope: Rope, stretched: Tensor, whole_heads: bool) -> Tensor:
     if not whole_heads or rope.turned == rope.columns:
         return stretched.float()
     pairs = torch.arange(0, rope.turned, 2, dtype=torch.float64)
-    moved = rope.base ** (pairs / rope.turned - pairs / rope.columns)
-    still = torch.full((rope.columns // 2 - len(pairs),), STILL, dtype=torch.float64)
-    return torch.cat([stretched.double() * moved, still]).float()
+    ratio = rope.base ** (pairs / rope.turned - pairs / rope.columns)
+    unrotated = torch.full((rope.columns // 2 - len(pairs),), STILL, dtype=torch.float64)
+    return torch.cat([stretched.double() * ratio, unrotated]).float()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.formats.gguf.rope import Rope, UnsupportedError, read_rope
@@ -19,6 +19,9 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import Family
 from darwinlm.model.layer_sizes import BlockSizes, LayerSizes
 from darwinlm.model.surgery.reshape import Reshaper
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 UNEQUAL = {
     "deci": Architecture(name="deci", permuted=True, per_layer=True, skips_attention=True, frequencies=True),
@@ -77,31 +80,31 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     rope, context, window, remarks = _features(stock, reshaper.checkpoint, columns)
     rope = rope.with_rounded_bounds() if stock.rounds else rope
     keep = reshaper.family.tail is not None
-    kept = [
+    blocks = [
         replace(sizes, attention=sizes.attention.in_even_groups())
         for sizes in reshaper.sizes
         if keep or not sizes.empty
     ]
-    if not kept:
+    if not blocks:
         raise UnsupportedError("all blocks are empty")
-    why = _unfit(reshaper, stock, kept, rope)
-    architecture = stock if why is None else _unequal(reshaper.family, stock, config, rope, why)
+    reason = _unfit(reshaper, stock, blocks, rope)
+    architecture = stock if reason is None else _unequal(reshaper.family, stock, config, rope, reason)
     notes = [
         f"block {sizes.block}: every query head gets a copy of its KV head ({sizes.attention.groups} → "
         f"{sizes.attention.heads} KV heads)"
         for sizes in reshaper.sizes
         if sizes.attention.owners is not None
     ]
-    left_out = [sizes.block for sizes in reshaper.sizes if sizes.empty and not keep]
-    if left_out:
-        notes.append(f"omitted as empty: blocks {', '.join(map(str, left_out))} ({len(kept)} blocks in the file)")
+    omitted = [sizes.block for sizes in reshaper.sizes if sizes.empty and not keep]
+    if omitted:
+        notes.append(f"omitted as empty: blocks {', '.join(map(str, omitted))} ({len(blocks)} blocks in the file)")
     targets = [
-        _padded(sizes, architecture, reshaper, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(kept)
+        _padded(sizes, architecture, reshaper, first=i == 0, multiple=mlp_multiple) for i, sizes in enumerate(blocks)
     ]
     notes += [
         f"block {new.block}: padded from {old.attention.heads} heads and {old.mlp.width} channels to "
         f"{new.attention.heads} and {new.mlp.width}"
-        for old, new in zip(kept, targets, strict=True)
+        for old, new in zip(blocks, targets, strict=True)
         if old != new
     ]
     folded = {} if architecture is stock else stock.folded
@@ -109,9 +112,9 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     return Layout(architecture, tuple(targets), rope, context, window, (*notes, *remarks), folded, shared)
 
 
-def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], rope: Rope) -> str | None:
+def _unfit(reshaper: Reshaper, stock: Architecture, blocks: Sequence[BlockSizes], rope: Rope) -> str | None:
     """Reason why the family's architecture doesn't support the model; None if it does."""
-    mixtures = {(sizes.mlp.width, sizes.mlp.experts) for sizes in kept if sizes.mlp.experts or not sizes.mlp.width}
+    mixtures = {(sizes.mlp.width, sizes.mlp.experts) for sizes in blocks if sizes.mlp.experts or not sizes.mlp.width}
     if reshaper.family.mlp.experts is not None and (len(mixtures) > 1 or (0, 0) in mixtures):
         raise UnsupportedError(
             "its mixtures of experts differ, and llama.cpp has one number of experts and one width for all blocks",
@@ -119,12 +122,12 @@ def _unfit(reshaper: Reshaper, stock: Architecture, kept: Sequence[BlockSizes], 
         )
     if stock.per_layer:
         return None
-    if differ(kept):
+    if differ(blocks):
         return "its layers differ"
-    most = max(sizes.attention.heads for sizes in kept)
-    if stock.square and most * reshaper.columns != reshaper.checkpoint.config.hidden_size:
+    heads = max(sizes.attention.heads for sizes in blocks)
+    if stock.square and heads * reshaper.columns != reshaper.checkpoint.config.hidden_size:
         return "its heads don't fill the hidden size"
-    if (stock.whole_depth or stock.period or reshaper.family.mixer) and len(kept) < len(reshaper.sizes):
+    if (stock.whole_depth or stock.period or reshaper.family.mixer) and len(blocks) < len(reshaper.sizes):
         return "whole blocks were removed"
     if rope.per_frequency and not stock.frequencies:
         return f"its rope scaling of the type {rope.kind} has a divisor for every frequency"
@@ -142,13 +145,13 @@ def _shared_multiple(reshaper: Reshaper, target: BlockSizes) -> int:
     return -(-int(width) // target.mlp.width)
 
 
-def differ(kept: Sequence[BlockSizes]) -> bool:
+def differ(blocks: Sequence[BlockSizes]) -> bool:
     """Whether blocks differ in size; only attentions, mixtures, and MLPs are compared with each other."""
-    attentions = {(sizes.attention.heads, sizes.attention.groups) for sizes in kept if not sizes.mixer.width}
-    mixtures = {(sizes.mlp.width, sizes.mlp.experts) for sizes in kept if sizes.mlp.experts}
-    dense = {sizes.mlp.width for sizes in kept if not sizes.mlp.experts}
-    unlike = len(attentions) > 1 or len(mixtures) > 1 or len(dense) > 1
-    return unlike or (0, 0) in attentions or 0 in dense
+    attentions = {(sizes.attention.heads, sizes.attention.groups) for sizes in blocks if not sizes.mixer.width}
+    mixtures = {(sizes.mlp.width, sizes.mlp.experts) for sizes in blocks if sizes.mlp.experts}
+    dense = {sizes.mlp.width for sizes in blocks if not sizes.mlp.experts}
+    differing = len(attentions) > 1 or len(mixtures) > 1 or len(dense) > 1
+    return differing or (0, 0) in attentions or 0 in dense
 
 
 def _padded(
@@ -162,21 +165,21 @@ def _padded(
     return target
 
 
-def _unequal(named: Family, stock: Architecture, config: Any, rope: Rope, why: str) -> Architecture:
+def _unequal(family: Family, stock: Architecture, config: PreTrainedConfig, rope: Rope, reason: str) -> Architecture:
     scaling = f"its rope scaling of the type {rope.kind} has a divisor for every frequency"
     if stock.unequal is not None:
         unequal = UNEQUAL[stock.unequal]
         for requirement in unequal.requires:
             if not requirement.meets(config):
-                raise UnsupportedError(f"{why}, and {requirement.otherwise}")
+                raise UnsupportedError(f"{reason}, and {requirement.otherwise}")
         if rope.per_frequency and not unequal.frequencies:
             raise UnsupportedError(f"{scaling}, which llama.cpp reads neither in {stock.name} nor in {unequal.name}")
         return unequal
     if rope.per_frequency and not stock.frequencies:
         raise UnsupportedError(f"{scaling}, which its architecture ignores")
-    if named.mixer is not None:
-        raise UnsupportedError(f"{why}, and in llama.cpp all blocks of this family have the same sizes")
-    raise UnsupportedError(f"{why}, and no architecture with sizes per layer supports this family's blocks")
+    if family.mixer is not None:
+        raise UnsupportedError(f"{reason}, and in llama.cpp all blocks of this family have the same sizes")
+    raise UnsupportedError(f"{reason}, and no architecture with sizes per layer supports this family's blocks")
 
 
 def _features(stock: Architecture, checkpoint: Checkpoint, columns: int) -> tuple[Rope, int, int | None, list[str]]:
@@ -200,12 +203,12 @@ def _features(stock: Architecture, checkpoint: Checkpoint, columns: int) -> tupl
         window = int(config.sliding_window)
     elif stock.period is not None:
         window = _window_of_some(stock.period, config)
-    elif (seen := _window_of_all(config)) is not None:
+    elif (limit := _window_of_all(config)) is not None:
         notes.append(
-            f"its attention slides over a window of {seen} tokens, which llama.cpp doesn't support in all layers: up "
-            f"to this length results are the same, so the file's context is {seen} instead of {context}"
+            f"its attention slides over a window of {limit} tokens, which llama.cpp doesn't support in all layers: up "
+            f"to this length results are the same, so the file's context is {limit} instead of {context}"
         )
-        context = seen
+        context = limit
     for shorter in quirks(stock.context):
         if (limited := shorter(rope, context)) is not None:
             context, remark = limited
@@ -220,7 +223,7 @@ def _features(stock: Architecture, checkpoint: Checkpoint, columns: int) -> tupl
     return rope, context, window, notes
 
 
-def _check_features(stock: Architecture, config: Any) -> None:
+def _check_features(stock: Architecture, config: PreTrainedConfig) -> None:
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
     if activation not in stock.activations:
         raise UnsupportedError(f"its MLPs use {activation}")
@@ -229,7 +232,7 @@ def _check_features(stock: Architecture, config: Any) -> None:
             raise UnsupportedError(requirement.otherwise)
 
 
-def _window_of_all(config: Any) -> int | None:
+def _window_of_all(config: PreTrainedConfig) -> int | None:
     """Window of sliding layers; None if there are none."""
     window = int(getattr(config, "sliding_window", None) or 0)
     kinds = getattr(config, "layer_types", None)
@@ -237,7 +240,7 @@ def _window_of_all(config: Any) -> int | None:
     return window if slides else None
 
 
-def _window_of_some(period: int, config: Any) -> int:
+def _window_of_some(period: int, config: PreTrainedConfig) -> int:
     """The same for an architecture with a fixed order of sliding layers."""
     slide = [kind == "sliding_attention" for kind in config.layer_types]
     if slide != [bool((i + 1) % period) for i in range(len(slide))]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from darwinlm.model.layer_sizes import BlockSizes
 from darwinlm.model.surgery.padding import Tensors, split_rows
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.errors import ExportError
+
+if TYPE_CHECKING:
+    from gguf import TensorNameMap
 
 PARTS = ("attn_q", "attn_k", "attn_v")
 MLP_PARTS = ("ffn_gate", "ffn_up")
@@ -64,7 +67,7 @@ def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tens
 
 
 @cache
-def _names(architecture: str) -> Any:
+def _names(architecture: str) -> TensorNameMap:
     """The table of the package `gguf` from names in checkpoints to those in files, for a single block."""
     from gguf.constants import MODEL_ARCH_NAMES
     from gguf.tensor_mapping import get_tensor_name_map
@@ -85,8 +88,9 @@ def place_of(name: str, family: Family, layout: Layout) -> str | None:
 
 def exact_tensors(family: Family, layout: Layout) -> frozenset[str]:
     """Names in a file, without `blk.N.`, of tensors that are written in float32 (`Architecture.float32`)."""
-    wholes = (f"{owner}.{name}" for name in layout.architecture.float32 for owner in (f"{family.layers}.0", "model"))
-    return frozenset(filter(None, (place_of(whole, family, layout) for whole in wholes)))
+    owners = (f"{family.layers}.0", "model")
+    names = (f"{owner}.{leaf}" for leaf in layout.architecture.float32 for owner in owners)
+    return frozenset(filter(None, (place_of(name, family, layout) for name in names)))
 
 
 def _spelled(name: str, layout: Layout) -> str:
@@ -107,11 +111,11 @@ def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]
         if place == "output_norm.weight":
             yield place, _norm(tensor, layout)
         elif place == "token_embd.weight":
-            yield place, _valued(tensor, "token_embd", reshaper, layout)
+            yield place, _apply_quirks(tensor, "token_embd", reshaper, layout)
             if tied and ("output" in layout.folded or layout.architecture.own_head):
-                yield "output.weight", _valued(tensor, "output", reshaper, layout)
+                yield "output.weight", _apply_quirks(tensor, "output", reshaper, layout)
         else:
-            yield place, _valued(tensor, place.rpartition(".")[0], reshaper, layout)
+            yield place, _apply_quirks(tensor, place.rpartition(".")[0], reshaper, layout)
 
 
 def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensors:
@@ -121,10 +125,10 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
         place = split or place_of(f"{reshaper.family.layers}.0.{name}", reshaper.family, layout)
         if place is None:
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
-        tensors[place] = _arranged(raw.float(), place, reshaper, layout, target)
+        tensors[place] = _arrange(raw.float(), place, reshaper, layout, target)
     for fused, parts in FUSED.items():
         if fused in layout.architecture.fused:
-            tensors = _joined(tensors, parts, fused)
+            tensors = _fuse(tensors, parts, fused)
     return tensors
 
 
@@ -171,49 +175,49 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
         yield from ((name, place, piece) for place, piece in zip_longest(names, pieces))
 
 
-def _arranged(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
+def _arrange(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Tensor:
     """One tensor of a block, rearranged for the architecture."""
     kind = place.rpartition(".")[0]
     if kind.endswith("_norm") and kind not in layout.architecture.plain_norms and place.endswith(".weight"):
         tensor = _norm(tensor, layout)
     if kind in ("attn_q", "attn_k"):
         heads = target.attention.heads if kind == "attn_q" else target.attention.groups
-        tensor = _turned(tensor, heads, reshaper, layout)
-    tensor = _valued(tensor, kind, reshaper, layout)
+        tensor = _order_for_rotation(tensor, heads, reshaper, layout)
+    tensor = _apply_quirks(tensor, kind, reshaper, layout)
     if kind.endswith("_shexp") and layout.shared:
-        tensor = _filled(tensor, layout.shared * target.mlp.width, int("down" in kind))
+        tensor = _pad_with_zeros(tensor, layout.shared * target.mlp.width, int("down" in kind))
     return tensor
 
 
-def _turned(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> Tensor:
+def _order_for_rotation(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> Tensor:
     """Queries or keys for the rotary embedding of the architecture."""
     rope = layout.rope
     if layout.architecture.permuted and not reshaper.family.attention.neighbours:
         tensor = permute_rows(tensor, heads, rope.turned)
     if layout.architecture.whole_heads and rope.turned < rope.columns:
         # llama.cpp multiplies all columns by the rotation's factor, transformers only rotated ones.
-        still = torch.ones(rope.columns)
-        still[rope.turned :] /= rope.attention
-        tensor = tensor * still.repeat(heads).reshape(-1, *[1] * (tensor.ndim - 1))
+        gains = torch.ones(rope.columns)
+        gains[rope.turned :] /= rope.attention
+        tensor = tensor * gains.repeat(heads).reshape(-1, *[1] * (tensor.ndim - 1))
     return tensor
 
 
-def _filled(tensor: Tensor, size: int, axis: int) -> Tensor:
+def _pad_with_zeros(tensor: Tensor, size: int, axis: int) -> Tensor:
     """The tensor with zeros up to a size along an axis."""
     shape = list(tensor.shape)
     shape[axis] = size - shape[axis]
     return torch.cat([tensor, tensor.new_zeros(shape)], axis)
 
 
-def _valued(tensor: Tensor, kind: str, reshaper: Reshaper, layout: Layout) -> Tensor:
+def _apply_quirks(tensor: Tensor, kind: str, reshaper: Reshaper, layout: Layout) -> Tensor:
     """A tensor with the values that its family needs in this architecture."""
-    for named in (layout.architecture.arranged, layout.folded):
-        for change in quirks(named.get(kind)):
+    for functions in (layout.architecture.arranged, layout.folded):
+        for change in quirks(functions.get(kind)):
             tensor = change(tensor, reshaper, layout)
     return tensor
 
 
-def _joined(tensors: Tensors, parts: Sequence[str], name: str) -> Tensors:
+def _fuse(tensors: Tensors, parts: Sequence[str], name: str) -> Tensors:
     pieces = [tensors.pop(f"{part}.weight") for part in parts if f"{part}.weight" in tensors]
     return tensors | ({f"{name}.weight": torch.cat(pieces)} if pieces else {})
 

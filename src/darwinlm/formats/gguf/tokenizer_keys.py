@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from tokenizers import Regex, pre_tokenizers
 
 from darwinlm.formats.gguf.header import read_header
 from darwinlm.formats.gguf.split_patterns import ALIASES, DIGITS, MERGED, PATTERNS, PLAIN, WHOLE_WORDS
 from darwinlm.runtime.errors import CheckpointError, ExportError
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, shorten
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+KeyValue: TypeAlias = str | float | Sequence[str] | Sequence[float]
+"""Value of a key in a GGUF file: a string, a number, a truth value, or an array of strings or numbers."""
+TokenizerKeys: TypeAlias = dict[str, KeyValue]
+"""The keys of a tokenizer by their full names in a GGUF file."""
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 MODEL, TOKENS, TEMPLATE = "tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.chat_template"
 
 
-def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> dict[str, Any]:
+def read_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> TokenizerKeys:
     """Keys of a file for the tokenizer of a model folder.
 
     The list of tokens is padded to `vocabulary`, the number of rows of the embedding. Raises ExportError if llama.cpp
@@ -39,7 +49,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> dict[str, A
     if model.get("type") != "BPE":
         raise _unknown(folder, f"its model is {model.get('type')}, not BPE")
     tokens, types = _tokens(tree, vocabulary, folder)
-    values: dict[str, Any] = {"tokens": tokens, "token_type": types}
+    values: TokenizerKeys = {"tokens": tokens, "token_type": types}
     pre = _pre_tokenizers(tree)
     if any(step["type"] == "ByteLevel" for step in pre):
         kind = "gpt2"
@@ -48,7 +58,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> dict[str, A
             "pre": name,
             "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
         }
-        if not values["merges"]:
+        if not model["merges"]:
             raise _unknown(folder, "it has no merges")
     elif model.get("byte_fallback"):
         kind = "llama"
@@ -61,7 +71,7 @@ def read_tokenizer(folder: Path, tokenizer: Any, vocabulary: int) -> dict[str, A
     return keys | ({TEMPLATE: template} if template else {})
 
 
-def copy_tokenizer(path: Path, vocabulary: int) -> dict[str, Any]:
+def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
     """Copy the tokenizer's keys from another GGUF file.
 
     Raises:
@@ -76,16 +86,16 @@ def copy_tokenizer(path: Path, vocabulary: int) -> dict[str, Any]:
         raise ExportError(f"can't read the tokenizer of {path}: {shorten(error)}") from error
     names = sorted((name for name in fields if name.startswith("tokenizer.ggml.")), key=lambda name: name != MODEL)
     keys = {name: fields[name].contents() for name in (*names, *({TEMPLATE} & fields.keys()))}
-    if MODEL not in keys or len(keys.get(TOKENS, ())) != vocabulary:
+    count = len(keys.get(TOKENS, ()))
+    if MODEL not in keys or count != vocabulary:
         raise ExportError(
-            f"the tokenizer in {path} has {len(keys.get(TOKENS, ()))} tokens, the model {vocabulary}: give the "
-            "GGUF file of this model"
+            f"the tokenizer in {path} has {count} tokens, the model {vocabulary}: give the GGUF file of this model"
         )
     return keys
 
 
-def write_tokenizer(writer: Any, keys: Mapping[str, object]) -> None:
-    """Add the keys to a file."""
+def write_tokenizer(writer: GGUFWriter, keys: Mapping[str, KeyValue]) -> None:
+    """Add the keys of a tokenizer to a file."""
     add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
     for name, value in keys.items():
         if name == TEMPLATE:
@@ -99,7 +109,7 @@ def unused_token(number: int) -> str:
     return f"[PAD{number}]"
 
 
-def _tokens(tree: dict[str, Any], vocabulary: int, folder: Path) -> tuple[list[str], list[int]]:
+def _tokens(tree: JsonObject, vocabulary: int, folder: Path) -> tuple[list[str], list[int]]:
     by_id = {index: token for token, index in tree["model"]["vocab"].items()}
     kinds = dict.fromkeys(by_id, NORMAL)
     byte_fallback = bool(tree["model"].get("byte_fallback"))
@@ -120,7 +130,7 @@ def _tokens(tree: dict[str, Any], vocabulary: int, folder: Path) -> tuple[list[s
     return tokens, [kinds.get(index, UNUSED) for index in range(vocabulary)]
 
 
-def _steps(tree: Any, nested: str) -> Iterator[dict[str, Any]]:
+def _steps(tree: JsonObject | None, nested: str) -> Iterator[JsonObject]:
     if tree:
         if tree["type"] == "Sequence":
             for step in tree[nested]:
@@ -129,11 +139,11 @@ def _steps(tree: Any, nested: str) -> Iterator[dict[str, Any]]:
             yield tree
 
 
-def _pre_tokenizers(tree: dict[str, Any]) -> list[dict[str, Any]]:
+def _pre_tokenizers(tree: JsonObject) -> list[JsonObject]:
     return list(_steps(tree.get("pre_tokenizer"), "pretokenizers"))
 
 
-def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool) -> str:
+def _pre_name(steps: list[JsonObject], folder: Path, *, ignores_merges: bool) -> str:
     kinds = [step["type"] for step in steps]
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
         return PLAIN
@@ -146,7 +156,7 @@ def _pre_name(steps: list[dict[str, Any]], folder: Path, *, ignores_merges: bool
     raise _unknown(folder, f"its pre-tokenizer ({' + '.join(kinds)}) isn't known in llama.cpp")
 
 
-def _scores(model: dict[str, Any], tokens: list[str]) -> list[float]:
+def _scores(model: JsonObject, tokens: list[str]) -> list[float]:
     """SentencePiece scores of tokens: higher for earlier merges, then characters, lowest for bytes."""
     rank: dict[str, float] = {}
     for number, merge in enumerate(model["merges"]):
@@ -155,17 +165,17 @@ def _scores(model: dict[str, Any], tokens: list[str]) -> list[float]:
     return [rank.get(token, last) for token in tokens]
 
 
-def _prepends_space(tree: dict[str, Any]) -> bool:
+def _prepends_space(tree: JsonObject) -> bool:
     steps = [*_steps(tree.get("normalizer"), "normalizers"), *_pre_tokenizers(tree)]
     prepends = any(step["type"] == "Prepend" for step in steps)
     return prepends or any(step["type"] == "Metaspace" and step.get("prepend_scheme") != "never" for step in steps)
 
 
-def _special(tokenizer: Any) -> dict[str, Any]:
+def _special(tokenizer: PreTrainedTokenizerBase) -> TokenizerKeys:
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    special: dict[str, Any] = {}
-    for short, name in names.items():
-        index = getattr(tokenizer, f"{short}_token_id", None)
+    special: TokenizerKeys = {}
+    for token, name in names.items():
+        index = getattr(tokenizer, f"{token}_token_id", None)
         if index is not None:
             special[f"{name}_token_id"] = int(index)
     ids = tokenizer("a")["input_ids"]
@@ -181,14 +191,14 @@ def _unknown(folder: Path, reason: str) -> ExportError:
     )
 
 
-def split_as_named(tokenizer: Any, name: str | None) -> None:
+def split_as_named(tokenizer: PreTrainedTokenizerFast, name: str | None) -> None:
     """Make a byte-level tokenizer split text by the file's `tokenizer.ggml.pre`, which transformers ignores.
 
     The tokenizer is changed in place. Raises CheckpointError if the name is missing or unknown.
     """
     known = ALIASES.get(str(name), str(name))
-    regexes = {other: patterns for patterns, other in PATTERNS.items()}
-    regexes |= {other: regexes[first] for first, other in MERGED.items()}
+    regexes = {pre_tokenizer: patterns for patterns, pre_tokenizer in PATTERNS.items()}
+    regexes |= {merged: regexes[direct] for direct, merged in MERGED.items()}
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     with_regex = pre_tokenizers.ByteLevel(add_prefix_space=False)
     steps: list[pre_tokenizers.PreTokenizer]

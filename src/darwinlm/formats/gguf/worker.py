@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
 
 import numpy as np
 
-from darwinlm.formats.gguf.engine import REQUESTS, Engine, engine_class
+from darwinlm.formats.gguf.engine import REQUESTS, Engine, Generated, engine_class
+from darwinlm.runtime.json_values import JsonObject
 
 
-def begin(name: str, target: str, request: dict[str, Any]) -> Engine | None:
+def begin(name: str, target: str, request: JsonObject) -> Engine | None:
     """Answer the first request: load a model, or quantise a file without loading it."""
     kind = engine_class(target)
     if name == "quantise":
@@ -21,14 +21,15 @@ def begin(name: str, target: str, request: dict[str, Any]) -> Engine | None:
     return kind(**request)
 
 
-def answer(engine: Engine, name: str, request: dict[str, Any]) -> Any:
+def answer(engine: Engine, name: str, request: JsonObject) -> Generated | list[int] | None:
     """Answer one request to a loaded engine."""
     if name not in REQUESTS:
         raise ValueError(f"an engine answers {', '.join(REQUESTS)}")
     if name == "logits":
         np.save(request.pop("path"), engine.logits(**request))
         return None
-    return getattr(engine, name)(**request)
+    result: Generated | list[int] = getattr(engine, name)(**request)
+    return result
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
         request = json.loads(line)
         name = request.pop("request")
         try:
-            reply: dict[str, Any] = {"result": None}
+            reply: JsonObject = {"result": None}
             if "engine" in request:
                 engine = begin(name, request.pop("engine"), request)
             elif engine is not None:

@@ -97,10 +97,11 @@ def open_published(folder: Path, *, sharing: str | None = None) -> Checkpoint:
         for sizes in _block_sizes(stock, shapes, block, sharing)
     }
     table = layer_table(family, stock.n_blocks, modules)
-    stated = {name: getattr(config, name) for name in (family.mlp.width, ATTENTION_HEADS, KV_HEADS)}
-    kind, equal = raw.get("model_type"), all(row == stated for row in table.values())
-    if kind in families() and (kind != family.model_type or equal):
-        raise ModelError(f"{folder} is a {kind} model and needs no import: {OTHERS}")
+    uniform = {name: getattr(config, name) for name in (family.mlp.width, ATTENTION_HEADS, KV_HEADS)}
+    model_type = raw.get("model_type")
+    equal = all(row == uniform for row in table.values())
+    if model_type in families() and (model_type != family.model_type or equal):
+        raise ModelError(f"{folder} is a {model_type} model and needs no import: {OTHERS}")
     return replace(stock, config=smaller_config(stock, table))
 
 
@@ -108,10 +109,10 @@ def _family(folder: Path, shapes: Shapes) -> Family:
     """Qwen2 if queries have biases, else Llama. Raises ModelError if layers hold other tensors."""
     matches = (LAYER.match(name) for name in shapes if not is_buffer(name))
     inside = {match[1] for match in matches if match}
-    others = inside - WEIGHTS - BIASES
-    if others or not inside:
-        named = f"its layers hold {shorten(min(others))}" if others else "it has no layers named model.layers"
-        raise ModelError(f"{folder}: {named}, but {OTHERS}")
+    unknown = inside - WEIGHTS - BIASES
+    if unknown or not inside:
+        reason = f"its layers hold {shorten(min(unknown))}" if unknown else "it has no layers named model.layers"
+        raise ModelError(f"{folder}: {reason}, but {OTHERS}")
     return families()["qwen2" if inside & BIASES else "llama"]
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -31,20 +31,30 @@ from darwinlm.runtime.artifact import (
 )
 from darwinlm.runtime.errors import CheckpointError, NumericsError, storage_error
 from darwinlm.runtime.folders import make_folder, remove
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.lock import ASIDE
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 RECORD = "darwinlm_recipe.json"
-"""File beside a model with the recipe that made it, and hashes of its files."""
+"""File next to the weights, with the recipe of the run that wrote them and hashes of the model's files."""
 MODEL_FILE = "modeling_mlx.py"
 ROUNDING = 0.05
 """Largest relative difference of the logits of equal models in bfloat16."""
 
 
-def save_model(model: Any, folder: Path, *, tokenizer: Any = None, source: Path | None = None) -> None:
+def save_model(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    source: Path | None = None,
+) -> None:
     """Write configuration, weights, modelling file (if layers differ) and tokenizer.
 
     The folder appears by rename when it is complete. An older folder of the same name is replaced. From `source`, the
-    folder of the original model, generation settings and licence files are copied, and parts beside the language model
+    folder of the original model, generation settings and licence files are copied, and parts around the language model
     are carried along.
 
     Raises:
@@ -69,18 +79,20 @@ def save_model(model: Any, folder: Path, *, tokenizer: Any = None, source: Path 
         share(temporary)
 
 
-def for_other_engines(folder: Path, config: Any) -> None:
+def for_other_engines(folder: Path, config: PreTrainedConfig) -> None:
     """Add what other engines read of a saved model: older names of its rotary embedding, and a file for mlx-lm.
 
     Blocks that predict further tokens aren't saved, so the configuration counts none.
     """
     path = folder / "config.json"
-    tree: dict[str, Any] = read_json(path)
+    tree: JsonObject = read_json(path)
     if "text_config" in tree:
         tree["text_config"] |= older_rope(tree["text_config"].get("rope_parameters") or {})
     tree |= older_rope(tree.get("rope_parameters") or {})
     for part in (tree, tree.get("text_config", {})):
-        part.update(dict.fromkeys((name for name in FURTHER if part.get(name)), 0))
+        for name in FURTHER:
+            if part.get(name):
+                part[name] = 0
     if "text_config" not in tree and is_custom(config) and "mlx" in family_of(config).engines:
         tree["model_file"] = MODEL_FILE
         write_text(folder / MODEL_FILE, mlx_code())
@@ -92,18 +104,21 @@ def mlx_code() -> str:
     return (resources.files("darwinlm.formats.mlx") / MODEL_FILE).read_text(encoding="utf-8")
 
 
-def older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+def older_rope(rope: JsonObject) -> JsonObject:
     """Settings of a rotary embedding under the names from before transformers 5.
 
-    Engines that only know these would silently take their own base. There are none for layers that differ in more than
-    the base.
+    Engines that only know these would silently take their own base. Layers that differ in more than the base can't be
+    expressed in them, so the result is then empty.
     """
     if "rope_theta" in rope:
         scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
-        part = {name: rope[name] for name in ("partial_rotary_factor",) if name in rope}
         plain = rope.get("rope_type", "default") == "default"
-        return {"rope_theta": rope["rope_theta"], "rope_scaling": None if plain else scaling, **part}
-    full, sliding = rope.get("full_attention") or {}, rope.get("sliding_attention") or {}
+        older = {"rope_theta": rope["rope_theta"], "rope_scaling": None if plain else scaling}
+        if "partial_rotary_factor" in rope:
+            older["partial_rotary_factor"] = rope["partial_rotary_factor"]
+        return older
+    full = rope.get("full_attention") or {}
+    sliding = rope.get("sliding_attention") or {}
     if "rope_theta" not in full or sliding.get("rope_type") != "default" or full.get("rope_type") == "proportional":
         return {}
     local = {"rope_local_base_freq": sliding["rope_theta"]} if sliding["rope_theta"] != full["rope_theta"] else {}
@@ -112,7 +127,7 @@ def older_rope(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def unchecked(out: Path, suffix: str = "unchecked") -> Iterator[Path]:
-    """Path of a temporary folder beside `out`, which it replaces after the body succeeds; otherwise it is deleted.
+    """Path of a temporary folder next to `out`, which it replaces after the body succeeds; otherwise it is deleted.
 
     Raises:
         StorageError: The disk is full or the folder can't be written.
@@ -160,31 +175,32 @@ def recorded_digests(record: Path) -> dict[str, str]:
 
 
 @torch.no_grad()
-def check_saved(model: Any, folder: Path, tokens: Tensor) -> None:
+def check_saved(model: PreTrainedModel, folder: Path, tokens: Tensor) -> None:
     """Load the folder again as transformers does: its weights must be the model's, and its logits up to rounding.
 
     `tokens` is [n, t]. Raises CheckpointError if they differ; the message names the first differing weight.
     """
-    whole = is_whole(folder)
-    auto = AutoModelForImageTextToText if whole else AutoModelForCausalLM
+    multimodal = is_whole(folder)
+    auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
     with without_bars():
-        again = auto.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
-    again, stored = again.eval().to(model.device), again.state_dict()
-    places = {
-        name: name.replace("model.", "model.language_model.", 1) if whole else name for name in model.state_dict()
-    }
-    differ = (
-        name
-        for name, tensor in model.state_dict().items()
-        if places[name] not in stored or not torch.equal(tensor, stored[places[name]].to(tensor))
-    )
-    where = next(differ, None)
-    if where is None:
-        ours, theirs = (side(input_ids=tokens.to(model.device), use_cache=False).logits for side in (model, again))
+        reloaded = auto.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
+    reloaded = reloaded.eval().to(model.device)
+    stored = reloaded.state_dict()
+    difference = None
+    for name, tensor in model.state_dict().items():
+        stored_name = name.replace("model.", "model.language_model.", 1) if multimodal else name
+        if stored_name not in stored or not torch.equal(tensor, stored[stored_name].to(tensor)):
+            difference = name
+            break
+    if difference is None:
+        input_ids = tokens.to(model.device)
+        logits = model(input_ids=input_ids, use_cache=False).logits
+        error = logits - reloaded(input_ids=input_ids, use_cache=False).logits
         # Rounding depends on where the weights lie in memory.
-        where = None if (ours - theirs).float().norm() <= ROUNDING * ours.float().norm() else "the logits"
-    if where is not None:
+        if not error.float().norm() <= ROUNDING * logits.float().norm():
+            difference = "the logits"
+    if difference is not None:
         raise CheckpointError(
-            f"the model saved in {folder} differs from the one in memory in {where}: don't use it, and please report "
-            "this"
+            f"the model saved in {folder} differs from the one in memory in {difference}: don't use it, and please "
+            "report this"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 from vllm.model_executor.models.transformers import TransformersForCausalLM, TransformersMoEForCausalLM, base
 
@@ -21,17 +20,18 @@ class _SkipsAttention:
     """Mixin that creates attention, and so a KV cache, only for layers that have one. It comes before vLLM's class."""
 
     def _create_attention_instances(self, prefix: str = "") -> None:
-        config: Any = self.text_config  # type: ignore[attr-defined]
+        config = self.text_config  # type: ignore[attr-defined]
         present = ["attention" not in getattr(layer, "skip", ()) for layer in config.per_layer_config]
-        whole = base.get_pp_indices
-        start, end = whole(len(present), self.pp_group.rank_in_group, self.pp_group.world_size)  # type: ignore[attr-defined]
+        get_pp_indices = base.get_pp_indices
+        group = self.pp_group  # type: ignore[attr-defined]
+        start, end = get_pp_indices(len(present), group.rank_in_group, group.world_size)
         try:
             for run in present_runs(present, start, end):
                 # vLLM iterates over a range of layers and refuses those without attention: pass ranges with attention.
                 base.get_pp_indices = lambda *_, run=run: run
                 super()._create_attention_instances(prefix)  # type: ignore[misc]
         finally:
-            base.get_pp_indices = whole
+            base.get_pp_indices = get_pp_indices
 
 
 class PrunedForCausalLM(_SkipsAttention, TransformersForCausalLM):  # type: ignore[misc]

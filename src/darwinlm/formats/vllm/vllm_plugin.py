@@ -1,21 +1,23 @@
 """Plugin of vLLM (entry point `vllm.general_plugins`): pruned models are served without a flag and without padding.
 
-vLLM calls `register` in each of its processes before it reads a model, whatever the model is. So nothing is imported
-there: vLLM gets our models by name, and transformers gets a configuration class when it first asks for one of ours.
+vLLM calls `register` in each of its processes before it reads a model, whatever the model is. So it imports
+nothing: vLLM gets our models by name, and transformers gets a configuration class when it first asks for one of ours.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from logging import getLogger
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from darwinlm.model.families.family import Family
 
 CONFIGURATIONS = "transformers.models.auto.configuration_auto"
@@ -78,17 +80,17 @@ def _extend(module: ModuleType, model_types: set[str]) -> None:
     mapping._extra_content = LazyConfigurations(mapping._extra_content, model_types)
 
 
-class LazyConfigurations(dict[str, Any]):
+class LazyConfigurations(dict[str, "type[PreTrainedConfig]"]):
     """Registered configuration classes by model type, of which ours are defined when they are first asked for."""
 
-    def __init__(self, registered: dict[str, Any], model_types: set[str]) -> None:
+    def __init__(self, registered: dict[str, type[PreTrainedConfig]], model_types: set[str]) -> None:
         super().__init__(registered)
         self.model_types = model_types
 
     def __contains__(self, model_type: object) -> bool:
         return super().__contains__(model_type) or model_type in self.model_types
 
-    def __missing__(self, model_type: str) -> Any:
+    def __missing__(self, model_type: str) -> type[PreTrainedConfig]:
         if model_type not in self.model_types:
             raise KeyError(model_type)
         from darwinlm.model.families.pruned import register as define
@@ -105,7 +107,9 @@ class _AfterImport(MetaPathFinder):
     def __init__(self, model_types: set[str]) -> None:
         self.model_types = model_types
 
-    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         """The module's own spec, whose loader extends it afterwards; None for other modules."""
         if fullname != CONFIGURATIONS:
             return None

@@ -17,16 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
+
+Quirk: TypeAlias = Callable[..., Any]
+"""A function of the table above; its field tells the arguments and the result."""
 
 
-def quirk(name: str) -> Callable[..., Any]:
+def quirk(name: str) -> Quirk:
     """The function of this package that a description names."""
-    module, _, function = name.partition(".")
-    named: Callable[..., Any] = getattr(import_module(f"{__name__}.{module}"), function)
-    return named
+    module, _, function_name = name.partition(".")
+    function: Quirk = getattr(import_module(f"{__name__}.{module}"), function_name)
+    return function
 
 
-def quirks(names: str | None) -> Iterator[Callable[..., Any]]:
+def quirks(names: str | None) -> Iterator[Quirk]:
     """The functions of a field with spaces between several names, in order; none if the field is empty."""
     return map(quirk, (names or "").split())

@@ -1,18 +1,21 @@
 """Gemma 2 and 3: scores are scaled by a number of their own, and Gemma 2 caps them and the logits.
 
 llama.cpp knows no key for the scale. It divides by the root of a head's columns, and in models of 27B parameters, which
-it recognises by their number of blocks, by the root of the hidden size for each head.
+it recognises by their number of blocks, by the root of hidden size / heads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from darwinlm.formats.gguf.header import GgufHeader
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.surgery.reshape import Reshaper
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 BLOCKS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """By the name of the architecture."""
@@ -40,13 +43,13 @@ def logit_cap(reshaper: Reshaper, _: Layout) -> float:
     return float(reshaper.checkpoint.config.final_logit_softcapping or NO_CAP)
 
 
-def read_scale(config: Any, header: GgufHeader) -> None:
+def read_scale(config: PreTrainedConfig, header: GgufHeader) -> None:
     """Set the scale of scores that llama.cpp uses."""
     largest = config.num_hidden_layers == BLOCKS_OF_27B[header.architecture]
     config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if largest else config.head_dim
 
 
-def read_caps(config: Any, header: GgufHeader) -> None:
+def read_caps(config: PreTrainedConfig, header: GgufHeader) -> None:
     """Set the soft caps."""
-    for name, usual in CAPS.items():
-        setattr(config, name, header.sizes().get(name, usual))
+    for name, default in CAPS.items():
+        setattr(config, name, header.sizes().get(name, default))

@@ -42,5 +42,5 @@ def input_width(reshaper: Reshaper, _: Layout) -> int:
 
 
 def dense_widths(reshaper: Reshaper, layout: Layout) -> list[int]:
-    """Width of the MLP beside the experts of each layer."""
+    """Width of the dense MLP of every layer with experts."""
     return [int(reshaper.checkpoint.config.intermediate_size)] * len(layout.targets)

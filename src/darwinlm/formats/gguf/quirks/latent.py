@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +12,11 @@ from darwinlm.formats.gguf.rope import Rope, magnitude
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.surgery.reshape import Reshaper
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
-def split_heads(tensor: Tensor, config: Any) -> dict[str, Tensor]:
+
+def split_heads(tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
     """The projection from a latent [r] to heads as keys [n, r, h] and values [n, h, r]."""
     by_head = tensor.view(config.num_attention_heads, -1, config.kv_lora_rank)
     keys, values = torch.split(by_head, [config.qk_nope_head_dim, config.v_head_dim], 1)

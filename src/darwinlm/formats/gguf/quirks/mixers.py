@@ -1,18 +1,21 @@
 """Token mixers: state space (Granite 4), linear attention (Qwen3-Next, Qwen3.5), short convolutions (LFM2).
 
-In Qwen3.5, llama.cpp numbers value heads across key heads. Transformers gives key head k the next r value heads; there
-they are those with the numbers k, k + n, k + 2n and so on, with n key heads.
+In Qwen3.5, llama.cpp numbers value heads across key heads. In transformers, the r value heads of a key head follow one
+another; in llama.cpp, those of key head k have the numbers k, k + n, k + 2n and so on, with n key heads.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.surgery.reshape import Reshaper
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def decay(tensor: Tensor, _: object) -> Tensor:
@@ -25,24 +28,24 @@ def convolution(tensor: Tensor, _: object) -> Tensor:
     return tensor.squeeze(1)
 
 
-def tiled(tensor: Tensor, config: Any, columns: int | None = None) -> Tensor:
-    """Rows of value heads in llama.cpp's order; a head has as many as a value, unless stated otherwise."""
+def tiled(tensor: Tensor, config: PreTrainedConfig, columns: int | None = None) -> Tensor:
+    """Rows of value heads in llama.cpp's order; a head has `columns` of them, by default those of a value."""
     n, share = config.linear_num_key_heads, config.linear_num_value_heads // config.linear_num_key_heads
     columns, rest = columns or config.linear_value_head_dim, tensor.shape[1:]
     return tensor.reshape(n, share, columns, *rest).transpose(0, 1).reshape(n * share * columns, *rest)
 
 
-def tiled_single(tensor: Tensor, config: Any) -> Tensor:
+def tiled_single(tensor: Tensor, config: PreTrainedConfig) -> Tensor:
     """One row for each value head."""
     return tiled(tensor, config, 1)
 
 
-def tiled_columns(tensor: Tensor, config: Any) -> Tensor:
+def tiled_columns(tensor: Tensor, config: PreTrainedConfig) -> Tensor:
     """Columns of value heads."""
     return tiled(tensor.T, config).T
 
 
-def tiled_values(tensor: Tensor, config: Any) -> Tensor:
+def tiled_values(tensor: Tensor, config: PreTrainedConfig) -> Tensor:
     """Rows of queries, keys and values, of which the values move."""
     before = 2 * config.linear_num_key_heads * config.linear_key_head_dim
     return torch.cat([tensor[:before], tiled(tensor[before:], config)])
@@ -50,8 +53,8 @@ def tiled_values(tensor: Tensor, config: Any) -> Tensor:
 
 def sections(reshaper: Reshaper, layout: Layout) -> list[int]:
     """Pairs of the rotary embedding that turn with time, height and width."""
-    stated = reshaper.checkpoint.config.rope_parameters.get("mrope_section")
-    return [*(stated or [layout.rope.turned // 2] * 3), 0][:4]
+    section = reshaper.checkpoint.config.rope_parameters.get("mrope_section")
+    return [*(section or [layout.rope.turned // 2] * 3), 0][:4]
 
 
 def distance(reshaper: Reshaper, _: Layout) -> int:
@@ -64,7 +67,7 @@ def column(tensor: Tensor, _: object) -> Tensor:
     return tensor[:, None]
 
 
-def by_group(tensor: Tensor, config: Any) -> Tensor:
+def by_group(tensor: Tensor, config: PreTrainedConfig) -> Tensor:
     """The norm's weights by group."""
     return tensor.view(config.mamba_n_groups, -1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch import Tensor
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.families.parts import Experts
 from darwinlm.model.surgery.reshape import Reshaper
+
+if TYPE_CHECKING:
+    from gguf import ExpertGatingFuncType
 
 
 def _experts(reshaper: Reshaper) -> Experts:
@@ -19,7 +22,7 @@ def _experts(reshaper: Reshaper) -> Experts:
 
 
 def gate_and_up(tensor: Tensor, _: object) -> dict[str, Tensor]:
-    """Both inputs of an MLP beside experts."""
+    """Both input projections of the shared expert."""
     gate, up = torch.chunk(tensor, 2)
     return {"mlp.shared_expert.gate_proj.weight": gate, "mlp.shared_expert.up_proj.weight": up}
 
@@ -54,7 +57,7 @@ def sums_to_one(reshaper: Reshaper, _: Layout) -> bool:
     return bool(_experts(reshaper).sums_to_one(reshaper.checkpoint.config))
 
 
-def scores(reshaper: Reshaper, _: Layout) -> Any:
+def scores(reshaper: Reshaper, _: Layout) -> ExpertGatingFuncType:
     """Function of the router's logits."""
     from gguf import ExpertGatingFuncType
 
