@@ -24,8 +24,10 @@ RESULTS_OPTIONS ?=
 demo: $(VENV)/demo.stamp
 	$(BIN)/darwinlm demo --out $(OUT)
 
+# It ends with a table of the lines of src that no test reaches, by file.
 test: $(VENV)/dev.stamp check
-	$(BIN)/python -m pytest
+	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
+		$(BIN)/python -m pytest --cov --cov-report=term
 
 # The whole corpus of hostile inputs; `make test` runs a part of it.
 fuzz: $(VENV)/dev.stamp
