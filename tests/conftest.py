@@ -34,7 +34,7 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.run import Run
 from darwinlm.steps.evaluate import speed
-from darwinlm.steps.text import step as text_step
+from darwinlm.steps.text import text_settings
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import Command, command_runner
 from tests.tiny.pruned import plain_checkpoint
@@ -43,7 +43,7 @@ from tests.tiny.stages import run_stages
 torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
 
 speed.NEW_TOKENS, speed.SPEED_ROUNDS = 4, 1  # as little as there can be to measure
-text_step.LEAST_FOR_ANSWERS = 64
+text_settings.LEAST_FOR_ANSWERS = 64
 
 MakeRun = Callable[..., Run]
 

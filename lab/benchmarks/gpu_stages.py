@@ -29,8 +29,9 @@ from darwinlm.runtime.memory import all_bytes, set_limit
 from darwinlm.steps.database.block_files import Curve, block_file, module_tensors
 from darwinlm.steps.database.factors import pack_lower
 from darwinlm.steps.database.store import DatabaseReader
-from darwinlm.steps.recover import step as recover_step
+from darwinlm.steps.recover import recovery_settings as settings_module
 from darwinlm.steps.recover.checkpoints import Checkpoints
+from darwinlm.steps.recover.recovery_figures import TrainingRecord
 from darwinlm.steps.recover.schedule import plan_steps
 from darwinlm.steps.recover.sharding import load_teacher, sharding_mesh
 from darwinlm.steps.recover.train import Training, TrainingLoop
@@ -238,7 +239,7 @@ def smaller_model(setup: Setup, layers: int) -> Checkpoint:
 
 def recovered(
     setup: Setup, layers: int, out: str, *more: str, checkpoints: bool = True
-) -> tuple[recover_step.TrainingRecord, float]:
+) -> tuple[TrainingRecord, float]:
     """Train the smaller model on random tokens.
 
     Args:
@@ -315,7 +316,7 @@ def recovery(setup: Setup) -> None:
 def resume(setup: Setup) -> None:
     """Recovery that is killed after a checkpoint and resumed, against one that isn't."""
     layers = 2
-    often = mock.patch.object(recover_step, "SAVED_EVERY", _sizes(setup)[1])
+    often = mock.patch.object(settings_module, "SAVED_EVERY", _sizes(setup)[1])
     for name in ("uninterrupted", "interrupted"):
         shutil.rmtree(setup.work / name, ignore_errors=True)
     with often:

@@ -16,7 +16,7 @@ from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.step import Step, Task, Uses
 from darwinlm.steps.budget.problem import Problem
 from darwinlm.steps.database.step import PruningDatabase
-from darwinlm.steps.search.step import SearchSettings
+from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.stitch.step import Stitched
 from darwinlm.steps.stitch.stitch import stitch
 from darwinlm.steps.text.sequences import TokenSequences

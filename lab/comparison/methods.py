@@ -26,7 +26,7 @@ from darwinlm.steps.database.step import PruningDatabase
 from darwinlm.steps.database.store import DatabaseReader
 from darwinlm.steps.search.fitness import Fitness
 from darwinlm.steps.search.module_cache import PlacedModules
-from darwinlm.steps.search.step import SearchSettings
+from darwinlm.steps.search.search_settings import SearchSettings
 from lab.comparison.allocations import (
     best_random,
     best_uniform,

@@ -13,20 +13,26 @@ from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import AnyStep
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.chats.step import Chats
-from darwinlm.steps.database.step import Database, DatabaseSettings
-from darwinlm.steps.evaluate.step import RECOVERED, STITCHED, Evaluate
+from darwinlm.steps.database.database_settings import DatabaseSettings
+from darwinlm.steps.database.step import Database
+from darwinlm.steps.evaluate.model_figures import RECOVERED, STITCHED
+from darwinlm.steps.evaluate.step import Evaluate
 from darwinlm.steps.export.step import Export
 from darwinlm.steps.file.step import BoundedFile
 from darwinlm.steps.gradients.step import Gradients
 from darwinlm.steps.latency.step import Latency
 from darwinlm.steps.own_text.step import OwnText, OwnTextForRecovery
-from darwinlm.steps.recover.step import Recover, RecoverySettings
-from darwinlm.steps.refit.step import Refit, RefitSettings
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
+from darwinlm.steps.recover.step import Recover
+from darwinlm.steps.refit.refit_settings import RefitSettings
+from darwinlm.steps.refit.step import Refit
 from darwinlm.steps.results import Corrected, Inputs
 from darwinlm.steps.search.step import Search
 from darwinlm.steps.stitch.step import Stitch
-from darwinlm.steps.text.step import Text, TextSettings
-from darwinlm.steps.vocabulary.step import Vocabulary, VocabularySettings
+from darwinlm.steps.text.step import Text
+from darwinlm.steps.text.text_settings import TextSettings
+from darwinlm.steps.vocabulary.step import Vocabulary
+from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint

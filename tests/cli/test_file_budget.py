@@ -14,7 +14,7 @@ from darwinlm.formats.gguf.file_sizes import predicted_sizes
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.quantisation import LLAMA_CPP, SMALLEST
 from darwinlm.runs.finished import read_summary
-from darwinlm.steps.file.step import BoundedFileFigures
+from darwinlm.steps.file.file_figures import BoundedFileFigures
 
 CHEAP = ("units.mlp_multiple=32", "refit.tokens=0", "search.generations=1", "budget.tolerance=0.02")
 SIZES = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}

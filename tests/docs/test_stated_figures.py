@@ -15,9 +15,9 @@ from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.load import shipped_recipes
 from darwinlm.runs.demo_recipe import SETTINGS
 from darwinlm.runtime.amounts import duration, size
-from darwinlm.steps.recover.step import LONG_TRAINING
-from darwinlm.steps.refit.step import RefitSettings
-from darwinlm.steps.text.step import TextSettings
+from darwinlm.steps.recover.recovery_settings import LONG_TRAINING
+from darwinlm.steps.refit.refit_settings import RefitSettings
+from darwinlm.steps.text.text_settings import TextSettings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

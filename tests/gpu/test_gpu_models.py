@@ -16,8 +16,8 @@ from darwinlm.steps.latency.graphs import WARM_UP, GraphedDecoding, cache_name
 from darwinlm.steps.latency.step import Latency
 from darwinlm.steps.latency.timing import ModelTimer
 from darwinlm.steps.own_text import sampler
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
 from darwinlm.steps.recover.schedule import plan_steps
-from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.recover.train import Training
 from darwinlm.steps.search.student import Student
 from tests.gpu.device import Gpu, pretend_gpu

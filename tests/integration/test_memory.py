@@ -24,8 +24,8 @@ from darwinlm.runtime.memory import kept_memory, memory_of
 from darwinlm.steps.database.block_files import block_file
 from darwinlm.steps.database.build import build_database
 from darwinlm.steps.gradients.output_gradients import output_gradients
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
 from darwinlm.steps.recover.sharding import load_teacher, sharder, sharding_mesh, spread
-from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.recover.trained_model import Losses, logits_of, prepared, run_dense
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from darwinlm.recipe import shipped_recipes
 from darwinlm.runs.recovery import recover
 from darwinlm.runtime.console import Reporter
-from darwinlm.steps.recover.step import RecoveryFigures
+from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from darwinlm.runs.exporting import export_model
 from darwinlm.runs.opening import open_run
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError, MissingExtraError, ModelError
-from darwinlm.steps.text import step as text_step
+from darwinlm.steps.text import text_settings
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 
@@ -46,7 +46,7 @@ def half(tmp_path_factory) -> tuple[SimpleNamespace, Path]:
     out = tmp_path_factory.mktemp("half") / "out"
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(text_step, "LEAST_FOR_ANSWERS", 1 << 20)  # tiny models write chats in other tests
+            patch.setattr(text_settings, "LEAST_FOR_ANSWERS", 1 << 20)  # tiny models write chats in other tests
             run = open_run(demo_recipe(SMALLER), out, Reporter(quiet=True))
             return run_stages(run, "report"), out
     except (ModelError, DataError, MissingExtraError) as missing:

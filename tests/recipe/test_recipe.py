@@ -24,11 +24,10 @@ from darwinlm.recipe.recipe import CoreRecipe, field_order, with_sections
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.section import Section
 from darwinlm.runtime.step import Step
-from darwinlm.steps.budget.bounds import resolve_budget
-from darwinlm.steps.budget.counted import Counted
+from darwinlm.steps.budget.bounds import cost_of, counted, resolve_budget
 from darwinlm.steps.refit.step import Refit
 from darwinlm.steps.search.propose import filled
-from darwinlm.steps.search.step import SelectionRound
+from darwinlm.steps.search.search_amounts import SelectionRound
 
 
 def message(tree: dict[str, Any]) -> str:
@@ -205,7 +204,7 @@ def test_recipe_gives_the_size_it_is_named_after(name: str, tmp_path: Path) -> N
     space = space_of(recipe.units, checkpoint, shapes)
     outside = total - space.params(space.dense)
     target = float(re.search(r"-([\d.]+)b$", base)[1]) * 1e9
-    cost = Counted(recipe, checkpoint, space, shapes, outside, equal=False).cost
+    cost = cost_of(recipe, counted(recipe, checkpoint, space, shapes, outside=outside, equal=False))
     budget = resolve_budget(cost, recipe.budget)
     assert budget.limit == target
     assert outside + budget.lower == pytest.approx(target, rel=0.01)

@@ -29,7 +29,7 @@ from darwinlm.report.page import render_page
 from darwinlm.runs.finished import read_summary
 from darwinlm.runtime import tables
 from darwinlm.runtime.errors import ArtifactError
-from darwinlm.steps.evaluate.step import copying_passage
+from darwinlm.steps.evaluate.model_figures import copying_passage
 
 
 @pytest.fixture(params=SUMMARIES)

@@ -20,8 +20,8 @@ from tests.tiny.summaries import (
 from darwinlm.report.page import render_page
 from darwinlm.report.sweep_page import sweep_page
 from darwinlm.report.usage import next_steps
-from darwinlm.steps.recover.step import RecoveryFigures
-from darwinlm.steps.vocabulary.step import VocabularyFigures
+from darwinlm.steps.recover.recovery_figures import RecoveryFigures
+from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 
 @pytest.mark.parametrize("name", SUMMARIES)

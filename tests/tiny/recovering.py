@@ -40,7 +40,7 @@ def stop_at(monkeypatch: Any, step: int, error: BaseException) -> None:
 
 
 def losses(summary: Summary) -> list[float]:
-    from darwinlm.steps.recover.step import RecoveryFigures
+    from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 
     return [point.loss for point in summary.of(RecoveryFigures).log if point.loss is not None]
 
@@ -79,11 +79,11 @@ def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments
 
     from darwinlm.runs.recovery import recover
     from darwinlm.runtime.console import Reporter
-    from darwinlm.steps.recover import step, train
+    from darwinlm.steps.recover import recovery_settings, train
 
     settings = (*RECOVERY, *assignments)
     quiet = Reporter(quiet=True)
-    often = mock.patch.multiple(step, SAVED_EVERY=2048, LONG_TRAINING=0)
+    often = mock.patch.multiple(recovery_settings, SAVED_EVERY=2048, LONG_TRAINING=0)
     with mock.patch.object(train, "LOG_EVERY", 1), often:
         return recover(small, out, teacher=str(teacher), text=str(text), assignments=settings, reporter=quiet)
 

@@ -35,8 +35,8 @@ def _screen(console: Console, summary: Summary, out: Path) -> None:
     from darwinlm.report import wording
     from darwinlm.report.write import PAGE
     from darwinlm.runtime.amounts import count, nats, plural, size
-    from darwinlm.steps.recover.step import RecoveryFigures
-    from darwinlm.steps.search.step import SearchFigures
+    from darwinlm.steps.recover.recovery_figures import RecoveryFigures
+    from darwinlm.steps.search.search_figures import SearchFigures
 
     dense, small = summary.dense, summary.saved
     search, recovery = summary.of(SearchFigures), summary.of(RecoveryFigures)

@@ -28,12 +28,12 @@ from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.chats.answers import measure_chats
-from darwinlm.steps.chats.step import ChatFigures
+from darwinlm.steps.chats.chat_figures import ChatFigures
 from darwinlm.steps.evaluate.looking_back import all_copying, longest_sequence, measure_copying
 from darwinlm.steps.evaluate.metric import TokenMetric, token_metrics
 from darwinlm.steps.evaluate.metrics import Divergence
+from darwinlm.steps.evaluate.model_figures import CopyingScore
 from darwinlm.steps.evaluate.quality import Quality, measure_quality
-from darwinlm.steps.evaluate.step import CopyingScore
 
 if TYPE_CHECKING:
     from rich.console import Console

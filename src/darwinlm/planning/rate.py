@@ -13,7 +13,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.compute import await_device
 from darwinlm.steps.run_sizes import RunSizes
-from darwinlm.steps.text.step import TextSettings
+from darwinlm.steps.text.text_settings import TextSettings
 
 ENOUGH = 2.0
 """Seconds after which no larger batch is timed."""

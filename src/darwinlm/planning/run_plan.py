@@ -18,7 +18,8 @@ from darwinlm.runtime.run import Recipe, Run
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import AnyStep, Cost
 from darwinlm.steps.run_sizes import RunSizes
-from darwinlm.steps.search.step import Search, SearchSettings
+from darwinlm.steps.search.search_settings import SearchSettings
+from darwinlm.steps.search.step import Search
 from darwinlm.steps.source.whole_model import CONVERSION, conversion_cost
 from darwinlm.steps.text.shares import shares_of
 from darwinlm.steps.workload import LIBRARIES, Workload

@@ -16,7 +16,7 @@ from darwinlm.runtime.limits import SHOWN, YAML_BYTES, parse_yaml, read_text, sh
 from darwinlm.runtime.registry import SettingError
 from darwinlm.runtime.section import Section
 from darwinlm.steps.budget.kinds import BUDGETS
-from darwinlm.steps.search.step import SelectionRound
+from darwinlm.steps.search.search_amounts import SelectionRound
 
 OPTIONS: Mapping[str, str] = {
     "model": "model",

@@ -19,12 +19,12 @@ from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import AnyStep
 from darwinlm.steps.budget.budget_settings import BudgetSettings
-from darwinlm.steps.database.step import DatabaseSettings
-from darwinlm.steps.recover.step import RecoverySettings
-from darwinlm.steps.refit.step import RefitSettings
-from darwinlm.steps.search.step import SearchSettings
-from darwinlm.steps.text.step import TextSettings
-from darwinlm.steps.vocabulary.step import VocabularySettings
+from darwinlm.steps.database.database_settings import DatabaseSettings
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
+from darwinlm.steps.refit.refit_settings import RefitSettings
+from darwinlm.steps.search.search_settings import SearchSettings
+from darwinlm.steps.text.text_settings import TextSettings
+from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 
 class CoreRecipe(Sections):

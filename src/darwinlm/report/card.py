@@ -13,7 +13,7 @@ from darwinlm.report.render import render
 from darwinlm.report.summary import Summary
 from darwinlm.runtime import tables
 from darwinlm.runtime.limits import visible
-from darwinlm.steps.recover.step import RecoveryFigures
+from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 
 
 def model_card(summary: Summary) -> str:

@@ -9,7 +9,7 @@ from darwinlm.runtime import amounts
 from darwinlm.runtime.figures import Passage
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.evaluate.metric import columns, directions
-from darwinlm.steps.evaluate.step import DENSE, ModelFigures, copying_passage
+from darwinlm.steps.evaluate.model_figures import DENSE, ModelFigures, copying_passage
 
 
 def model_table(models: Mapping[str, ModelFigures], *, final: bool = False) -> Table:

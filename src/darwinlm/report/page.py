@@ -10,7 +10,7 @@ from darwinlm.report.render import render
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.runtime.published import without_folders
 from darwinlm.steps.evaluate.metric import tiles
-from darwinlm.steps.evaluate.step import DENSE
+from darwinlm.steps.evaluate.model_figures import DENSE
 
 
 def render_page(summary: Summary) -> str:

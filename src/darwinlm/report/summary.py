@@ -15,10 +15,10 @@ from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, fie
 from darwinlm.model.families.origin import Origin
 from darwinlm.model.layer_sizes import BlockSizes
 from darwinlm.runtime.figures import Figures, StageTime, StepFigures, TimeFigures, first_mistake, read_figures
-from darwinlm.steps.evaluate.step import BEFORE, DENSE, STITCHED, UNIFORM, ModelFigures
-from darwinlm.steps.export.step import ExportFigures
-from darwinlm.steps.search.step import SearchFigures
-from darwinlm.steps.text.step import TextFigures
+from darwinlm.steps.evaluate.model_figures import BEFORE, DENSE, STITCHED, UNIFORM, ModelFigures
+from darwinlm.steps.export.export_figures import ExportFigures
+from darwinlm.steps.search.search_figures import SearchFigures
+from darwinlm.steps.text.text_figures import TextFigures
 
 FILE = "summary.json"
 KINDS = "kinds"

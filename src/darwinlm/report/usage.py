@@ -9,8 +9,8 @@ import shlex
 from darwinlm.report.summary import Summary
 from darwinlm.report.wording import large_embedding
 from darwinlm.runtime.errors import install
-from darwinlm.steps.recover.step import RecoveryFigures
-from darwinlm.steps.vocabulary.step import VocabularyFigures
+from darwinlm.steps.recover.recovery_figures import RecoveryFigures
+from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 _PACKAGES = {"eval": "lm_eval", "gguf": "cyllama"}
 """Extras that next steps need, and the package that shows that each is installed."""

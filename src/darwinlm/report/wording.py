@@ -10,7 +10,7 @@ from darwinlm.runtime.amounts import count, duration, nats, percent, plural, siz
 from darwinlm.runtime.figures import TimeFigures
 from darwinlm.runtime.published import hub_id, short_source
 from darwinlm.steps.evaluate.metrics import speed_gains
-from darwinlm.steps.vocabulary.step import VocabularyFigures
+from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 UNTRAINED = (
     "It was not trained after pruning. Abilities that pruning removed, facts above all, only return with training."

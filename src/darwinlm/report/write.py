@@ -27,8 +27,8 @@ from darwinlm.runtime.run import Run
 from darwinlm.runtime.version import VERSION
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.problem import Problem
+from darwinlm.steps.evaluate.model_figures import Measured
 from darwinlm.steps.evaluate.speed import prompts_for
-from darwinlm.steps.evaluate.step import Measured
 from darwinlm.steps.export.step import Exported
 from darwinlm.steps.own_text.script import is_chat
 from darwinlm.steps.results import Inputs

@@ -20,7 +20,7 @@ from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import suggestion
 from darwinlm.steps.budget.layers import choose_layers
 from darwinlm.steps.run_sizes import RunSizes
-from darwinlm.steps.vocabulary.step import VocabularySettings
+from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 
 def plan(

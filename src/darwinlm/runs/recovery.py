@@ -23,9 +23,11 @@ from darwinlm.runtime.places import check_output
 from darwinlm.runtime.run import Run
 from darwinlm.steps.chats.step import Chats
 from darwinlm.steps.evaluate.measured_models import Models, StoredModel
-from darwinlm.steps.evaluate.step import BEFORE, DENSE, RECOVERED, Evaluate
+from darwinlm.steps.evaluate.model_figures import BEFORE, DENSE, RECOVERED
+from darwinlm.steps.evaluate.step import Evaluate
 from darwinlm.steps.export.step import Export
-from darwinlm.steps.own_text.step import FOLDER, Documents, OwnText, OwnTextForRecovery
+from darwinlm.steps.own_text.documents import Documents
+from darwinlm.steps.own_text.step import FOLDER, OwnText, OwnTextForRecovery
 from darwinlm.steps.recover.recovery_run import check_recovery
 from darwinlm.steps.recover.step import Recover
 from darwinlm.steps.source.whole_model import open_model

@@ -25,9 +25,9 @@ class Sections(Section):
     """Device and arithmetic."""
 
     def section(self, kind: type[AnySection]) -> AnySection:
-        """The recipe's section of a class. Raises KeyError if the recipe has none."""
+        """The recipe's section of a class, or of one that derives from it. Raises KeyError if the recipe has none."""
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if type(value) is kind:
+            if isinstance(value, kind):
                 return value
         raise KeyError(kind.__name__)

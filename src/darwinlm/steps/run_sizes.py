@@ -12,14 +12,13 @@ from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.compute import DTYPES
 from darwinlm.runtime.compute_settings import GPU_TOKENS
 from darwinlm.runtime.sections import Sections
-from darwinlm.steps.budget.bounds import bounded
+from darwinlm.steps.budget.bounds import bounded, cost_of, counted
 from darwinlm.steps.budget.budget_settings import BudgetSettings
-from darwinlm.steps.budget.counted import Counted
 from darwinlm.steps.budget.kinds import Speedup
-from darwinlm.steps.search.step import SearchSettings
-from darwinlm.steps.text.step import TextSettings
+from darwinlm.steps.search.search_amounts import SearchAmounts
+from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.vocabulary.choose import kept_size
-from darwinlm.steps.vocabulary.step import VocabularySettings
+from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 
 class RunSizes:
@@ -88,12 +87,12 @@ class RunSizes:
             params = sum(parameter.numel() for parameter in blocks.parameters())
             return params, params
         bound = self.recipe.section(BudgetSettings).bound
-        equal = self.recipe.section(SearchSettings).layers == "equal"
-        counted = Counted(self.recipe, self.checkpoint, self.space, self.shapes, self.outside, equal)
-        cost = counted.cost
+        equal = self.recipe.section(SearchAmounts).layers == "equal"
+        model = counted(self.recipe, self.checkpoint, self.space, self.shapes, outside=self.outside, equal=equal)
+        cost = cost_of(self.recipe, model)
         if cost is None:
             return 0, round(self.blocks / (bound.value if isinstance(bound, Speedup) else 2))
-        bounds = bounded(cost, counted)
+        bounds = bounded(self.recipe, cost, model)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)
 

@@ -15,10 +15,11 @@ from darwinlm.report.comparison import comparison, sweep_table
 from darwinlm.report.page import render_page
 from darwinlm.report.sweep_page import sweep_page
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.steps.chats.step import AnswerFigures, ChatFigures
+from darwinlm.steps.chats.chat_figures import AnswerFigures, ChatFigures
 from darwinlm.steps.evaluate.metric import METRICS, Metric, Tile, TokenMetric, directions, register, size_metrics
+from darwinlm.steps.evaluate.model_figures import ModelFigures
 from darwinlm.steps.evaluate.quality import measure_quality
-from darwinlm.steps.evaluate.step import Evaluate, ModelFigures
+from darwinlm.steps.evaluate.step import Evaluate
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ from darwinlm.runtime.errors import (
     StorageError,
 )
 from darwinlm.steps.recover import recovery_run
+from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 from darwinlm.steps.recover.sharding import sharding_mesh
-from darwinlm.steps.recover.step import RecoveryFigures
 from darwinlm.steps.recover.train import TrainingLoop
 from darwinlm.steps.run_sizes import RunSizes
 

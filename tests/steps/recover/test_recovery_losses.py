@@ -5,8 +5,8 @@ import torch
 from tests.tiny.models import tiny_model
 from torch.nn import functional
 
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
 from darwinlm.steps.recover.schedule import plan_steps, rate_share, warm_up_steps
-from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.recover.trained_model import batch_loss, logit_tokens, prepared, run_dense
 
 GENERATOR = torch.Generator().manual_seed(1)

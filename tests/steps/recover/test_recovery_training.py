@@ -13,11 +13,11 @@ from tests.tiny.recovering import Stopped
 from torch.nn import functional
 
 from darwinlm.runtime.errors import ArtifactError, NumericsError
-from darwinlm.steps.recover import step as recover_step
+from darwinlm.steps.recover import recovery_settings
 from darwinlm.steps.recover import train as training
 from darwinlm.steps.recover.recovery_losses import ForwardKL
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
 from darwinlm.steps.recover.schedule import plan_steps, rate_share
-from darwinlm.steps.recover.step import RecoverySettings
 from darwinlm.steps.recover.train import Training, TrainingLoop, improved
 
 LENGTH = 16
@@ -36,8 +36,8 @@ TEXT, HELD_OUT = [{"input_ids": row} for row in TOKENS[: STEPS.sequences]], torc
 def as_a_long_training():
     """With the embedding, and a checkpoint after every second step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recover_step, "LONG_TRAINING", 0)
-        patch.setattr(recover_step, "SAVED_EVERY", 2 * 8 * LENGTH)
+        patch.setattr(recovery_settings, "LONG_TRAINING", 0)
+        patch.setattr(recovery_settings, "SAVED_EVERY", 2 * 8 * LENGTH)
         yield
 
 

@@ -17,8 +17,8 @@ from darwinlm.steps.search.fitness import Clock, Fitness, Window
 from darwinlm.steps.search.guided_children import GuidedChildren
 from darwinlm.steps.search.prediction import Curvature, first_order
 from darwinlm.steps.search.search_method import Offspring, Propose
+from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.search.state import Generation, SearchState
-from darwinlm.steps.search.step import SearchSettings
 
 WINDOWS, WHOLE = [(0, 2), (2, 4)], (0, 4)
 START = (4,) * 6

@@ -17,7 +17,7 @@ from darwinlm.runs.finished import read_summary
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.errors import DataError, ModelError, RecipeError
 from darwinlm.steps.run_sizes import RunSizes
-from darwinlm.steps.vocabulary.step import VocabularyFigures
+from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 SIZE = 320
 

@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import ModuleShape
 from darwinlm.model.units.cost import CostModel
+from darwinlm.model.units.space import SearchSpace
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.counted import Counted
 from darwinlm.steps.budget.problem import Budget
-from darwinlm.steps.vocabulary.step import VocabularySettings
+from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 
-def bounded(cost: CostModel, model: Counted) -> Budget:
+def counted(
+    recipe: Sections,
+    checkpoint: Checkpoint,
+    space: SearchSpace,
+    shapes: list[ModuleShape],
+    *,
+    outside: int,
+    equal: bool,
+) -> Counted:
+    """What the costs of a recipe's budget are counted from.
+
+    Args:
+        recipe: The recipe.
+        checkpoint: The dense model.
+        space: Its modules and their levels.
+        shapes: Shapes of its modules.
+        outside: Number of parameters that aren't pruned.
+        equal: Whether all layers get the same sizes.
+    """
+    return Counted(
+        checkpoint,
+        space,
+        shapes,
+        outside,
+        equal,
+        recipe.section(BudgetSettings).context,
+        recipe.section(UnitsSettings).quantisation,
+        str(recipe.model),
+    )
+
+
+def cost_of(recipe: Sections, model: Counted) -> CostModel | None:
+    """Cost of every level of every module for the recipe's budget; None if it must be measured."""
+    return recipe.section(BudgetSettings).bound.costs(model)
+
+
+def bounded(recipe: Sections, cost: CostModel, model: Counted) -> Budget:
     """`resolve_budget`, which must remove something, unless the vocabulary is cut."""
-    recipe = model.recipe
     settings = recipe.section(BudgetSettings)
     settings.bound.check(cost, model)
     budget = resolve_budget(cost, settings)

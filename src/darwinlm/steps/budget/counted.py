@@ -12,10 +12,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import ModuleShape, head_dim
 from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.space import SearchSpace
-from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import BudgetError, RecipeError
-from darwinlm.runtime.sections import Sections
-from darwinlm.steps.budget.budget_settings import BudgetSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -28,24 +25,24 @@ class Counted:
     Attributes:
         outside: Number of parameters that aren't pruned.
         equal: Whether all layers get the same sizes.
+        context: Tokens in the KV cache.
+        quantisation: Type of the GGUF file.
+        model: Name of the model as the user gave it.
     """
 
-    recipe: Sections
     checkpoint: Checkpoint
     space: SearchSpace
     shapes: list[ModuleShape]
     outside: int
     equal: bool
+    context: int
+    quantisation: str | None
+    model: str
 
     @property
     def itemsize(self) -> int:
         """Bytes of a weight of the saved model."""
         return self.checkpoint.dtype.itemsize
-
-    @property
-    def cost(self) -> CostModel | None:
-        """Cost of every level of every module for the recipe's budget; None if it must be measured."""
-        return self.recipe.section(BudgetSettings).bound.costs(self)
 
 
 def byte_costs(model: Counted) -> CostModel:
@@ -69,7 +66,7 @@ def file_costs(model: Counted) -> CostModel:
 
     Raises RecipeError if the type isn't one of GGUF files, BudgetError if llama.cpp doesn't run the model.
     """
-    checkpoint, kind = model.checkpoint, model.recipe.section(UnitsSettings).quantisation
+    checkpoint, kind = model.checkpoint, model.quantisation
     if kind not in GGUF.types:
         names = ", ".join(GGUF.types)
         raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {names}")
@@ -84,8 +81,8 @@ def _kv_bytes(model: Counted) -> Callable[[int, int], int]:
     A block that determines positions caches one head even without attention. Sliding windows hold fewer tokens, and
     blocks that reuse others' keys and values none.
     """
-    checkpoint, budget = model.checkpoint, model.recipe.section(BudgetSettings)
-    config, context, sliding = checkpoint.config, budget.context, "sliding_attention"
+    checkpoint, context = model.checkpoint, model.context
+    config, sliding = checkpoint.config, "sliding_attention"
     window = getattr(config, "sliding_window", None)
     default_kind = sliding if window else "full_attention"
     kinds = list(getattr(config, "layer_types", None) or [default_kind] * checkpoint.n_blocks)

@@ -182,7 +182,7 @@ class File(Bound):
         name, size = fits
         raise BudgetError(
             f"budget.file: {cost.words(self.value)} needs no pruning: the whole model has {cost.words(size)} as "
-            f"{name}. Write that file: darwinlm export {shlex.quote(str(model.recipe.model))} --quant {name} "
+            f"{name}. Write that file: darwinlm export {shlex.quote(model.model)} --quant {name} "
             "--out model.gguf"
         )
 

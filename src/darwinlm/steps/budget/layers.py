@@ -21,7 +21,7 @@ from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.equal import EqualLayers, equal_layers
 from darwinlm.steps.budget.problem import Budget
-from darwinlm.steps.search.step import SearchSettings
+from darwinlm.steps.search.search_amounts import SearchAmounts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -33,7 +33,7 @@ def choose_layers(recipe: Sections, checkpoint: Checkpoint, space: SearchSpace) 
     Raises:
         RecipeError: Equal layers were asked for, and the model or the units don't have them.
     """
-    layers, quantisation = recipe.section(SearchSettings).layers, recipe.section(UnitsSettings).quantisation
+    layers, quantisation = recipe.section(SearchAmounts).layers, recipe.section(UnitsSettings).quantisation
     if layers == "equal":
         if is_custom(checkpoint.config):
             raise RecipeError("--layers equal: the layers of this model already differ; prune its original instead")

@@ -9,8 +9,7 @@ from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.space import space_of
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.sections import Sections
-from darwinlm.steps.budget.bounds import bounded
-from darwinlm.steps.budget.counted import Counted
+from darwinlm.steps.budget.bounds import bounded, cost_of, counted
 from darwinlm.steps.budget.layers import choose_layers, layers_that_run
 from darwinlm.steps.budget.problem import Problem
 
@@ -21,10 +20,10 @@ def problem_of(recipe: Sections, dense: Checkpoint, latency: CostModel | None) -
     space = space_of(units, dense, shapes)
     outside = sum(parameter.numel() for parameter in dense.outline.parameters()) - space.params(space.dense)
     equal, note = choose_layers(recipe, dense, space)
-    counted = Counted(recipe, dense, space, shapes, outside, equal)
-    cost = counted.cost or latency
+    model = counted(recipe, dense, space, shapes, outside=outside, equal=equal)
+    cost = cost_of(recipe, model) or latency
     assert cost is not None, "the cost is measured"
-    budget, layers = bounded(cost, counted), None
+    budget, layers = bounded(recipe, cost, model), None
     if equal:
         layers = layers_that_run(dense, space, cost, budget, for_gguf=in_gguf(units.quantisation))
     return Problem(space, cost, budget, outside, layers), note

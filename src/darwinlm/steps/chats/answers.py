@@ -15,8 +15,8 @@ from torch import Tensor
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
+from darwinlm.steps.chats.chat_figures import AnswerFigures, ChatFigures
 from darwinlm.steps.chats.code import compare_code, write_code
-from darwinlm.steps.chats.step import AnswerFigures, ChatFigures
 from darwinlm.steps.evaluate.metric import token_metrics
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.own_text.sampler import Sampled, Sampler

@@ -16,7 +16,7 @@ import torch
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
-from darwinlm.steps.chats.step import CodeFigures
+from darwinlm.steps.chats.chat_figures import CodeFigures
 from darwinlm.steps.own_text.script import chat_parts, end_tokens
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime.step import Task
 from darwinlm.steps.chats.answers import measure_answers, write_answers
-from darwinlm.steps.chats.step import AnswerFigures
+from darwinlm.steps.chats.chat_figures import AnswerFigures
 from darwinlm.steps.evaluate.measured_models import Models
-from darwinlm.steps.evaluate.step import BEFORE, DENSE, UNIFORM
+from darwinlm.steps.evaluate.model_figures import BEFORE, DENSE, UNIFORM
 from darwinlm.steps.own_text.script import chat_parts
 from darwinlm.steps.source.whole_model import load_whole, why_not_whole
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from darwinlm.model.units.unit_settings import UnitsSettings
-from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task, Uses
-from darwinlm.steps.database.removal_metrics import REMOVAL_METRICS, LossError, RemovalMetric
-from darwinlm.steps.text.step import TextSettings
+from darwinlm.steps.database.database_settings import DatabaseSettings
+from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
@@ -20,14 +19,6 @@ if TYPE_CHECKING:
     from darwinlm.steps.gradients.step import GradientMoments
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.workload import Workload
-
-
-class DatabaseSettings(Section):
-    """Second-order pruning of every module at every level."""
-
-    metric: Annotated[RemovalMetric, REMOVAL_METRICS] = LossError()
-    """Metric of the removal order: output errors weighted by their effect on the `loss`, or equally (`output`, as in
-    the paper). `loss` made uniform models 0.14 nats better."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from darwinlm.model.divergence import token_losses
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import DataError
+from darwinlm.steps.evaluate.model_figures import CopyingScore
 from darwinlm.steps.evaluate.quality import reading
-from darwinlm.steps.evaluate.step import CopyingScore
 from darwinlm.steps.text.packing import added_bos
 
 if TYPE_CHECKING:

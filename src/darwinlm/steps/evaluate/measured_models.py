@@ -19,9 +19,9 @@ from darwinlm.runtime.context import Context
 from darwinlm.runtime.step import Task
 from darwinlm.steps.evaluate.looking_back import all_copying, longest_sequence, measure_copying, number_of_lists
 from darwinlm.steps.evaluate.metric import ModelSize, size_metrics, speed_metrics
+from darwinlm.steps.evaluate.model_figures import DENSE, STITCHED, UNIFORM, LookingBackFigures, Measured, ModelFigures
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.evaluate.speed import continue_greedily, measure_speed, prompts_for
-from darwinlm.steps.evaluate.step import DENSE, STITCHED, UNIFORM, LookingBackFigures, Measured, ModelFigures
 from darwinlm.steps.own_text.script import chat_parts
 from darwinlm.steps.source.whole_model import load_whole, why_not_whole
 from darwinlm.steps.stitch.stitch import stitched_blocks

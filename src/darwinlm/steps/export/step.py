@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from darwinlm.runtime.figures import StepFigures
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Step, Task
-from darwinlm.steps.text.step import TextSettings
+from darwinlm.steps.export.export_figures import ExportFigures
+from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,20 +26,6 @@ FILES = "export.json"
 MODEL = "model"
 CHECKED = (2, 128)
 """Sequences, and tokens in each, on which the saved model is compared with the one in memory."""
-
-
-class ExportFigures(StepFigures):
-    """The saved model; `whole` if it has further parts, such as a vision tower, around the language model.
-
-    With `custom_code`, it needs the modelling file beside it.
-    """
-
-    lasting: ClassVar[bool] = False
-
-    folder: str
-    custom_code: bool
-    dtype: str
-    whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from darwinlm.runtime.errors import BudgetError, import_extra
 from darwinlm.runtime.published import short_model
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.evaluate.quality import measure_quality
-from darwinlm.steps.file.step import BoundedFileFigures, QuantisedFile
+from darwinlm.steps.file.file_figures import BoundedFileFigures, QuantisedFile
 
 EXCESS = 1.01
 """Bytes of the file relative to the bound that the prediction may be wrong by."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from darwinlm.model.units.unit_settings import UnitsSettings
-from darwinlm.runtime.amounts import nats, size
-from darwinlm.runtime.figures import Figures, StepFigures
 from darwinlm.runtime.step import Step, Task, Uses
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.kinds import File
+from darwinlm.steps.file.file_figures import BoundedFileFigures
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
@@ -21,48 +19,6 @@ if TYPE_CHECKING:
 RECORD = "file.json"
 TOKENS = 8192
 """Maximum number of evaluation tokens that the files are measured on."""
-
-
-class QuantisedFile(Figures):
-    """One GGUF file of a quantisation; KL(dense ‖ file) is in nats per token, as llama.cpp runs it."""
-
-    quantisation: str
-    bytes: int
-    kl: float
-
-
-class BoundedFileFigures(StepFigures):
-    """The file that a budget bounds, measured on `tokens`, and the dense `model` quantised to the same bound.
-
-    `dense` is None if no quantisation makes the dense model that small.
-    """
-
-    lasting: ClassVar[bool] = False
-
-    model: str
-    file: str
-    tokens: int
-    saved: QuantisedFile
-    dense: QuantisedFile | None = None
-
-    def lines(self) -> tuple[tuple[str, str], ...]:
-        """Both files."""
-        return (("file", self.note()),)
-
-    def note(self) -> str:
-        """The file compared with the quantised dense model, and which one to use."""
-        saved, dense = self.saved, self.dense
-        sentence = (
-            f"{self.file} has {size(saved.bytes)} and KL {nats(saved.kl)} on {self.tokens:,} tokens of the evaluation "
-            "text in llama.cpp."
-        )
-        if dense is None:
-            return f"{sentence} No type makes the dense model that small."
-        quantised = f"the dense model as {dense.quantisation} has {size(dense.bytes)} and KL {nats(dense.kl)}"
-        if dense.kl > saved.kl:
-            return f"{sentence} It loses less than quantising alone: {quantised}."
-        command = f"darwinlm export {shlex.quote(self.model)} --quant {dense.quantisation} --out model.gguf"
-        return f"{sentence} Quantising alone loses less: {quantised}. Use that instead: {command}."
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from darwinlm.runtime.step import Cost, Step, Task
-from darwinlm.steps.text.step import TextSettings
+from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +100,7 @@ class Gradients(Step[GradientMoments]):
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:
         """Passes with gradients; none if the removal order doesn't use them."""
-        from darwinlm.steps.database.step import DatabaseSettings
+        from darwinlm.steps.database.database_settings import DatabaseSettings
         from darwinlm.steps.workload import largest
 
         sizes, text = load.sizes, load.settings(TextSettings)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task
-from darwinlm.steps.recover.step import RecoverySettings
-from darwinlm.steps.text.step import DOCUMENTS, TextSettings
+from darwinlm.steps.own_text.documents import Documents
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
+from darwinlm.steps.text.step import DOCUMENTS
+from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.steps.workload import Workload
 
@@ -20,14 +20,6 @@ FOLDER = "documents"
 """Folder of the files in that of the step."""
 FIRST_FOR_RECOVERY = 1 << 20
 """Number of the first document that recovery trains on; those of a run for pruning are lower."""
-
-
-@dataclass(frozen=True)
-class Documents:
-    """A folder of documents that the dense model wrote."""
-
-    folder: Path
-    digest: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,21 +19,26 @@ from darwinlm.runtime.folders import remove
 from darwinlm.runtime.step import Task
 from darwinlm.steps.recover.checks import check_teacher
 from darwinlm.steps.recover.packed_text import PackedText, pack_documents
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
 from darwinlm.steps.recover.schedule import Steps, plan_steps
 from darwinlm.steps.recover.sharding import load_teacher, sharding_mesh
-from darwinlm.steps.recover.step import RECORD, RecoverySettings
 from darwinlm.steps.recover.train import Training
 from darwinlm.steps.text.packing import added_bos
 from darwinlm.steps.text.repeats import ordinary_tokens, with_repeats
 from darwinlm.steps.text.sources import read_documents
-from darwinlm.steps.text.step import TextSettings
+from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.text.text_source import check_length, check_source, given_source, with_own_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from darwinlm.steps.recover.step import Recover
+    from darwinlm.steps.own_text.documents import Documents
+    from darwinlm.steps.refit.step import Refitted
+    from darwinlm.steps.stitch.step import Stitched
+    from darwinlm.steps.text.sequences import TokenSequences
 
+
+RECORD = "record.json"
 MARKER = "key.json"
 SCRATCH = "recover-work"
 """Folder of checkpoints and packed text beside those of the steps; it is deleted after the training."""
@@ -60,26 +65,47 @@ def check_recovery(
     return plan_steps(settings, text.sequence_length, context.batch_tokens, parallel.size())
 
 
-def run_recovery(task: Task, inputs: Recover) -> None:
-    """Train the refitted or stitched model, in one process or several."""
-    context, small, dense = task.context, inputs.start.checkpoint, inputs.dense
+def run_recovery(
+    task: Task,
+    start: Stitched | Refitted,
+    dense: Checkpoint,
+    teacher: Checkpoint,
+    validation: TokenSequences,
+    *,
+    reserved: tuple[str, ...],
+    own_text: Documents | None,
+    seconds: float,
+) -> None:
+    """Train the refitted or stitched model, in one process or several.
+
+    Args:
+        task: Settings, and the folder for the trained model and its record.
+        start: The model to train.
+        dense: The dense model with the tokens of the smaller one.
+        teacher: The dense model from which it learns.
+        validation: Text for the held-out loss.
+        reserved: Hashes of documents that aren't trained on.
+        own_text: Text that the dense model wrote for the training, if it is one of the sources.
+        seconds: Time after which the training ends.
+    """
+    context, small = task.context, start.checkpoint
     settings, text_settings = task.settings(RecoverySettings), task.settings(TextSettings)
-    ends = working_time() + task.left(inputs.name)
+    ends = working_time() + seconds
     tokenizer, seed = dense.tokenizer(), text_settings.seed
-    source = with_own_text(settings.text or given_source(text_settings), inputs.own_text)
+    source = with_own_text(settings.text or given_source(text_settings), own_text)
     scratch = context.path(SCRATCH)
     if parallel.broadcast((task.folder / RECORD).exists()):  # killed between the training and the manifest
         parallel.in_main(_end, scratch)
         return
     with parallel.agree():
-        steps = check_recovery(context, settings, text_settings, inputs.teacher, dense)
+        steps = check_recovery(context, settings, text_settings, teacher, dense)
     parallel.in_main(_begin, scratch, task.stage.digest)
     pack_documents(
         _documents(source, seed, tokenizer),
         scratch / "text",
         steps.sequences * steps.length,
         tokenizer,
-        reserved=inputs.reserved,
+        reserved=reserved,
         vocabulary=int(small.config.vocab_size),
         source=source,
         progress=context.reporter.advance,
@@ -93,13 +119,13 @@ def run_recovery(task: Task, inputs: Recover) -> None:
         text = PackedText(scratch / "text", steps.length, steps.sequences, bos, repeats=repeats)
         reference = None
         if settings.needs_dense:
-            reference = load_teacher(inputs.teacher, context.dtype, context.device, mesh)
+            reference = load_teacher(teacher, context.dtype, context.device, mesh)
     with parallel.agree():
         model, record = Training(
-            inputs.start.model,
+            start.model,
             reference,
             text,
-            inputs.validation.tokens,
+            validation.tokens,
             steps,
             settings,
             scratch / "training",

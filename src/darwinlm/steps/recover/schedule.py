@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.steps.recover.step import RecoverySettings
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
 
 WARM_UP = 0.02
 """Share of warm-up steps."""

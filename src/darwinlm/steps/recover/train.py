@@ -20,9 +20,10 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.steps.recover.checkpoints import Checkpoints, TrainingState
+from darwinlm.steps.recover.recovery_figures import TrainingRecord
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
 from darwinlm.steps.recover.schedule import Steps, rate_share
 from darwinlm.steps.recover.sharding import sharder, spread
-from darwinlm.steps.recover.step import RecoverySettings, TrainingRecord
 from darwinlm.steps.recover.trained_model import HeldOutSums, Losses, measured_apart, prepared, run_dense
 
 if TYPE_CHECKING:

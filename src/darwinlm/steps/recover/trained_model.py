@@ -21,7 +21,7 @@ from darwinlm.model.walk.chunks import chunked_loss, next_tokens
 from darwinlm.model.walk.decoder import KnownResult
 from darwinlm.steps.recover.losses import forward_kl, next_token_loss
 from darwinlm.steps.recover.recovery_losses import ForwardKL, NextToken, RecoveryLoss
-from darwinlm.steps.recover.step import RecoverySettings
+from darwinlm.steps.recover.recovery_settings import RecoverySettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,7 +22,7 @@ from darwinlm.runtime.compute import exact
 from darwinlm.runtime.context import Context
 from darwinlm.steps.database.block_files import block_file
 from darwinlm.steps.refit.refit import STRENGTHS, Streams, put_weights, refit
-from darwinlm.steps.refit.step import RefitDecision, RefitRecord
+from darwinlm.steps.refit.refit_figures import RefitDecision, RefitRecord
 
 
 def fit_and_choose(

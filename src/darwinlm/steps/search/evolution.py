@@ -22,8 +22,8 @@ from darwinlm.steps.search.candidate_training import CandidateTrainer
 from darwinlm.steps.search.fitness import Clock, Fitness
 from darwinlm.steps.search.prediction import Observation, first_order
 from darwinlm.steps.search.search_method import Offspring, Propose
+from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.search.state import Generation, SearchState
-from darwinlm.steps.search.step import SearchSettings
 
 LOOK_BACK = 10
 """Generations that must gain something together. In so many misses, the level switch shrinks to one level (notebook, "A

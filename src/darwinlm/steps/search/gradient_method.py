@@ -8,7 +8,7 @@ from darwinlm.runtime.step import Cost
 from darwinlm.steps.search.search_method import SEARCH_METHODS, Propose, SearchInputs, SearchMethod
 
 if TYPE_CHECKING:
-    from darwinlm.steps.search.step import SearchSettings
+    from darwinlm.steps.search.search_amounts import SearchAmounts
     from darwinlm.steps.workload import Workload
 
 CHILDREN, CONFIRMED = 3, 1.0
@@ -42,16 +42,14 @@ class GradientMethod(SearchMethod):
             inputs.fitness.windows(inputs.settings.rounds[0].tokens),
         ).propose
 
-    def evaluated(self, settings: SearchSettings) -> tuple[float, ...]:
+    def evaluated(self, settings: SearchAmounts) -> tuple[float, ...]:
         """See `SearchMethod.evaluated`."""
         confirmed = (min(selection.survivors, CONFIRMED) for selection in settings.rounds[:-1])
         return (min(CHILDREN, settings.offspring), *confirmed)
 
-    def cost(self, load: Workload) -> Cost:
+    def cost(self, load: Workload, settings: SearchAmounts) -> Cost:
         """Slopes of the parent's loss in each generation, and all children of the first one on the whole text."""
-        from darwinlm.steps.search.step import SearchSettings
-
-        sizes, settings, k = load.sizes, load.settings(SearchSettings), load.sizes.kept
+        sizes, k = load.sizes, load.sizes.kept
         times, window = settings.generations, settings.rounds[0].tokens
         work = sizes.operations(CHILDREN * settings.fitness_needed, k, heads=1)
         work += sizes.operations(times * window, k, blocks=3, heads=3)

@@ -22,9 +22,9 @@ from darwinlm.steps.budget.problem import Problem
 from darwinlm.steps.search.fitness import Window
 from darwinlm.steps.search.prediction import INTERACTION, Curvature, Surrogate
 from darwinlm.steps.search.propose import knapsack_start, level_switch, switched_children
+from darwinlm.steps.search.search_amounts import SearchAmounts
 from darwinlm.steps.search.search_method import Offspring
 from darwinlm.steps.search.state import SearchState
-from darwinlm.steps.search.step import SearchSettings
 
 STRENGTHS = (0.8, 1.15, 1.7)
 """Factors on the curvature; a generation solves for each, since none is always best (notebook, "Children that are
@@ -66,7 +66,7 @@ class GuidedChildren:
     """
 
     problem: Problem
-    settings: SearchSettings
+    settings: SearchAmounts
     curvature: Curvature
     gradient: Callable[[Allocation, Window], PerLevel]
     windows: Sequence[Window]

@@ -30,9 +30,10 @@ from darwinlm.steps.search.evolution import evolve
 from darwinlm.steps.search.fitness import Clock, Fitness
 from darwinlm.steps.search.module_cache import PlacedModules
 from darwinlm.steps.search.propose import uniform_allocations, uniform_start
+from darwinlm.steps.search.search_figures import SearchOutcome, SearchRecord
 from darwinlm.steps.search.search_method import SearchInputs
+from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.search.state import SearchState
-from darwinlm.steps.search.step import SearchOutcome, SearchRecord, SearchSettings
 
 if TYPE_CHECKING:
     from darwinlm.runtime.console import Reporter

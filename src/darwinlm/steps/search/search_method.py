@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from darwinlm.steps.budget.problem import Problem
     from darwinlm.steps.database.store import DatabaseReader
     from darwinlm.steps.search.fitness import Fitness, Window
+    from darwinlm.steps.search.search_amounts import SearchAmounts
     from darwinlm.steps.search.state import SearchState
-    from darwinlm.steps.search.step import SearchSettings
     from darwinlm.steps.workload import Workload
 
 
@@ -59,7 +59,7 @@ class SearchInputs:
     fitness: Fitness
     problem: Problem
     database: DatabaseReader
-    settings: SearchSettings
+    settings: SearchAmounts
     losses: PerLevel
     estimated: bool
     say: Callable[[str], None]
@@ -82,11 +82,11 @@ class SearchMethod(Extension):
     def begin(self, inputs: SearchInputs) -> Propose:
         """What proposes children in this search, which may be a resumed one."""
 
-    def evaluated(self, settings: SearchSettings) -> tuple[float, ...]:
+    def evaluated(self, settings: SearchAmounts) -> tuple[float, ...]:
         """Number of children that each round of a generation evaluates, for plans."""
         return (settings.offspring, *(float(selection.survivors) for selection in settings.rounds[:-1]))
 
-    def cost(self, load: Workload) -> Cost:
+    def cost(self, load: Workload, settings: SearchAmounts) -> Cost:
         """What a whole search takes besides the evaluation of its children, and the activations of its passes."""
         return Cost(0.0, load.passing)
 

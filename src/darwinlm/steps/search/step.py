@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypedDict, cast
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, cast
 
 from darwinlm.model.units.unit_settings import UnitsSettings
-from darwinlm.runtime.amounts import duration, nats, plural
-from darwinlm.runtime.figures import StepFigures
-from darwinlm.runtime.quantities import Minutes, Repeats, Seed, Whole
-from darwinlm.runtime.section import Section
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task, Uses
 from darwinlm.steps.budget.budget_settings import BudgetSettings
-from darwinlm.steps.search.gradient_method import GradientMethod
 from darwinlm.steps.search.paper_method import PaperMethod  # noqa: F401 - it registers itself
-from darwinlm.steps.search.search_method import SEARCH_METHODS, SearchMethod
+from darwinlm.steps.search.search_figures import SearchFigures, SearchRecord
+from darwinlm.steps.search.search_method import SEARCH_METHODS
+from darwinlm.steps.search.search_settings import SearchSettings
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
@@ -31,150 +25,6 @@ if TYPE_CHECKING:
     from darwinlm.steps.workload import Workload
 
 RESULT = "result.json"
-
-
-class SelectionRound(Section):
-    """One round of selection in a generation; all candidates are evaluated on the same tokens."""
-
-    tokens: Whole = Field(gt=0)
-    """Fitness tokens for each candidate."""
-    survivors: Repeats = Field(gt=0)
-    """Number of candidates that survive the round."""
-    training_tokens: Whole = Field(0, ge=0)
-    """Training tokens of each candidate before its evaluation, in addition to earlier rounds; 0 for none."""
-
-
-class SearchSettings(Section):
-    """Evolution over allocations: one level for every module."""
-
-    minutes: Minutes | None = Field(None, gt=0)
-    """Time limit of the search (30, 30m, 1h, 90s); it then returns the best allocation so far."""
-    method: Annotated[SearchMethod, SEARCH_METHODS] = GradientMethod()
-    """`gradient`: children predicted from gradients of the loss and the database's estimates; any modules may trade,
-    and steps shrink. `paper`: DarwinLM's level switch, one level up and one down within a kind."""
-    layers: Literal["auto", "unequal", "equal"] = "auto"
-    """`equal`: all layers have the same sizes, and whole blocks may be removed; the family's own class and every engine
-    run such a model. `unequal` layers often lose less. `auto` is equal if the GGUF file that `units.quantisation` asks
-    for needs it."""
-    generations: Repeats = Field(12, ge=1)
-    """Maximum number of generations; the paper has 200. More than ten of `gradient` end when ten gained nothing
-    significant."""
-    offspring: Repeats = Field(12, ge=1)
-    """Maximum number of candidates in a generation; the paper has 16."""
-    rounds: tuple[SelectionRound, ...] = (
-        SelectionRound(tokens=2048, survivors=2),
-        SelectionRound(tokens=8192, survivors=1),
-    )
-    """Rounds of selection as in the paper: `tokens` of fitness text, `survivors`, and `training_tokens` before the
-    evaluation. The largest `tokens` is the amount of fitness text, of which `gradient` uses a different part in the
-    first round of each generation."""
-    seed: Seed = 0
-    """Seed of all random choices of the search."""
-
-    @model_validator(mode="after")
-    def _survivors_shrink(self) -> SearchSettings:
-        if not self.rounds:
-            raise ValueError("rounds: at least one is needed")
-        counts = [self.offspring, *(selection.survivors for selection in self.rounds)]
-        if any(later >= earlier for earlier, later in pairwise(counts)):
-            raise ValueError(f"rounds: survivors must decrease, starting below the offspring, but they are {counts}")
-        if self.layers == "equal" and not self.method.equal_layers:
-            name = SEARCH_METHODS.name_of(type(self.method))
-            raise ValueError(f"method={name} trades levels between layers, which layers=equal doesn't allow")
-        if counts[-1] != 1:
-            raise ValueError(f"rounds: the last one must leave one survivor, but it leaves {counts[-1]}")
-        return self
-
-    @property
-    def training_needed(self) -> int:
-        """Number of training tokens that the search needs."""
-        return sum(selection.training_tokens for selection in self.rounds)
-
-    @property
-    def fitness_needed(self) -> int:
-        """Number of fitness tokens that the search needs."""
-        return max(selection.tokens for selection in self.rounds)
-
-
-class SearchFigures(StepFigures):
-    """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
-
-    It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer.
-    `described` is what the method says of itself, to end a sentence.
-    """
-
-    heading: ClassVar[str] = "Search"
-
-    method: str
-    described: str
-    start_kl: float
-    uniform_kl: float
-    kl: float
-    evaluations: int
-    seconds: float
-    ended: str
-    generations: int
-
-    @property
-    def label(self) -> str:
-        """The sizes were searched for."""
-        return "searched"
-
-    @property
-    def chosen_by(self) -> str:
-        """What chose the sizes, in words: only what ran is named."""
-        if not self.generations:
-            return "equal layers brought to the budget, without a generation of search"
-        return f"an evolutionary search of {plural(self.generations, 'generation')} {self.described}"
-
-    def account(self) -> tuple[str, ...]:
-        """What chose the sizes, from which KL to which."""
-        return (
-            f"The sizes come from {self.chosen_by}. It started from nearly equal layers at KL {nats(self.start_kl)} to "
-            f"the dense model and ended at {nats(self.kl)} nats per token on the search's own text, after "
-            f"{self.evaluations:,} evaluations in {duration(self.seconds)}: {self.ended}. The best model with equal "
-            f"layers has {nats(self.uniform_kl)} on that text.",
-        )
-
-    def card(self) -> str:
-        """What chose the sizes, and what it gained."""
-        return (
-            "Attention and MLP sub-layers were pruned to many sizes with second-order information from calibration "
-            f"text (structured optimal brain surgeon). The size of each comes from {self.chosen_by}: "
-            f"{self.evaluations:,} evaluations, from KL {nats(self.start_kl)} to {nats(self.kl)} nats per token on the "
-            "search's own text."
-        )
-
-
-class SearchRecord(TypedDict):
-    """Figures of a search; KL to the dense model is in nats per token of fitness text.
-
-    Attributes:
-        start_kl: KL of the first parent.
-        uniform_kl: KL of the best uniform model at the same budget.
-        kl: KL of the best allocation.
-        cost: Its cost, in the unit of the budget.
-        evaluations: Number of evaluated candidates.
-        ended: Why the search ended.
-        history: The parent after each generation, the start first.
-    """
-
-    start_kl: float
-    uniform_kl: float
-    kl: float
-    cost: int
-    evaluations: int
-    seconds: float
-    ended: str
-    history: list[dict[str, object]]
-
-
-class SearchOutcome(TypedDict):
-    """What a search writes: the best allocation, the best uniform one at the same budget, and the record."""
-
-    allocation: tuple[int, ...]
-    uniform: tuple[int, ...]
-    record: SearchRecord
 
 
 @dataclass(frozen=True)
@@ -274,7 +124,7 @@ class Search(Step[SearchResult]):
         from darwinlm.steps.workload import LIBRARIES
 
         sizes, settings, k = load.sizes, load.settings(SearchSettings), load.sizes.kept
-        own, times, fitness = settings.method.cost(load), settings.generations, settings.fitness_needed
+        own, times, fitness = settings.method.cost(load, settings), settings.generations, settings.fitness_needed
         read, learnt, before = 4.0 * settings.rounds[0].tokens + 2.0 * fitness, 0.0, 0  # the start comes first
         for selection, count in zip(settings.rounds, settings.method.evaluated(settings), strict=True):
             # Losses of earlier rounds are kept, unless candidates are trained.

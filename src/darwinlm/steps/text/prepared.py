@@ -16,7 +16,7 @@ from darwinlm.steps.text.splits import TextTooShortError, shares_within, split_d
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from darwinlm.steps.text.step import TextSettings
+    from darwinlm.steps.text.text_settings import TextSettings
 
 
 def prepare_text(

@@ -4,72 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from darwinlm.runtime.figures import Figures, StepFigures
-from darwinlm.runtime.quantities import Repeats, Seed, Share, Whole
-from darwinlm.runtime.section import Section
 from darwinlm.runtime.step import Step, Task, Uses
+from darwinlm.steps.text.text_figures import PurposeFigures, TextFigures
+from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
-    from darwinlm.steps.own_text.step import Documents
+    from darwinlm.steps.own_text.documents import Documents
     from darwinlm.steps.text.sequences import TokenSequences
-
-LEAST_FOR_ANSWERS = 4096
-"""Evaluation tokens from which chat models are compared on their answers too."""
-
-
-class TextSettings(Section):
-    """Text for calibration, search, training and evaluation; the parts are disjoint by document."""
-
-    source: str | None = "self"
-    """`self`: text that the dense model writes itself, chats if it has a chat template. Or a local .txt, .md, .jsonl,
-    .json, .csv or .parquet file, a folder of them, or `hf:owner/name[:config][@split]`. A field with the text or a chat
-    can follow: `#field`, `#question+answer`. Several sources, separated by commas, give equal parts."""
-    sequence_length: Repeats = Field(512, ge=8)
-    """Length in tokens of the sequences into which the text is cut."""
-    looking_back: Share = Field(0.2, ge=0, le=0.5)
-    """Share of tokens that repeat earlier passages of the same sequence, in all text except evaluation text, so that
-    the smaller model still uses its context. 0 turns repetition off."""
-    calibration_tokens: Whole = Field(32768, gt=0)
-    """Tokens that are run through the model to see which parts matter, and for the refit; more make a better model. An
-    eighth of them, at most 8192, also gives gradients of the loss. As many as an eighth, at most 65,536, are set aside
-    for choices that must not use the fitted text, such as the strength of the refit."""
-    evaluation_tokens: Whole = Field(6144, gt=0)
-    """Tokens for the figures in the report; no choice depends on them. From 4096 on, chat models are compared on a
-    quarter as many tokens of their answers too."""
-    seed: Seed = 0
-    """Seed of the order of the documents, their split by purpose, and the repeated passages."""
-
-    @property
-    def validation_tokens(self) -> int:
-        """Tokens for choices that must not use the fitted text."""
-        return max(1, min(self.calibration_tokens // 8, 65536))
-
-    @property
-    def answer_tokens(self) -> int:
-        """Tokens of a chat model's own answers on which smaller models are compared with it; none for short runs."""
-        return self.evaluation_tokens // 4 if self.evaluation_tokens >= LEAST_FOR_ANSWERS else 0
-
-
-class PurposeFigures(Figures):
-    """How much text served a purpose."""
-
-    tokens: int
-    documents: int
-
-
-class TextFigures(StepFigures):
-    """The text, in sequences of `sequence_length` tokens, and its purposes by name."""
-
-    lasting: ClassVar[bool] = False
-
-    source: str | None
-    sequence_length: int
-    purposes: dict[str, PurposeFigures]
 
 
 DOCUMENTS = Uses(TextSettings, only=("sequence_length", "seed"))

@@ -14,9 +14,9 @@ from darwinlm.steps.text.shares import SELF, named_parts
 from darwinlm.steps.text.sources import LocalSource, parse_source
 
 if TYPE_CHECKING:
-    from darwinlm.steps.own_text.step import Documents
+    from darwinlm.steps.own_text.documents import Documents
     from darwinlm.steps.text.sequences import TokenSequences
-    from darwinlm.steps.text.step import TextSettings
+    from darwinlm.steps.text.text_settings import TextSettings
 
 
 def given_source(settings: TextSettings) -> str:

@@ -18,11 +18,11 @@ from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.steps.text.packing import document_hash, token_ids
 from darwinlm.steps.text.sources import read_domains
 from darwinlm.steps.text.splits import purpose_of
-from darwinlm.steps.text.step import TextSettings
+from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.steps.vocabulary.spelling import measure_bits, measure_spelling
-from darwinlm.steps.vocabulary.step import VocabularyFigures
 from darwinlm.steps.vocabulary.tokenizer_tree import TokenizerJson, TokenizerTree
+from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.text.packing import added_bos, token_ids
-from darwinlm.steps.vocabulary.step import Spelling
+from darwinlm.steps.vocabulary.vocabulary_figures import Spelling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

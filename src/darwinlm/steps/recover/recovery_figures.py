@@ -1,0 +1,97 @@
+"""Figures of the recovery, the words that show them, and the record of a training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+
+from darwinlm.runtime.amounts import count, duration, nats
+from darwinlm.runtime.figures import Extract, StepFigures
+from darwinlm.runtime.published import short_source
+
+if TYPE_CHECKING:
+    pass
+
+
+class TrainingPoint(Extract):
+    """A line of the training's log: the loss, or what held-out text says."""
+
+    tokens: int
+    loss: float | None = None
+    eval_kl: float | None = None
+
+
+class RecoveryFigures(StepFigures):
+    """The training after pruning, on text from `source`.
+
+    `kept` is `before` if training did not improve the held-out loss.
+    """
+
+    heading: ClassVar[str] = "Recovery"
+    lasting: ClassVar[bool] = False
+
+    source: str | None
+    steps: int
+    tokens: int
+    seconds: float
+    processes: int = 1
+    sharded: bool = False
+    kept: Literal["trained", "before"] = "trained"
+    log: tuple[TrainingPoint, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The model went through recovery."""
+        return "recovery"
+
+    def account(self) -> tuple[str, ...]:
+        """The amount of training, and what held-out text says of it."""
+        trained = (
+            f"The model was trained on {self.tokens:,} tokens of {short_source(self.source)} in {self.steps:,} steps, "
+            f"{duration(self.seconds)}."
+        )
+        if self.kept == "before":
+            trained += " The loss on held-out text did not fall, so the weights from before were kept."
+        points = [
+            f"{nats(point.eval_kl)} after {count(point.tokens)} tokens"
+            for point in self.log
+            if point.eval_kl is not None
+        ]
+        return (trained, f"KL on held-out text: {', '.join(points)}.") if points else (trained,)
+
+    def card(self) -> str:
+        """The amount of training, unless nothing was kept of it."""
+        if self.kept == "before":
+            return ""
+        return f"The smaller model was then trained on {self.tokens:,} tokens of {short_source(self.source)}."
+
+    def expectation(self) -> str:
+        """What training gave back, and what it didn't."""
+        if self.kept == "before":
+            return (
+                f"Training on {self.tokens:,} tokens after pruning did not help on held-out text, so the weights from "
+                "before it were kept. Abilities that pruning removed, facts above all, are gone."
+            )
+        return (
+            f"It was trained on {self.tokens:,} tokens after pruning. Facts and other abilities that this text does "
+            "not teach have not returned."
+        )
+
+
+class TrainingRecord(TypedDict, total=False):
+    """Record of a training.
+
+    Attributes:
+        seconds: Time of all steps, also of processes that were interrupted.
+        processes: Number of processes that shared the work.
+        sharded: Whether they shared the weights.
+        kept: Which weights were kept: the trained ones, or those before training.
+        log: Losses, and figures on held-out text, by step.
+    """
+
+    steps: int
+    tokens: int
+    seconds: float
+    processes: int
+    sharded: bool
+    kept: Literal["trained", "before"]
+    log: list[dict[str, int | float]]

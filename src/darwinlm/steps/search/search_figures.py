@@ -1,0 +1,93 @@
+"""Figures of the search, the words that show them, and its record."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, TypedDict
+
+from darwinlm.runtime.amounts import duration, nats, plural
+from darwinlm.runtime.figures import StepFigures
+from darwinlm.steps.search.paper_method import PaperMethod  # noqa: F401 - it registers itself
+
+if TYPE_CHECKING:
+    pass
+
+
+class SearchFigures(StepFigures):
+    """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
+
+    It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer.
+    `described` is what the method says of itself, to end a sentence.
+    """
+
+    heading: ClassVar[str] = "Search"
+
+    method: str
+    described: str
+    start_kl: float
+    uniform_kl: float
+    kl: float
+    evaluations: int
+    seconds: float
+    ended: str
+    generations: int
+
+    @property
+    def label(self) -> str:
+        """The sizes were searched for."""
+        return "searched"
+
+    @property
+    def chosen_by(self) -> str:
+        """What chose the sizes, in words: only what ran is named."""
+        if not self.generations:
+            return "equal layers brought to the budget, without a generation of search"
+        return f"an evolutionary search of {plural(self.generations, 'generation')} {self.described}"
+
+    def account(self) -> tuple[str, ...]:
+        """What chose the sizes, from which KL to which."""
+        return (
+            f"The sizes come from {self.chosen_by}. It started from nearly equal layers at KL {nats(self.start_kl)} to "
+            f"the dense model and ended at {nats(self.kl)} nats per token on the search's own text, after "
+            f"{self.evaluations:,} evaluations in {duration(self.seconds)}: {self.ended}. The best model with equal "
+            f"layers has {nats(self.uniform_kl)} on that text.",
+        )
+
+    def card(self) -> str:
+        """What chose the sizes, and what it gained."""
+        return (
+            "Attention and MLP sub-layers were pruned to many sizes with second-order information from calibration "
+            f"text (structured optimal brain surgeon). The size of each comes from {self.chosen_by}: "
+            f"{self.evaluations:,} evaluations, from KL {nats(self.start_kl)} to {nats(self.kl)} nats per token on the "
+            "search's own text."
+        )
+
+
+class SearchRecord(TypedDict):
+    """Figures of a search; KL to the dense model is in nats per token of fitness text.
+
+    Attributes:
+        start_kl: KL of the first parent.
+        uniform_kl: KL of the best uniform model at the same budget.
+        kl: KL of the best allocation.
+        cost: Its cost, in the unit of the budget.
+        evaluations: Number of evaluated candidates.
+        ended: Why the search ended.
+        history: The parent after each generation, the start first.
+    """
+
+    start_kl: float
+    uniform_kl: float
+    kl: float
+    cost: int
+    evaluations: int
+    seconds: float
+    ended: str
+    history: list[dict[str, object]]
+
+
+class SearchOutcome(TypedDict):
+    """What a search writes: the best allocation, the best uniform one at the same budget, and the record."""
+
+    allocation: tuple[int, ...]
+    uniform: tuple[int, ...]
+    record: SearchRecord
