@@ -92,7 +92,7 @@ def parts(options: argparse.Namespace) -> list[Part]:
 
 def _suite(name: str, options: argparse.Namespace) -> str | None:
     """The suite's tasks with their numbers of examples."""
-    return ",".join(f"{one.task}:{one.shots}" for one in parse_suite(name)) if name else None
+    return ",".join(f"{task.name}:{task.shots}" for task in parse_suite(name)) if name else None
 
 
 def command(part: Part, options: argparse.Namespace) -> list[str]:

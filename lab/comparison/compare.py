@@ -337,8 +337,8 @@ def _suite(
         if parallel.is_main() and file.exists():
             before = harness.from_json(file, read_json(file))
     before, wanted = parallel.broadcast(before), parse_suite(comparison.suite)
-    if all(one.task in before and not before[one.task].error for one in wanted):
-        return [before[one.task] for one in wanted]
+    if all(task.name in before and not before[task.name].error for task in wanted):
+        return [before[task.name] for task in wanted]
     with parallel.agree():
         model = checkpoint.load(context.dtype, context.device)
 
@@ -353,7 +353,7 @@ def _suite(
             wanted,
             data_dir=comparison.data_dir,
             limit=comparison.limit,
-            done=before,
+            finished=before,
             save=save,
             progress=context.reporter.advance,
         )

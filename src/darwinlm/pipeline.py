@@ -7,9 +7,9 @@ class in a package of its own, `steps/NAME/step.py`: its settings, inputs, work,
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from darwinlm.runtime.sections import Sections
+from darwinlm.runtime.sections import AnyRecipe, Sections
 from darwinlm.runtime.step import AnyStep
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.chats.step import Chats
@@ -67,7 +67,7 @@ ORDER = (*(step.name for step in STEPS), REPORT)
 """Where a run may end."""
 
 
-def prune(run: Run[Any]) -> Summary | None:
+def prune(run: Run[AnyRecipe]) -> Summary | None:
     """Prune a model to one size; None if the run ends before its report. Raises DarwinLMError."""
     from darwinlm.runtime.run import Ended
 
@@ -79,7 +79,7 @@ def prune(run: Run[Any]) -> Summary | None:
         return None
 
 
-def read_inputs(run: Run[Any]) -> Inputs:
+def read_inputs(run: Run[AnyRecipe]) -> Inputs:
     """Model, text and, for budgets in time, the times of its modules. Raises DarwinLMError."""
     from darwinlm.planning.run_plan import announce
     from darwinlm.steps.source.whole_model import open_model
@@ -106,7 +106,7 @@ def text_shares(recipe: Sections) -> dict[str, int]:
     return shares_of(recipe, STEPS)
 
 
-def check(run: Run[Any], original: Checkpoint) -> None:
+def check(run: Run[AnyRecipe], original: Checkpoint) -> None:
     """Check before the first step what can be checked without work. Raises DarwinLMError."""
     from darwinlm.planning.run_plan import check_memory
     from darwinlm.steps.budget.search_problem import problem_of
@@ -115,7 +115,9 @@ def check(run: Run[Any], original: Checkpoint) -> None:
     from darwinlm.steps.text.text_source import check_text
 
     recipe, context = run.recipe, run.context
-    text, budget, recovery = (recipe.section(kind) for kind in (TextSettings, BudgetSettings, RecoverySettings))
+    text = recipe.section(TextSettings)
+    budget = recipe.section(BudgetSettings)
+    recovery = recipe.section(RecoverySettings)
     check_text(text, original)
     if recipe.section(VocabularySettings).keep is None and not budget.timed:
         problem_of(recipe, original, None)
@@ -126,7 +128,7 @@ def check(run: Run[Any], original: Checkpoint) -> None:
         check_recovery(context, recovery, text, original, original)
 
 
-def plan(run: Run[Any], inputs: Inputs) -> Problem:
+def plan(run: Run[AnyRecipe], inputs: Inputs) -> Problem:
     """The search problem: levels, costs, budget. Raises BudgetError."""
     from darwinlm.steps.budget.search_problem import problem_of
 
@@ -136,7 +138,7 @@ def plan(run: Run[Any], inputs: Inputs) -> Problem:
     return problem
 
 
-def build(run: Run[Any], inputs: Inputs) -> PruningDatabase:
+def build(run: Run[AnyRecipe], inputs: Inputs) -> PruningDatabase:
     """Every module at every level. Raises DarwinLMError."""
     dense, calibration = inputs.dense, inputs.text["calibration"]
     weighted = run.recipe.section(DatabaseSettings).metric.gradients
@@ -144,14 +146,16 @@ def build(run: Run[Any], inputs: Inputs) -> PruningDatabase:
     return run(Database(dense, calibration, gradients))
 
 
-def cut(run: Run[Any], inputs: Inputs, problem: Problem, database: PruningDatabase) -> tuple[SearchResult, Stitched]:
+def cut(
+    run: Run[AnyRecipe], inputs: Inputs, problem: Problem, database: PruningDatabase
+) -> tuple[SearchResult, Stitched]:
     """The allocation, and its model. Raises DarwinLMError."""
     text = inputs.text
     search = run(Search(inputs.dense, database, problem, text["fitness"], text.get("training")))
     return search, run(Stitch(database, search))
 
 
-def correct(run: Run[Any], inputs: Inputs, stitched: Stitched, *, reserved: Iterable[str] = ()) -> Corrected:
+def correct(run: Run[AnyRecipe], inputs: Inputs, stitched: Stitched, *, reserved: Iterable[str] = ()) -> Corrected:
     """Correct, train and save a smaller model; the training reads neither `reserved` documents nor those of the run.
 
     Raises DarwinLMError.
@@ -172,7 +176,7 @@ def correct(run: Run[Any], inputs: Inputs, stitched: Stitched, *, reserved: Iter
     return Corrected(name, run(Export(dense, dense, smaller, validation)))
 
 
-def make(run: Run[Any], inputs: Inputs, problem: Problem, database: PruningDatabase) -> Summary:
+def make(run: Run[AnyRecipe], inputs: Inputs, problem: Problem, database: PruningDatabase) -> Summary:
     """One size, from the search to the report. Raises DarwinLMError."""
     from darwinlm.report.write import write_summary
     from darwinlm.steps.evaluate.measured_models import models_of_run

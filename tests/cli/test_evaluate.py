@@ -116,11 +116,11 @@ def test_interrupted_suite_goes_on(command, data, tiny_llama, tmp_path, monkeypa
     scored: list[str] = []
     original = harness._score
 
-    def watched(lm: Any, one: Any, *rest: Any) -> Any:
-        if one.task == "boolq" and len(scored) == 2:
+    def watched(lm: Any, task: Any, *rest: Any) -> Any:
+        if task.name == "boolq" and len(scored) == 2:
             raise KeyboardInterrupt
-        scored.append(one.task)
-        return original(lm, one, *rest)
+        scored.append(task.name)
+        return original(lm, task, *rest)
 
     monkeypatch.setattr(harness, "_score", watched)
     assert command(*arguments).code == 130

@@ -9,7 +9,7 @@ from tests.tiny.benchmarks import tiny_benchmarks
 
 from darwinlm.evaluation import score_tables as summary
 from darwinlm.evaluation.harness import TaskScore, read_local
-from darwinlm.evaluation.suites import KNOWN, SUITES, Wanted, check_names, parse_suite
+from darwinlm.evaluation.suites import KNOWN, SUITES, SuiteTask, check_names, parse_suite
 from darwinlm.runtime import tables
 from darwinlm.runtime.errors import DataError, RecipeError
 
@@ -22,11 +22,11 @@ def score(task: str, value: float | None, stderr: float | None = 0.02, items: in
 def test_paper_suite_has_the_papers_shots() -> None:
     without = dict.fromkeys(("sciq", "piqa", "arc_easy", "logiqa", "boolq"), 0)
     some = {"winogrande": 5, "arc_challenge": 25, "hellaswag": 10, "mmlu": 5}
-    assert {one.task: one.shots for one in SUITES["paper"]} == without | some
+    assert {task.name: task.shots for task in SUITES["paper"]} == without | some
 
 
 def test_tasks_and_shots_are_read() -> None:
-    assert parse_suite(" piqa, arc_challenge:25 ") == (Wanted("piqa"), Wanted("arc_challenge", 25))
+    assert parse_suite(" piqa, arc_challenge:25 ") == (SuiteTask("piqa"), SuiteTask("arc_challenge", 25))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_wrong_suite(text: str, message: str) -> None:
 @pytest.mark.parametrize(("name", "message"), [("pica", "did you mean 'piqa'"), ("xyzzy", "give paper or quick")])
 def test_unknown_task(name: str, message: str) -> None:
     with pytest.raises(RecipeError, match=f"there is no task '{name}': {message}"):
-        check_names([Wanted(name)], KNOWN)
+        check_names([SuiteTask(name)], KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -67,30 +67,30 @@ def test_wrong_rows(content: bytes, message: str, tmp_path: Path) -> None:
     path = path.with_suffix(".jsonl.gz") if content.startswith(b"\x1f\x8b") else path
     path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        read_local(tmp_path, Wanted("piqa", 0))
+        read_local(tmp_path, SuiteTask("piqa", 0))
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("task", "message"),
     [
-        (Wanted("piqa", 31), r"train\.jsonl: 'piqa' draws 31 examples from more rows than these 30"),
-        (Wanted("sciq", 2), r"sciq holds no train\.jsonl or train\.jsonl\.gz, which the task 'sciq' needs"),
-        (Wanted("boolq", 2), r"boolq holds no train\.jsonl or train\.jsonl\.gz, which the task 'boolq' needs"),
+        (SuiteTask("piqa", 31), r"train\.jsonl: 'piqa' draws 31 examples from more rows than these 30"),
+        (SuiteTask("sciq", 2), r"sciq holds no train\.jsonl or train\.jsonl\.gz, which the task 'sciq' needs"),
+        (SuiteTask("boolq", 2), r"boolq holds no train\.jsonl or train\.jsonl\.gz, which the task 'boolq' needs"),
     ],
 )
-def test_too_few_examples(wanted: Wanted, message: str, tmp_path: Path) -> None:
+def test_too_few_examples(task: SuiteTask, message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        read_local(tiny_benchmarks(tmp_path), wanted)
+        read_local(tiny_benchmarks(tmp_path), task)
 
 
 def test_missing_file_folder_and_layout(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sciq holds no test\.jsonl or test\.jsonl\.gz"):
-        read_local(tmp_path, Wanted("sciq", 0))
+        read_local(tmp_path, SuiteTask("sciq", 0))
     with pytest.raises(RecipeError, match=r"there is no such folder"):
-        read_local(tmp_path / "nowhere", Wanted("sciq", 0))
+        read_local(tmp_path / "nowhere", SuiteTask("sciq", 0))
     with pytest.raises(RecipeError, match=r"no layout for the task 'gsm8k'; known are sciq, "):
-        read_local(tmp_path, Wanted("gsm8k", 0))
+        read_local(tmp_path, SuiteTask("gsm8k", 0))
 
 
 def test_average_is_the_plain_mean_with_its_error() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import typer
 from rich.markup import escape
@@ -12,7 +12,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from darwinlm.runtime.version import VERSION
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
+
+Context: TypeAlias = Any
+"""Context of a command: that of click, or of the copy of click inside some releases of Typer."""
+Parameter: TypeAlias = Any
+"""Argument or option of a command, which is of click or of that copy too."""
 
 SHRINK = "Make a model smaller"
 LOOK = "Look at a model"
@@ -26,15 +31,15 @@ ORDER = (("prune", "recover", "demo"), ("show", "chat", "evaluate"), ("export", 
 class _Group(TyperGroup):
     """Lists commands in the order of `ORDER`."""
 
-    def get_params(self, ctx: Any) -> list[Any]:
+    def get_params(self, ctx: Context) -> list[Parameter]:
         return _readable(super().get_params(ctx))
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(self, ctx: Context) -> list[str]:
         order = [name for panel in ORDER for name in panel]
         return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
 
 
-def _readable(parameters: list[Any]) -> list[Any]:
+def _readable(parameters: list[Parameter]) -> list[Parameter]:
     """Options show what to write, flags and arguments nothing: Typer 0.29 would write types such as `<str>`."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
@@ -45,17 +50,17 @@ def _readable(parameters: list[Any]) -> list[Any]:
 
 
 class _Command(TyperCommand):
-    def get_params(self, ctx: Any) -> list[Any]:
+    def get_params(self, ctx: Context) -> list[Parameter]:
         return _readable(super().get_params(ctx))
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        order: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]  # the last of several would win
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        order: list[Parameter] = self.make_parser(ctx).parse_args(args=list(args))[2]  # the last of several would win
         for option in order:
             if order.count(option) > 1 and not (ctx.resilient_parsing or option.multiple or option.is_flag):
                 raise typer.BadParameter("it is given more than once: give it once", ctx=ctx, param=option)
         return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Context) -> object:
         for name, value in ctx.params.items():
             if isinstance(value, Path) or (name in ("model", "text", "teacher") and isinstance(value, str)):
                 try:  # shells leave the ~ of --out=~/runs, and that of a user who doesn't exist
@@ -65,7 +70,7 @@ class _Command(TyperCommand):
                 ctx.params[name] = path if isinstance(value, Path) else value
         return super().invoke(ctx)
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+    def collect_usage_pieces(self, ctx: Context) -> list[str]:
         pieces = ["[OPTIONS]"]
         for argument in self.params:
             if argument.param_type_name == "argument":
@@ -97,8 +102,8 @@ def command(panel: str, *examples: str, name: str | None = None, of: typer.Typer
     return (of or app).command(name, cls=_Command, rich_help_panel=panel, epilog=lines if examples else None)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(print_version: bool) -> None:
+    if print_version:
         typer.echo(VERSION)
         raise typer.Exit
 

@@ -5,29 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
+from typer.models import OptionInfo
 
 from darwinlm.steps.budget.kinds import BUDGETS
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def with_budget(run: F) -> F:
     """Give a command an option for each kind of budget in place of its last argument, `**budget`."""
-    whole = signature(run, eval_str=True)
-    *others, last = whole.parameters.values()
-    assert last.kind is Parameter.VAR_KEYWORD, last
+    declared = signature(run, eval_str=True)
+    *parameters, budget = declared.parameters.values()
+    assert budget.kind is Parameter.VAR_KEYWORD, budget
     for kind in BUDGETS:
         bound = BUDGETS.find(kind)
         option = typer.Option(metavar=bound.metavar, help=bound.help, rich_help_panel="Budget (choose one)")
-        others.append(Parameter(kind, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]))
-    run.__signature__ = whole.replace(parameters=others)  # type: ignore[attr-defined]
+        parameters.append(
+            Parameter(kind, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
+        )
+    run.__signature__ = declared.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
 
 
-def number(metavar: str, help: str, *, least: int = 1) -> Any:
+def number(metavar: str, help: str, *, least: int = 1) -> OptionInfo:
     """An option that takes whole numbers of at least `least`, which are appended to `help`."""
 
     def check(value: int | None) -> int | None:
@@ -35,7 +38,8 @@ def number(metavar: str, help: str, *, least: int = 1) -> Any:
             raise typer.BadParameter(f"must be {least} or more, not {value}")
         return value
 
-    return typer.Option(metavar=metavar, help=f"{help}, {least} or more.", callback=check)
+    option: OptionInfo = typer.Option(metavar=metavar, help=f"{help}, {least} or more.", callback=check)
+    return option
 
 
 Model = Annotated[

@@ -1,4 +1,4 @@
-"""`darwinlm chat`: talk to a model, optionally beside another one."""
+"""`darwinlm chat`: talk to a model, optionally side by side with another one."""
 
 from __future__ import annotations
 

@@ -81,8 +81,8 @@ def _listen(resume: str) -> None:
 
     def interrupt(number: int, _: object) -> None:
         _interrupted.append(128 + number)
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        for interruption in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(interruption, signal.SIG_DFL)
         sys.unraisablehook = lambda _: None  # of libraries that it disturbs
         threading.excepthook = lambda _: None
         _tell(resume)
@@ -116,7 +116,7 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except BaseException as error:
         code = 2
-        if not _interrupted:  # else it is what a library made of the interrupt
+        if not _interrupted:  # otherwise it is how a library reported the interrupt
             panicked = type(error).__name__ == "PanicException"  # of the tokenizers library, which is no Exception
             if not panicked and not isinstance(error, DarwinLMError | UsageError | OSError | MemoryError):
                 if not parallel.connected():
@@ -124,8 +124,8 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
                 code = 1
                 if parallel.tells(error):
                     sys.excepthook(type(error), error, error.__traceback__)
-            elif said := shorten(_message(error), MESSAGE):  # it is empty if the help was printed
-                _tell(f"error: {said}", style="red", error=error)
+            elif message := shorten(_message(error), MESSAGE):  # it is empty if the help was printed
+                _tell(f"error: {message}", style="red", error=error)
     finally:
         release_all()
     return _interrupted[0] if _interrupted else code
@@ -147,15 +147,15 @@ def _pipe_closed(self: Console) -> None:
 def _message(error: BaseException) -> str:
     """The message of an error: the problem and the remedy in one line."""
     if isinstance(error, UsageError):
-        message = meant(error, error.format_message())  # type: ignore[attr-defined]
         context = getattr(error, "ctx", None)
-        takes_settings = context is not None and any("--set" in each.opts for each in context.command.params)
+        message = meant(context, error.format_message())  # type: ignore[attr-defined]
+        takes_settings = context is not None and any("--set" in option.opts for option in context.command.params)
         settings = re.findall(r"\w+\.[\w.]+=[^\s)]*", message) if takes_settings and "extra argument" in message else []
         return message + (f": give settings as --set {' --set '.join(settings)}" if settings else "")
     if isinstance(error, OSError):
-        where = shorten(error.filename) if error.filename else "a file"
+        path = shorten(error.filename) if error.filename else "a file"
         advice = DISK.get(error.errno or 0, f"{error.strerror or shorten(error)}: check the path and its permissions")
-        return f"{where}: {advice}"
+        return f"{path}: {advice}"
     if isinstance(error, MemoryError):
         return "the machine ran out of memory: see darwinlm plan, or lower compute.batch_tokens"
     if not isinstance(error, Exception):

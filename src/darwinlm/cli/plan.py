@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import AHEAD, command
+from darwinlm.steps.budget.kinds import BudgetArguments
+
+if TYPE_CHECKING:
+    from darwinlm.planning.run_plan import Row
 
 
 @command(
@@ -31,16 +35,16 @@ def plan(
     ] = "auto",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
     assignments: arguments.Set = None,
-    **budget: Any,
+    **budget: Unpack[BudgetArguments],
 ) -> None:
     """Predict what each stage of a run takes: passes of the model, time and memory. No weights are read."""
     from darwinlm.runs.plan_model import notes_of
-    from darwinlm.runs.plan_model import plan as make
+    from darwinlm.runs.plan_model import plan as plan_run
     from darwinlm.runtime import tables  # with PyTorch, which takes seconds
     from darwinlm.runtime.amounts import count, duration, size
 
     console = terminal.console()
-    made = make(
+    predicted = plan_run(
         model,
         **budget,
         device=device,
@@ -49,29 +53,31 @@ def plan(
         recipe=recipe,
         assignments=assignments or (),
     )
-    sizes = made.sizes
+    sizes = predicted.sizes
     smaller = count(sizes.kept_blocks[1] + sizes.outside)
     console.print(
         f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → at most {smaller}; a pass of one token takes "
         f"{sizes.operations(1, heads=1):.2e} operations",
         soft_wrap=True,
     )
-    console.print(f"{processes} x {made.device}: {size(made.memory)} of memory for each process", soft_wrap=True)
+    console.print(
+        f"{processes} x {predicted.device}: {size(predicted.memory)} of memory for each process", soft_wrap=True
+    )
 
-    def times(*rows: Any) -> str:
-        return " to ".join(dict.fromkeys(map(duration, made.seconds(*rows))))
+    def times(*rows: Row) -> str:
+        return " to ".join(dict.fromkeys(map(duration, predicted.seconds(*rows))))
 
-    cells = [(row.step, f"{made.passes(row):,.0f}", times(row), size(row.cost.bytes)) for row in made.rows]
-    last = ("all", f"{made.passes():,.0f}", times(), size(made.peak.cost.bytes))
-    console.print(tables.terminal(tables.Table(("stage", "passes", "time", "memory"), [*cells, last])))
-    most = size(max(row.cost.bytes + row.cost.caches for row in made.rows))
-    console.print(f"up to {most} with the search's caches; compute.memory limits both", soft_wrap=True)
-    if made.rates[0] != made.rates[1]:
+    cells = [(row.step, f"{predicted.passes(row):,.0f}", times(row), size(row.cost.bytes)) for row in predicted.rows]
+    total = ("all", f"{predicted.passes():,.0f}", times(), size(predicted.peak.cost.bytes))
+    console.print(tables.terminal(tables.Table(("stage", "passes", "time", "memory"), [*cells, total])))
+    most_memory = size(max(row.cost.bytes + row.cost.caches for row in predicted.rows))
+    console.print(f"up to {most_memory} with the search's caches; compute.memory limits both", soft_wrap=True)
+    if predicted.rates[0] != predicted.rates[1]:
         console.print(
             "times are a range, because this GPU can't be measured: it is assumed to work at 50 % to 2 % of its peak",
             soft_wrap=True,
         )
-    for note in notes_of(made):
+    for note in notes_of(predicted):
         console.print(note, soft_wrap=True)
-    if made.problem is not None:
-        console.print(f"doesn't fit: {made.problem}", soft_wrap=True)
+    if predicted.problem is not None:
+        console.print(f"doesn't fit: {predicted.problem}", soft_wrap=True)

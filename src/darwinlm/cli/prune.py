@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
 from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
+from darwinlm.steps.budget.kinds import BudgetArguments
 
 if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
@@ -42,7 +43,7 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the output folder.")
     ] = False,
-    **budget: Any,
+    **budget: Unpack[BudgetArguments],
 ) -> None:
     """Prune a model to a budget, or to several (75%,50%), and report what was lost.
 
@@ -50,20 +51,37 @@ def prune(
     """
     from darwinlm.recipe import load_recipes, options
 
-    others: dict[str, Any] = {"vocab": vocab, "time": time, "preset": preset, "text": text, "ready_for": ready_for}
-    recipes = load_recipes(recipe, assignments or (), options(model=model, layers=layers, **budget, **others))
+    overrides = options(
+        model=model,
+        vocab=vocab,
+        time=time,
+        preset=preset,
+        text=text,
+        ready_for=ready_for,
+        layers=layers,
+        **budget,
+    )
+    recipes = load_recipes(recipe, assignments or (), overrides)
     from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds
     from darwinlm.runs.pruning import prune as run
     from darwinlm.runs.sweep import prune_sweep
 
-    how: dict[str, Any] = {"until": until or REPORT, "overwrite": overwrite, "begun": terminal.BEGUN}
-    how["reporter"] = terminal.reporter()
-    console = terminal.console()
+    last_stage = until or REPORT
+    console, reporter = terminal.console(), terminal.reporter()
     if len(recipes) > 1:
-        sweep = prune_sweep(recipes, out, **how)
+        sweep = prune_sweep(
+            recipes, out, until=last_stage, overwrite=overwrite, reporter=reporter, begun=terminal.BEGUN
+        )
     else:
-        result = run(recipe=recipes[0], out=out, **how)
-    if how["until"] != REPORT:
+        result = run(
+            recipe=recipes[0],
+            out=out,
+            until=last_stage,
+            overwrite=overwrite,
+            reporter=reporter,
+            begun=terminal.BEGUN,
+        )
+    if last_stage != REPORT:
         console.print(f"stopped after {until}; the results are in {out}", soft_wrap=True)
     elif len(recipes) > 1:
         _show_sweep(console, sweep, out)
@@ -80,8 +98,8 @@ def _show_sweep(console: Console, sweep: Mapping[str, Summary], out: Path) -> No
     console.print("size against loss")
     console.print(tables.terminal(sweep_table(sweep)))
     console.print(f"models  {out}/*/model\npage    {out / PAGE}", soft_wrap=True)
-    one = shlex.quote(str(out / next(iter(sweep))))
-    console.print(f"\ndarwinlm show {one}    show all figures of a size, and next steps", soft_wrap=True)
+    largest = shlex.quote(str(out / next(iter(sweep))))
+    console.print(f"\ndarwinlm show {largest}    show all figures of a size, and next steps", soft_wrap=True)
 
 
 def show_result(console: Console, summary: Summary, out: Path) -> None:

@@ -57,9 +57,9 @@ def _verify(console: Console, path: Path) -> None:
     from darwinlm.runs.verify import verify
 
     findings = verify(path)
-    for what, wrong in findings:
-        console.print(f"{what}: {wrong or 'as recorded'}", soft_wrap=True)
-    failed = [f"{what}: {wrong}" for what, wrong in findings if wrong is not None]
+    for item, problem in findings:
+        console.print(f"{item}: {problem or 'as recorded'}", soft_wrap=True)
+    failed = [f"{item}: {problem}" for item, problem in findings if problem is not None]
     if failed:
         raise ArtifactError(f"{path}: {len(failed)} of {len(findings)} checks failed; the first is {failed[0]}")
     console.print(f"{path}: all checks passed ({len(findings)})", soft_wrap=True)
@@ -76,9 +76,10 @@ def _summary_of(run: Path) -> Path:
         sizes = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
         raise ArtifactError(f"{run} holds several sizes: show one of {sizes}; {run / 'index.html'} compares them")
     if (run / MARKER).is_file():
-        done = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
+        finished = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
         raise ArtifactError(
-            f"the run in {run} isn't finished (done: {', '.join(done) or 'nothing yet'}): rerun its command to resume"
+            f"the run in {run} isn't finished (done: {', '.join(finished) or 'nothing yet'}): "
+            "rerun its command to resume"
         )
     raise ArtifactError(f"{run} is not a run: give the output folder of darwinlm prune or recover")
 
@@ -97,13 +98,13 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
     _show_figures(console, summary)
     console.print()
     stem = run if run.name else Path("..") / run.resolve().name  # the current folder "." has no name
-    for wish, do in usage.next_steps(summary, str(run), str(stem), summary.model, here=True):
+    for wish, do in usage.next_steps(summary, str(run), str(stem), summary.model, on_this_machine=True):
         console.print(f"{wish}:", style="dim")
         console.print(f"  {do}", soft_wrap=True)
 
 
 def _show_figures(console: Console, summary: Summary) -> None:
-    """Print what steps measured besides, sizes of GGUF files, and an answer."""
+    """Print further measurements of the steps, sizes of GGUF files, and an answer."""
     from darwinlm.report.comparison import file_table, passages
 
     for passage in passages(summary):
@@ -138,6 +139,6 @@ def _blocks(summary: Summary, *, plain: bool) -> TerminalTable:
     return tables.terminal(tables.Table(("block", "query heads", "MLP channels"), rows))
 
 
-def _kept(part: int, whole: int, marks: str) -> str:
-    filled = max(round(BAR * part / whole), 1) if part else 0
-    return f"{marks[0] * filled}{marks[1] * (BAR - filled)} {f'{part}/{whole}':>11}"
+def _kept(part: int, total: int, marks: str) -> str:
+    filled = max(round(BAR * part / total), 1) if part else 0
+    return f"{marks[0] * filled}{marks[1] * (BAR - filled)} {f'{part}/{total}':>11}"

@@ -38,7 +38,7 @@ def reporter() -> Reporter:
 
 
 def say(message: str) -> None:
-    """Print a line of progress to standard error, beside results."""
+    """Print a line of progress to standard error, apart from results."""
     if parallel.is_main():
         Terminal(stderr=True).print(message, markup=False, highlight=False, emoji=False, soft_wrap=True)
 

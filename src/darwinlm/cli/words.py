@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+
+from darwinlm.cli.app import Context
 
 WORDS = (
     ("prune", "compress shrink reduce slim start"),
@@ -38,22 +39,25 @@ WORDS = (
 )
 
 
-def meant(error: Any, message: str) -> str:
-    """The message of a usage error, which names our word for an unknown one, or the commands that have the option."""
+def meant(context: Context, message: str) -> str:
+    """The message of a usage error, which names our word for an unknown one, or the commands that have the option.
+
+    `context` is that of the command, as click knows it.
+    """
     unknown = re.match(r"No such (?:command|option):? '?([\w-]+)'?", message)
     if unknown is None:
         return message
-    typed, group = unknown[1], error.ctx.find_root().command
+    typed, group = unknown[1], context.find_root().command
     options = {
-        name: {option for each in command.params for option in each.opts if option.startswith("--")}
+        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
         for name, command in getattr(group, "commands", {}).items()
     }
-    here = options.get(error.ctx.command.name, set())  # none for an unknown command
-    early = not here and any(typed in known for known in options.values())  # an option before its command
-    ours = [] if early else [word for word, others in WORDS if typed in others.split()]
-    for word in ours:
-        if not here or not word.startswith("--") or re.split("[ ,]", word)[0] in here:
+    of_command = options.get(context.command.name, set())  # none for an unknown command
+    early = not of_command and any(typed in names for names in options.values())  # an option before its command
+    suggested = [] if early else [word for word, synonyms in WORDS if typed in synonyms.split()]
+    for word in suggested:
+        if not of_command or not word.startswith("--") or re.split("[ ,]", word)[0] in of_command:
             return f"{unknown[0]}; use {word}"
-    wanted = ours[0] if ours and " " not in ours[0] else typed
-    having = [f"darwinlm {name}" for name, known in options.items() if wanted in known]
-    return f"{unknown[0]}; {wanted} is an option of {', '.join(having)}" if having else message
+    option_name = suggested[0] if suggested and " " not in suggested[0] else typed
+    commands = [f"darwinlm {name}" for name, names in options.items() if option_name in names]
+    return f"{unknown[0]}; {option_name} is an option of {', '.join(commands)}" if commands else message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from transformers import TextStreamer
@@ -15,6 +15,9 @@ from darwinlm.steps.own_text.script import end_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+GenerationArguments: TypeAlias = dict[str, int | float | list[int] | None]
+"""Keyword arguments of transformers' `generate`."""
 
 REPETITION_PENALTY = 1.1
 """Makes tokens that were used before less likely."""
@@ -66,7 +69,7 @@ class Conversation:
         torch.manual_seed(self.settings.seed)
         ids = ids.to(self.model.device)
         try:
-            out = self.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **self._how())
+            out = self.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=streamer, **self._sampling())
         except KeyboardInterrupt:
             self._remember(text, streamer.text)
             raise
@@ -93,10 +96,10 @@ class Conversation:
             except Exception as error:
                 raise ModelError(f"the model's chat template refuses this conversation: {first_line(error)}") from error
             ids = encoded["input_ids"]
-            begun = 1 if self.messages and self.messages[0]["role"] == "system" else 0
-            if ids.shape[1] <= room or len(self.messages) == begun:
+            n_system = 1 if self.messages and self.messages[0]["role"] == "system" else 0
+            if ids.shape[1] <= room or len(self.messages) == n_system:
                 return self._fitting(ids, room)
-            del self.messages[begun : begun + 2]
+            del self.messages[n_system : n_system + 2]
 
     def _fitting(self, ids: torch.Tensor, room: int) -> torch.Tensor:
         if ids.shape[1] == 0:
@@ -112,17 +115,19 @@ class Conversation:
     def _context(self) -> int:
         return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 30)
 
-    def _how(self) -> dict[str, Any]:
+    def _sampling(self) -> GenerationArguments:
         temperature = self.settings.temperature
-        how: dict[str, Any] = {
+        sampling: GenerationArguments = {
             "max_new_tokens": self.settings.max_tokens,
             "repetition_penalty": REPETITION_PENALTY,
             "eos_token_id": list(end_tokens(self.model, self.tokenizer)) or None,
             "pad_token_id": self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
         }
         if temperature == 0:
-            return how | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return how if temperature is None else how | {"do_sample": True, "temperature": temperature}
+            return sampling | {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if temperature is None:
+            return sampling
+        return sampling | {"do_sample": True, "temperature": temperature}
 
 
 class _Pieces(TextStreamer):  # type: ignore[misc]

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from darwinlm.evaluation import harness
-from darwinlm.evaluation import score_tables as summary
+from darwinlm.evaluation import harness, score_tables
 from darwinlm.evaluation.evaluation_text import pack, share_vocabulary
-from darwinlm.evaluation.suites import Wanted, parse_suite
+from darwinlm.evaluation.suites import SuiteTask, parse_suite
 from darwinlm.formats.opened import Opened, open_model
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime import parallel
@@ -56,7 +55,7 @@ class EvaluationRequest:
     dtype: str = "auto"
     chat: bool = False
 
-    def check(self) -> tuple[Wanted, ...]:
+    def check(self) -> tuple[SuiteTask, ...]:
         """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
         if self.suite is None and not self.texts and not self.chat:
             raise RecipeError("nothing to measure: give --suite, --text or --chat")
@@ -64,10 +63,10 @@ class EvaluationRequest:
             raise RecipeError("--against is for --text and --chat: measure the benchmarks of each model by itself")
         if self.chat and self.against is None:
             raise RecipeError("--chat compares answers with the original model's: name it with --against")
-        wanted = () if self.suite is None else parse_suite(self.suite)
-        if wanted:
-            harness.check_suite(wanted, self.data_dir)
-        return wanted
+        tasks = () if self.suite is None else parse_suite(self.suite)
+        if tasks:
+            harness.check_suite(tasks, self.data_dir)
+        return tasks
 
     def open(self, source: str, *, dequantised: bool = False) -> Opened:
         """A model as the request wants it. Raises as `open_model`."""
@@ -102,24 +101,24 @@ class Evaluated:
     chats: ChatFigures | None = None
 
     def tables(self) -> Iterator[Table]:
-        """Each table."""
+        """The tables of what was measured, in the order in which it is measured."""
         if self.texts:
             yield _text_table(self.texts, self.engine)
         if self.copying:
             names = [score.name for score in next(iter(self.copying.values()))]
             rows = []
             for model, scores in self.copying.items():
-                copied = [f"{summary.percent(score.accuracy)} ({score.loss:.2f})" for score in scores]
+                copied = [f"{score_tables.percent(score.accuracy)} ({score.loss:.2f})" for score in scores]
                 rows.append((model, *(copied or ["not measured"])))
             yield Table(("copied, %, and loss in nats", *(names or [""])), rows, self.left_out)
         if self.chats is not None:
             yield from self.chats.tables()
         if self.scores:
-            yield Table(summary.HEADINGS, summary.rows(self.scores), summary.notes(self.scores))
+            yield Table(score_tables.HEADINGS, score_tables.rows(self.scores), score_tables.notes(self.scores))
 
     def as_json(self) -> JsonObject:
         """Plain values for --out."""
-        value, stderr = summary.average(self.scores)
+        value, stderr = score_tables.average(self.scores)
         return {
             "request": self.request.key() | {"suite": self.request.suite},
             "params": self.params,
@@ -136,7 +135,7 @@ class Evaluated:
 
 
 def _text_table(texts: list[JsonObject], engine: str) -> Table:
-    """The metrics of tokens on each text; those that don't compare two models also of the dense one."""
+    """The token metrics on each text; metrics that don't compare two models are shown for the dense one too."""
     headings, rows = ["text", "tokens"], [[str(text["source"]), str(text["tokens"])] for text in texts]
     remarks = [f"run by {engine}"]
     for metric in token_metrics():
@@ -154,13 +153,13 @@ def _text_table(texts: list[JsonObject], engine: str) -> Table:
 
 
 def _text_figures(
-    source: str, tokens: torch.Tensor, metrics: Sequence[TokenMetric], own: Quality, dense: Quality | None
+    source: str, tokens: torch.Tensor, metrics: Sequence[TokenMetric], quality: Quality, dense: Quality | None
 ) -> JsonObject:
     """The figures of one text, as in the JSON: those that compare two models are None without a dense one."""
-    figures: JsonObject = {"source": source, "sequences": len(tokens), "tokens": own.tokens}
+    figures: JsonObject = {"source": source, "sequences": len(tokens), "tokens": quality.tokens}
     for metric in metrics:
-        alone = dense is None and metric.compares
-        figures[metric.name] = None if alone else own.values[metric.name]
+        can_compare = dense is not None or not metric.compares
+        figures[metric.name] = quality.values[metric.name] if can_compare else None
         if not metric.compares:
             figures[f"dense_{metric.name}"] = None if dense is None else dense.values[metric.name]
     return figures
@@ -174,17 +173,17 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
     recorded in its score.
     """
     parallel.init_from_environment()
-    with ExitStack() as held:
-        done: dict[str, harness.TaskScore] = {}
+    with ExitStack() as stack:
+        finished: dict[str, harness.TaskScore] = {}
         with parallel.agree():
             if out is not None and parallel.is_main():
                 check_output(out, (request.model, request.against), request.texts, resumed=True)
-                held.enter_context(hold_target(out))
+                stack.enter_context(hold_target(out))
             request.key()  # refuses an unknown device or type
-            wanted = request.check()
+            tasks = request.check()
             if parallel.is_main():
-                done = _resumed(request, out)
-        done = parallel.broadcast(done)
+                finished = _resumed(request, out)
+        finished = parallel.broadcast(finished)
         with parallel.agree():
             models = _opened(request)
         opened = next(iter(models.values()))
@@ -195,11 +194,19 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         if request.chat:
             batch_tokens = request.batch_size * request.sequence_length
             result.chats = measure_chats(models, tokens=request.tokens // 2, batch_tokens=batch_tokens)
-        if not done or not wanted:
-            save(list(done.values()))
-        if wanted:
-            given: JsonObject = {name: getattr(request, name) for name in ("data_dir", "limit", "batch_size")}
-            harness.run_suite(opened.model, opened.tokenizer, wanted, **given, done=done, save=save)
+        if not finished or not tasks:
+            save(list(finished.values()))
+        if tasks:
+            harness.run_suite(
+                opened.model,
+                opened.tokenizer,
+                tasks,
+                data_dir=request.data_dir,
+                limit=request.limit,
+                batch_size=request.batch_size,
+                finished=finished,
+                save=save,
+            )
         return result
 
 
@@ -209,8 +216,8 @@ def _save(result: Evaluated, out: Path | None, console: Console | None, scores: 
     if out is not None and parallel.is_main():
         write_json(out, result.as_json())
     if console is not None and scores:
-        last = scores[-1]
-        console.print(f"{last.title}: {last.error or summary.with_error(last.value, last.stderr)}")
+        newest = scores[-1]
+        console.print(f"{newest.title}: {newest.error or score_tables.with_error(newest.value, newest.stderr)}")
 
 
 def _opened(request: EvaluationRequest) -> dict[str, Opened]:
@@ -249,24 +256,24 @@ def _measure_texts(request: EvaluationRequest, models: dict[str, Opened], result
         memory = HiddenMemory(Path(folder))
         for source, tokens in packed.items():
             dense = [*readers.values()][-1]
-            quality = measure_quality(dense, readers, tokens, batch_tokens=batch_tokens, memory=memory)
-            own, *others = quality.values()
-            against = others[0] if others else None
-            result.texts.append(_text_figures(source, tokens, token_metrics(), own, against))
+            qualities = measure_quality(dense, readers, tokens, batch_tokens=batch_tokens, memory=memory)
+            quality, *of_dense = qualities.values()
+            dense_quality = of_dense[0] if of_dense else None
+            result.texts.append(_text_figures(source, tokens, token_metrics(), quality, dense_quality))
     result.copying = measure_copying(readers, sequences, batch_tokens=batch_tokens)
 
 
 def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.TaskScore]:
-    """Finished scores."""
+    """Finished scores of an earlier run for the same request, by task. Raises ArtifactError."""
     if out is None or not out.exists():
         return {}
-    before = read_json(out)
-    if not isinstance(before, dict) or not isinstance(before.get("request"), dict) or "tasks" not in before:
+    result = read_json(out)
+    if not isinstance(result, dict) or not isinstance(result.get("request"), dict) or "tasks" not in result:
         raise ArtifactError(f"{out} is not a result of darwinlm evaluate: choose another file")
-    earlier = before["request"]
-    if changed := [
-        f"{name} was {earlier.get(name)}" for name, now in request.key().items() if earlier.get(name) != now
-    ]:
-        said = f"{out} holds the result of another request ({', '.join(changed)})"
-        raise ArtifactError(f"{said}: choose another file, or delete it")
-    return harness.from_json(out, before["tasks"])
+    fields = result["request"]
+    changed = [f"{name} was {fields.get(name)}" for name, value in request.key().items() if fields.get(name) != value]
+    if changed:
+        raise ArtifactError(
+            f"{out} holds the result of another request ({', '.join(changed)}): choose another file, or delete it"
+        )
+    return harness.from_json(out, result["tasks"])

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, max_tokens: int) -> Tensor:
-    """The documents of a text, each followed by the end token, joined and cut into sequences [n, t].
+    """Join the documents of a text, with the end token after each, and cut them into sequences [n, t] of token ids.
 
     If the tokenizer adds bos, it replaces the first token of every sequence. t is `sequence_length`; at most
     `max_tokens` are read. Raises DataError if the text is missing, unreadable, or shorter than one sequence.
     """
-    wanted = max(1, max_tokens // sequence_length) * sequence_length
+    needed = max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for document in read_documents(source, tokenizer=tokenizer):
         ids += [*token_ids(tokenizer, [document])[0], *end]
-        if len(ids) >= wanted:
+        if len(ids) >= needed:
             break
-    count = len(ids[:wanted]) // sequence_length
+    count = len(ids[:needed]) // sequence_length
     if count == 0:
         raise DataError(
             f"Text source {source!r} has only {len(ids)} tokens, less than one sequence of {sequence_length}: give "
@@ -46,8 +46,8 @@ def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: in
 def share_vocabulary(model: Opened, dense: Opened) -> bool:
     """Give a dense model the tokens of a smaller model.
 
-    If the dense one has all tokens of the smaller model and more, its embedding
-    and head are cut. Returns whether it was cut. Raises ModelError if the vocabularies differ, and as `Opened.cut`.
+    If the dense model has all tokens of the smaller one and more, its embedding and head are cut.
+    Returns whether it was cut. Raises ModelError if the vocabularies differ, and as `Opened.cut`.
     """
     rows = rows_in(model.tokenizer, dense.tokenizer, model.vocabulary, dense.vocabulary)
     if rows is not None and dense.checkpoint is None:

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from darwinlm.evaluation.suites import KNOWN, Wanted, check_names
+from darwinlm.evaluation.suites import KNOWN, SuiteTask, check_names
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import validated
 from darwinlm.runtime.errors import DataError, RecipeError, first_line, missing_extra
@@ -23,6 +23,10 @@ from darwinlm.runtime.json_values import JsonObject
 from darwinlm.steps.text.local_files import json_records
 
 if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HOMES = ("sciq", "piqa", "arc", "logiqa", "super_glue/boolq", "winogrande", "hellaswag", "mmlu/default")
@@ -32,6 +36,11 @@ LOCAL = "local"
 """Name of a group of tasks on local rows."""
 
 Rows = list[JsonObject]
+
+TokenRequest = tuple[tuple[str, str], list[int], list[int]]
+"""What the harness asks of a model: context and continuation as text, and the token ids of both."""
+Answers = list[tuple[float, bool]]
+"""Log-likelihood of each continuation in nats, and whether it is the model's most likely one."""
 
 
 @dataclass
@@ -66,45 +75,45 @@ class TaskScore:
 def run_suite(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    wanted: Sequence[Wanted],
+    tasks: Sequence[SuiteTask],
     *,
     data_dir: Path | None = None,
     limit: int | None = None,
     batch_size: int = 8,
-    done: Mapping[str, TaskScore] | None = None,
+    finished: Mapping[str, TaskScore] | None = None,
     save: Callable[[list[TaskScore]], None] = lambda scores: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda completed, total: None,
 ) -> list[TaskScore]:
-    """Evaluate tasks in turn, each in all processes; a failure is recorded, and the other tasks continue.
+    """Evaluate tasks one after the other, each in all processes; a failure is recorded, and the other tasks continue.
 
     `limit` is the number of items of each task, spread over the tasks of a group such as MMLU; None scores all. Scores
-    in `done` without an error are kept. `save` gets all scores so far, after each task. Raises as `check_suite`.
+    in `finished` without an error are kept. `save` gets all scores so far, after each task. Raises as `check_suite`.
     """
-    check_suite(wanted, data_dir)
-    lm = _lm(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
+    check_suite(tasks, data_dir)
+    lm = _harness_model(model, tokenizer, batch_size)
     scores: list[TaskScore] = []
-    for number, one in enumerate(wanted):
-        before = (done or {}).get(one.task)
-        if before is not None and not before.error and one.shots in (None, before.shots):
-            scores.append(before)
+    for number, task in enumerate(tasks):
+        score = (finished or {}).get(task.name)
+        if score is not None and not score.error and task.shots in (None, score.shots):
+            scores.append(score)
         else:
-            scores.append(parallel.broadcast(_score(lm, one, data_dir, limit)))
+            scores.append(parallel.broadcast(_score(lm, task, data_dir, limit)))
         save(scores)
-        progress(number + 1, len(wanted))
+        progress(number + 1, len(tasks))
     return scores
 
 
-def check_suite(wanted: Sequence[Wanted], data_dir: Path | None) -> None:
+def check_suite(tasks: Sequence[SuiteTask], data_dir: Path | None) -> None:
     """Check the names of tasks, and their local files; run before a model is loaded.
 
     Raises MissingExtraError, RecipeError if the harness doesn't know a task or a task has no layout of local files, or
     DataError if such a file is missing or wrong.
     """
     _require_harness()
-    check_names(wanted, _manager(all(one.task in KNOWN for one in wanted)).task_index)
+    check_names(tasks, _manager(all(task.name in KNOWN for task in tasks)).task_index)
     if data_dir is not None:
-        for one in wanted:
-            read_local(data_dir, one)
+        for task in tasks:
+            read_local(data_dir, task)
 
 
 def _require_harness() -> None:
@@ -121,49 +130,52 @@ def _require_harness() -> None:
 
 
 @cache
-def _manager(only_known: bool) -> Any:
+def _manager(only_known: bool) -> TaskManager:
     """The harness's index of tasks; indexing all of its files takes ten seconds, so known tasks are indexed alone."""
-    import lm_eval.tasks as home
+    import lm_eval.tasks
 
-    folder = Path(home.__file__).parent
+    folder = Path(lm_eval.tasks.__file__).parent
     if not only_known:
-        return home.TaskManager()
-    return home.TaskManager(include_path=[str(folder / name) for name in HOMES], include_defaults=False)
+        return lm_eval.tasks.TaskManager()
+    return lm_eval.tasks.TaskManager(include_path=[str(folder / name) for name in HOMES], include_defaults=False)
 
 
-def _lm(**how: Any) -> Any:
-    """The harness's model, without progress bars.
+def _harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
+    """The harness's wrapper of a model, without progress bars.
 
-    Processes share the answers and not, as the harness would, the items: examples would then be drawn otherwise.
+    Processes share the requests of a task. The harness would share its items, and then draw other examples.
     """
     from lm_eval.models.huggingface import HFLM
 
     class Shared(HFLM):  # type: ignore[misc]
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return super().loglikelihood(requests, disable_tqdm=True)
+        def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> Answers:
+            answers: Answers = super().loglikelihood(requests, disable_tqdm=True)
+            return answers
 
-        def _loglikelihood_tokens(self, requests: Any, disable_tqdm: bool = True, override_bs: Any = None) -> Any:
-            mine = super()._loglikelihood_tokens(parallel.portion(requests), True, override_bs)
-            return [*chain.from_iterable(parallel.gather(mine))]
+        def _loglikelihood_tokens(
+            self, requests: list[TokenRequest], disable_tqdm: bool = True, override_bs: int | None = None
+        ) -> Answers:
+            answers: Answers = super()._loglikelihood_tokens(parallel.portion(requests), True, override_bs)
+            return [*chain.from_iterable(parallel.gather(answers))]
 
-    return Shared(**how)
+    return Shared(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
 
 
-def _score(lm: Any, one: Wanted, data_dir: Path | None, limit: int | None) -> TaskScore:
+def _score(lm: HFLM, task: SuiteTask, data_dir: Path | None, limit: int | None) -> TaskScore:
     from lm_eval import evaluate
     from lm_eval.defaults import DEFAULT_OTHER_SEED
 
-    score = TaskScore(one.task, one.title, one.shots)
+    score = TaskScore(task.name, task.title, task.shots)
     try:
         if data_dir is None:
-            loaded = _manager(one.task in KNOWN).load(one.task)
+            loaded = _manager(task.name in KNOWN).load(task.name)
         else:
-            rows, score.remark = read_local(data_dir, one)
-            loaded = _local_tasks(one, rows)
-        for task in loaded["tasks"].values():
-            if one.shots is not None or task.get_config("num_fewshot") is None:
-                task.set_config("num_fewshot", one.shots or 0)
-            task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+            rows, score.remark = read_local(data_dir, task)
+            loaded = _local_tasks(task, rows)
+        for loaded_task in loaded["tasks"].values():
+            if task.shots is not None or loaded_task.get_config("num_fewshot") is None:
+                loaded_task.set_config("num_fewshot", task.shots or 0)
+            loaded_task.set_fewshot_seed(DEFAULT_OTHER_SEED)
         share = None if limit is None else -(-limit // len(loaded["tasks"]))
         # `simple_evaluate` also describes the machine, for which it runs git, pip and lscpu.
         results = evaluate(lm, loaded, limit=share, bootstrap_iters=1000)
@@ -177,27 +189,32 @@ def _score(lm: Any, one: Wanted, data_dir: Path | None, limit: int | None) -> Ta
     return score
 
 
-def read_local(folder: Path, one: Wanted) -> tuple[dict[str, Rows], str]:
-    """Rows of the scored split and, if the task takes one, of the split for examples; and a remark about the latter."""
-    if one.task not in KNOWN:
+def read_local(folder: Path, task: SuiteTask) -> tuple[dict[str, Rows], str]:
+    """Local rows of a task by split: those that are scored and, if the task has examples in its prompt, their pool.
+
+    Returns the rows, and a remark if the examples come from another split than usual, else an empty one. Raises
+    RecipeError if the task has no layout of local files or the folder is missing, DataError if a file is missing or
+    wrong.
+    """
+    if task.name not in KNOWN:
         raise RecipeError(
-            f"--data-dir has no layout for the task '{one.task}'; known are {', '.join(KNOWN)}. Leave --data-dir "
+            f"--data-dir has no layout for the task '{task.name}'; known are {', '.join(KNOWN)}. Leave --data-dir "
             "out to let the harness fetch its own data"
         )
     if not folder.is_dir():
         raise RecipeError(f"--data-dir {folder}: there is no such folder")
-    known = KNOWN[one.task]
-    wanted = (known.split, known.pool) if one.shots or known.by_subject else (known.split,)
-    files = {split: _local_file(folder / one.task, split) for split in wanted}
-    rows = {split: _rows(path, known.fields) for split, path in files.items()}
-    pool = files.get(known.pool)
+    layout = KNOWN[task.name]
+    splits = (layout.split, layout.pool) if task.shots or layout.by_subject else (layout.split,)
+    files = {split: _local_file(folder / task.name, split) for split in splits}
+    rows = {split: _rows(path, layout.fields) for split, path in files.items()}
+    pool = files.get(layout.pool)
     if pool is None:
         return rows, ""
-    if len(rows[known.pool]) <= (one.shots or 0):
+    if len(rows[layout.pool]) <= (task.shots or 0):
         raise DataError(
-            f"{pool}: '{one.task}' draws {one.shots} examples from more rows than these {len(rows[known.pool])}"
+            f"{pool}: '{task.name}' draws {task.shots} examples from more rows than these {len(rows[layout.pool])}"
         )
-    return rows, "" if pool.name.split(".")[0] == known.pool else f"examples from {pool.name}"
+    return rows, "" if pool.name.split(".")[0] == layout.pool else f"examples from {pool.name}"
 
 
 def _local_file(folder: Path, split: str) -> Path:
@@ -213,10 +230,10 @@ def _local_file(folder: Path, split: str) -> Path:
 
 def _rows(path: Path, fields: Sequence[str]) -> Rows:
     rows = []
-    for where, row in json_records(path):
-        if missing := [name for name in fields if name not in row]:
+    for place, row in json_records(path):
+        if absent := [name for name in fields if name not in row]:
             raise DataError(
-                f"{where}: the task reads {', '.join(fields)}, but the row has no {', '.join(missing)}, "
+                f"{place}: the task reads {', '.join(fields)}, but the row has no {', '.join(absent)}, "
                 f"only {', '.join(row)}"
             )
         rows.append(row)
@@ -225,45 +242,45 @@ def _rows(path: Path, fields: Sequence[str]) -> Rows:
     return rows
 
 
-def _local_tasks(one: Wanted, rows: dict[str, Rows]) -> Any:
+def _local_tasks(task: SuiteTask, rows: dict[str, Rows]) -> JsonObject:
     """The harness's task on local rows; a task for each subject, and their group, if the files join subjects."""
     from datasets import Dataset, DatasetDict
     from lm_eval.config.group import AggMetricConfig
 
-    known = KNOWN[one.task]
+    layout = KNOWN[task.name]
 
-    def source(subject: str | None = None) -> Callable[..., Any]:
+    def source(subject: str | None = None) -> Callable[..., DatasetDict]:
         parts = {
             split: Dataset.from_list([row for row in part if subject in (None, row.get("subject"))])
             for split, part in rows.items()
         }
         return lambda **_: DatasetDict(parts)
 
-    if known.by_subject:
-        subjects = sorted({str(row["subject"]) for row in rows[known.split]})
-        members = [{"task": f"{one.task}_{subject}", "custom_dataset": source(subject)} for subject in subjects]
+    if layout.by_subject:
+        subjects = sorted({str(row["subject"]) for row in rows[layout.split]})
+        members = [{"task": f"{task.name}_{subject}", "custom_dataset": source(subject)} for subject in subjects]
     else:  # without splits that have no rows
-        splits = {f"{split}_split": split if split == known.split else None for split in ("validation", "test")}
-        pool = known.pool if known.pool in rows else None
-        members = [{"task": one.task, "custom_dataset": source(), "training_split": pool, **splits}]
-    loaded = _manager(True).load({"group": LOCAL, "task": members})
-    if known.by_subject:
-        loaded["groups"][LOCAL].aggregate_metric_list = [AggMetricConfig(metric=known.metric, weight_by_size=True)]
+        splits = {f"{split}_split": split if split == layout.split else None for split in ("validation", "test")}
+        pool = layout.pool if layout.pool in rows else None
+        members = [{"task": task.name, "custom_dataset": source(), "training_split": pool, **splits}]
+    loaded: JsonObject = _manager(True).load({"group": LOCAL, "task": members})
+    if layout.by_subject:
+        loaded["groups"][LOCAL].aggregate_metric_list = [AggMetricConfig(metric=layout.metric, weight_by_size=True)]
     return loaded
 
 
-def _read_result(score: TaskScore, results: Any) -> None:
+def _read_result(score: TaskScore, results: JsonObject) -> None:
     table = results["results"]
     metrics = next(table[name] for name in (score.task, LOCAL, *table) if name in table)
     score.metrics = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
-    wanted = KNOWN[score.task].metric if score.task in KNOWN else None
-    names = [key for key in score.metrics if "_stderr," not in key and "," in key]
-    chosen = next((key for key in names if key.partition(",")[0] == wanted), names[0] if names else None)
-    if chosen is None:
+    preferred = KNOWN[score.task].metric if score.task in KNOWN else None
+    names = [name for name in score.metrics if "_stderr," not in name and "," in name]
+    key = next((name for name in names if name.partition(",")[0] == preferred), names[0] if names else None)
+    if key is None:
         score.error = "the harness reported no metric"
         return
-    score.metric, _, filtered = chosen.partition(",")
-    score.value, score.stderr = score.metrics[chosen], score.metrics.get(f"{score.metric}_stderr,{filtered}")
+    score.metric, _, filtered = key.partition(",")
+    score.value, score.stderr = score.metrics[key], score.metrics.get(f"{score.metric}_stderr,{filtered}")
     counts = results["n-samples"].values()
     score.items = sum(int(count["effective"]) for count in counts)
     score.total = sum(int(count["original"]) for count in counts)

@@ -15,7 +15,7 @@ from darwinlm.runtime.limits import suggestion
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownTask:
     """A task with a known layout of data files.
 
     Attributes:
@@ -33,80 +33,80 @@ class Known:
 
 
 KNOWN = {
-    "sciq": Known(
+    "sciq": KnownTask(
         "SciQ",
         "acc",
         "test",
         "train",
         ("question", "distractor1", "distractor2", "distractor3", "correct_answer", "support"),
     ),
-    "piqa": Known("PIQA", "acc", "validation", "train", ("goal", "sol1", "sol2", "label")),
-    "arc_easy": Known("ARC-E", "acc", "test", "train", ("question", "choices", "answerKey")),
-    "arc_challenge": Known("ARC-C", "acc_norm", "test", "train", ("question", "choices", "answerKey")),
-    "logiqa": Known("LogiQA", "acc_norm", "test", "train", ("context", "question", "options", "label")),
-    "boolq": Known("BoolQ", "acc", "validation", "train", ("passage", "question", "label")),
-    "winogrande": Known("WinoGrande", "acc", "validation", "train", ("sentence", "option1", "option2", "answer")),
-    "hellaswag": Known(
+    "piqa": KnownTask("PIQA", "acc", "validation", "train", ("goal", "sol1", "sol2", "label")),
+    "arc_easy": KnownTask("ARC-E", "acc", "test", "train", ("question", "choices", "answerKey")),
+    "arc_challenge": KnownTask("ARC-C", "acc_norm", "test", "train", ("question", "choices", "answerKey")),
+    "logiqa": KnownTask("LogiQA", "acc_norm", "test", "train", ("context", "question", "options", "label")),
+    "boolq": KnownTask("BoolQ", "acc", "validation", "train", ("passage", "question", "label")),
+    "winogrande": KnownTask("WinoGrande", "acc", "validation", "train", ("sentence", "option1", "option2", "answer")),
+    "hellaswag": KnownTask(
         "HellaSwag", "acc_norm", "validation", "train", ("activity_label", "ctx_a", "ctx_b", "endings", "label")
     ),
-    "mmlu": Known("MMLU", "acc", "test", "dev", ("question", "subject", "choices", "answer"), by_subject=True),
+    "mmlu": KnownTask("MMLU", "acc", "test", "dev", ("question", "subject", "choices", "answer"), by_subject=True),
 }
 """Tasks by their names in the harness; the fields are those that the task reads."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One task of a suite; without a number of `shots`, those of the harness's configuration."""
+class SuiteTask:
+    """A task of a suite by its name in the harness; without `shots`, the harness's configuration sets their number."""
 
-    task: str
+    name: str
     shots: int | None = None
 
     @property
     def title(self) -> str:
         """Name for tables: `ARC-C (25)`."""
-        name = KNOWN[self.task].title if self.task in KNOWN else self.task
-        return f"{name} ({self.shots})" if self.shots else name
+        title = KNOWN[self.name].title if self.name in KNOWN else self.name
+        return f"{title} ({self.shots})" if self.shots else title
 
 
-SUITES: dict[str, tuple[Wanted, ...]] = {
+SUITES: dict[str, tuple[SuiteTask, ...]] = {
     "paper": (
-        Wanted("sciq", 0),
-        Wanted("piqa", 0),
-        Wanted("winogrande", 5),
-        Wanted("arc_easy", 0),
-        Wanted("arc_challenge", 25),
-        Wanted("hellaswag", 10),
-        Wanted("logiqa", 0),
-        Wanted("boolq", 0),
-        Wanted("mmlu", 5),
+        SuiteTask("sciq", 0),
+        SuiteTask("piqa", 0),
+        SuiteTask("winogrande", 5),
+        SuiteTask("arc_easy", 0),
+        SuiteTask("arc_challenge", 25),
+        SuiteTask("hellaswag", 10),
+        SuiteTask("logiqa", 0),
+        SuiteTask("boolq", 0),
+        SuiteTask("mmlu", 5),
     ),
-    "quick": tuple(Wanted(task, 0) for task in ("arc_easy", "piqa", "hellaswag", "sciq", "winogrande", "boolq")),
+    "quick": tuple(SuiteTask(name, 0) for name in ("arc_easy", "piqa", "hellaswag", "sciq", "winogrande", "boolq")),
 }
 
 
-def parse_suite(text: str) -> tuple[Wanted, ...]:
+def parse_suite(text: str) -> tuple[SuiteTask, ...]:
     """Read the name of a suite, or tasks: `piqa,arc_challenge:25`; names are checked later. Raises RecipeError."""
     if text in SUITES:
         return SUITES[text]
-    wanted: list[Wanted] = []
+    tasks: list[SuiteTask] = []
     for item in filter(None, (part.strip() for part in text.split(","))):
-        task, _, shots = item.partition(":")
+        name, _, shots = item.partition(":")
         if shots and not shots.isdigit():
             raise RecipeError(f"--suite: '{item}' should be TASK or TASK:SHOTS, such as arc_challenge:25")
-        wanted.append(Wanted(task, int(shots) if shots else None))
-    names = [one.task for one in wanted]
+        tasks.append(SuiteTask(name, int(shots) if shots else None))
+    names = [task.name for task in tasks]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise RecipeError(f"--suite names {', '.join(sorted(twice))} twice")
-    if not wanted:
+    if not tasks:
         raise RecipeError(f"--suite is empty: give {' or '.join(SUITES)}, or tasks such as piqa,arc_challenge:25")
-    return tuple(wanted)
+    return tuple(tasks)
 
 
-def check_names(wanted: Sequence[Wanted], known: Collection[str]) -> None:
+def check_names(tasks: Sequence[SuiteTask], harness_tasks: Collection[str]) -> None:
     """Refuse unknown tasks, and suggest a similar name. Raises RecipeError."""
-    for one in wanted:
-        if one.task not in known:
+    for task in tasks:
+        if task.name not in harness_tasks:
             otherwise = f"give {' or '.join(SUITES)}, or the harness's task names"
-            hint = suggestion(one.task, [*known, *SUITES], otherwise)
-            raise RecipeError(f"--suite: there is no task '{one.task}': {hint}")
+            hint = suggestion(task.name, [*harness_tasks, *SUITES], otherwise)
+            raise RecipeError(f"--suite: there is no task '{task.name}': {hint}")

@@ -14,8 +14,8 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.runtime.memory import all_bytes, memory_of
-from darwinlm.runtime.run import Recipe, Run
-from darwinlm.runtime.sections import Sections
+from darwinlm.runtime.run import Run
+from darwinlm.runtime.sections import AnyRecipe, Sections
 from darwinlm.runtime.step import AnyStep, Cost
 from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.search.search_settings import SearchSettings
@@ -145,7 +145,7 @@ def check_memory(steps: Steps, recipe: Sections, checkpoint: Checkpoint, device:
     memory_of(device).needs = {row.step: row.cost.bytes for row in plan.rows}
 
 
-def announce(run: Run[Recipe], steps: Steps, original: Checkpoint) -> None:
+def announce(run: Run[AnyRecipe], steps: Steps, original: Checkpoint) -> None:
     """Say the planned time and memory of a new run."""
     if not parallel.is_main():
         return

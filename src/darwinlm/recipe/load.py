@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -18,6 +18,9 @@ from darwinlm.runtime.section import Section
 from darwinlm.steps.budget.kinds import BUDGETS
 from darwinlm.steps.search.search_amounts import SelectionRound
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 OPTIONS: Mapping[str, str] = {
     "model": "model",
     "time": "time",
@@ -27,7 +30,7 @@ OPTIONS: Mapping[str, str] = {
     "layers": "search.layers",
     "vocab": "vocabulary.keep",
 }
-"""Short names of fields: options of the command `prune` and arguments of the function, besides the kinds of budget."""
+"""Short names of fields: options of the command `prune` and arguments of the function, without the kinds of budget."""
 
 _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 """Folders of the bundled recipes: in an installed wheel, and in the repository."""
@@ -38,17 +41,17 @@ MISTAKES = 5
 """Maximum number of wrong fields in a message."""
 
 
-def options(**given: object) -> JsonObject:
+def options(**arguments: object) -> JsonObject:
     """Overrides by dotted name of short names, those in `OPTIONS` and the kinds of budget; `text` may be a list.
 
     Raises TypeError for others.
     """
-    known = {**OPTIONS, **{kind: f"budget.{kind}" for kind in BUDGETS}}
-    if unknown := given.keys() - known.keys():
-        raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(known)}")
-    if isinstance(texts := given.get("text"), list):
-        given["text"] = ",".join(texts) if texts else None
-    return {known[name]: value for name, value in given.items()}
+    fields = {**OPTIONS, **{kind: f"budget.{kind}" for kind in BUDGETS}}
+    if unknown := arguments.keys() - fields.keys():
+        raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(fields)}")
+    if isinstance(texts := arguments.get("text"), list):
+        arguments["text"] = ",".join(texts) if texts else None
+    return {fields[name]: value for name, value in arguments.items()}
 
 
 def load_recipe(
@@ -71,14 +74,14 @@ def load_recipe(
     changes = [*assignments, *(value for value in (overrides or {}).values() if value is not None)]
     if isinstance(recipe, Recipe) and not changes:
         return recipe
-    tree, where = _assembled(recipe, assignments, overrides or {})
+    tree, origin = _assembled(recipe, assignments, overrides or {})
     kind = _several(tree)
     if kind is not None:
         raise RecipeError(
             f"budget.{kind} takes one value here, not '{shorten(tree['budget'][kind])}': several sizes need "
             "darwinlm prune, or load_recipes and prune_sweep in Python"
         )
-    return parse_recipe(tree, where)
+    return parse_recipe(tree, origin)
 
 
 def load_recipes(
@@ -90,15 +93,15 @@ def load_recipes(
 
     Arguments are as in `load_recipe`. Raises RecipeError as it does, or if a value is duplicated.
     """
-    tree, where = _assembled(recipe, _listed(assignments), overrides or {})
+    tree, origin = _assembled(recipe, _listed(assignments), overrides or {})
     kind = _several(tree)
     if kind is None:
-        return [parse_recipe(tree, where)]
+        return [parse_recipe(tree, origin)]
     budget = tree["budget"]
     first, second, *_ = values = _values(budget[kind])
     if first == "0":
         raise RecipeError(f"budget.{kind}: a comma separates several sizes, and 0 is none: did you mean 0.{second}?")
-    recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, where) for value in values]
+    recipes = [parse_recipe({**tree, "budget": {**budget, kind: value}}, origin) for value in values]
     bounds = [recipe.budget.bound for recipe in recipes]
     if len(set(bounds)) < len(bounds):
         raise RecipeError(f"budget.{kind}: duplicate value in '{shorten(budget[kind])}'")
@@ -107,10 +110,10 @@ def load_recipes(
 
 def _listed(assignments: Iterable[str]) -> tuple[str, ...]:
     """All assignments, which may come from a generator. Raises RecipeError if they aren't several strings."""
-    given = (assignments,) if isinstance(assignments, str) else tuple(assignments)
-    if isinstance(assignments, str) or not all(isinstance(assignment, str) for assignment in given):
+    listed = (assignments,) if isinstance(assignments, str) else tuple(assignments)
+    if isinstance(assignments, str) or not all(isinstance(assignment, str) for assignment in listed):
         raise RecipeError(f"assignments takes a list such as ['search.seed=1'], not {shorten(repr(assignments))}")
-    return given
+    return listed
 
 
 def _several(tree: JsonObject) -> str | None:
@@ -120,10 +123,10 @@ def _several(tree: JsonObject) -> str | None:
     return next((kind for kind in BUDGETS if len(_values(budget.get(kind))) > 1), None)
 
 
-def _values(given: object) -> list[object]:
-    if isinstance(given, str):
-        return [part.strip() for part in given.split(",")] if SEVERAL.search(given) else [given]
-    return list(given) if isinstance(given, list | tuple) else [given]
+def _values(bound: object) -> list[object]:
+    if isinstance(bound, str):
+        return [part.strip() for part in bound.split(",")] if SEVERAL.search(bound) else [bound]
+    return list(bound) if isinstance(bound, list | tuple) else [bound]
 
 
 def _assembled(
@@ -131,9 +134,9 @@ def _assembled(
 ) -> tuple[JsonObject, str]:
     """The tree with assignments and overrides, and its source. A budget among them replaces one of another kind."""
     if isinstance(recipe, Recipe):
-        tree, where = recipe.model_dump(exclude_unset=True), "the recipe"
+        tree, origin = recipe.model_dump(exclude_unset=True), "the recipe"
     else:
-        tree, where = (read_yaml(find_recipe(recipe)), str(recipe)) if recipe else ({}, "the options")
+        tree, origin = (read_yaml(find_recipe(recipe)), str(recipe)) if recipe else ({}, "the options")
     named = {assignment.partition("=")[0].strip() for assignment in assignments}
     named |= {name for name, value in overrides.items() if value is not None}
     budget = tree.get("budget")
@@ -153,16 +156,16 @@ def _assembled(
     for name, value in overrides.items():
         if value is not None:
             _assign(tree, name, value)
-    return tree, where
+    return tree, origin
 
 
-def parse_recipe(tree: JsonObject, where: str) -> Recipe:
-    """Validate a tree of plain values. Raises RecipeError, which names wrong fields and `where` they are."""
+def parse_recipe(tree: JsonObject, origin: str) -> Recipe:
+    """Validate a tree of plain values. Raises RecipeError, which names the wrong fields and the tree's `origin`."""
     try:
         recipe = Recipe.model_validate(dict(tree))
     except ValidationError as error:
         lines = [_explain(detail) for detail in error.errors()[:MISTAKES]]
-        raise RecipeError(f"wrong setting in {where}: " + "; ".join(lines)) from error
+        raise RecipeError(f"wrong setting in {origin}: " + "; ".join(lines)) from error
     if recipe.model in shipped_recipes() and not Path(recipe.model).exists():
         raise RecipeError(f"{recipe.model} is a bundled recipe, not a model: use --recipe {recipe.model}, and a model")
     return recipe
@@ -208,19 +211,20 @@ def read_yaml(path: Path) -> JsonObject:
 def _assign(tree: JsonObject, name: str, value: object) -> None:
     *sections, field = name.split(".")
     for section in sections:
-        below = tree.setdefault(section, {})
-        if not isinstance(below, dict):
+        section_tree = tree.setdefault(section, {})
+        if not isinstance(section_tree, dict):
             raise RecipeError(f"'{name}': '{section}' isn't a section of the recipe")
-        tree = below
+        tree = section_tree
     tree[field] = value
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: ErrorDetails) -> str:
+    """A wrong field and what is wrong with it, in one line."""
     location = [part for part in detail["loc"] if isinstance(part, str)]
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        hint = suggestion(location[-1], known, f"known fields are {', '.join(known)}")
+        fields = _fields_at(location[:-1])
+        hint = suggestion(location[-1], fields, f"known fields are {', '.join(fields)}")
         sections = Recipe.model_fields.items() if len(location) == 1 else ()
         inside = [section for section, field in sections if location[-1] in _taken(field.annotation)]
         hint = f"did you mean {' or '.join(f'{section}.{location[-1]}' for section in inside)}?" if inside else hint
@@ -229,8 +233,8 @@ def _explain(detail: Any) -> str:
     if not name:
         return message
     value = detail["input"]
-    if isinstance(inner := detail.get("ctx", {}).get("error"), SettingError):
-        name, value = ".".join((name, *inner.where)), inner.value
+    if isinstance(setting_error := detail.get("ctx", {}).get("error"), SettingError):
+        name, value = ".".join((name, *setting_error.where)), setting_error.value
     if isinstance(value, dict):
         return f"{name}: {message}"
     return f"{name}: {message} (it is {shorten(repr(value[:SHOWN]) if isinstance(value, str) else value)})"
@@ -244,7 +248,8 @@ def _fields_at(location: Sequence[str]) -> list[str]:
     return list(section.settings_taken())
 
 
-def _taken(annotation: Any) -> Collection[str]:
+def _taken(annotation: object) -> Collection[str]:
     """Names of settings in a field of the recipe, if it is a section."""
-    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
-    return annotation.settings_taken() if is_section else ()
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation.settings_taken()
+    return ()

@@ -43,9 +43,9 @@ AMOUNTS = ("thorough", "default", "quick")
 PRESETS: dict[str, JsonObject] = {"default": {}, "quick": QUICK, "thorough": THOROUGH, "paper": PAPER}
 
 
-def completed(given: JsonObject, preset: JsonObject) -> JsonObject:
+def completed(tree: JsonObject, preset: JsonObject) -> JsonObject:
     """A recipe's tree with the fields of its preset that the user didn't give."""
-    filled = dict(given)
+    filled = dict(tree)
     for name, value in preset.items():
         if name not in filled:
             filled[name] = value

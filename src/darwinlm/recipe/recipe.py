@@ -52,8 +52,10 @@ class CoreRecipe(Sections):
 
     @model_validator(mode="before")
     @classmethod
-    def _take_preset(cls, data: Any) -> Any:
-        preset = PRESETS.get(str(data.get("preset"))) if isinstance(data, dict) else None
+    def _take_preset(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        preset = PRESETS.get(str(data.get("preset")))
         return data if preset is None else completed(data, preset)
 
     @field_validator("units")
@@ -76,12 +78,12 @@ class CoreRecipe(Sections):
 
 def with_sections(steps: Sequence[type[AnyStep]]) -> type[CoreRecipe]:
     """The core's recipe with a section for every step whose settings aren't among it."""
-    further: dict[str, Any] = {
+    sections: dict[str, Any] = {
         step.section: (step.Settings, step.Settings())
         for step in steps
         if step.Settings is not None and step.section not in CoreRecipe.model_fields
     }
-    return create_model("Recipe", __base__=CoreRecipe, __module__=__name__, __doc__="A whole run.", **further)
+    return create_model("Recipe", __base__=CoreRecipe, __module__=__name__, __doc__="A whole run.", **sections)
 
 
 if TYPE_CHECKING:
@@ -100,11 +102,11 @@ def field_order(recipe: type[CoreRecipe], steps: Sequence[type[AnyStep]]) -> lis
     """
     plain = [name for name, field in recipe.model_fields.items() if not _is_section(field.annotation)]
     order = [*plain, *(name for name in CoreRecipe.model_fields if name not in plain)]
-    before = order[-1]
+    previous = order[-1]
     for step in steps:
         if step.section and step.section not in order:
-            order.insert(order.index(before) + 1, step.section)
-        before = step.section or before
+            order.insert(order.index(previous) + 1, step.section)
+        previous = step.section or previous
     return order
 
 

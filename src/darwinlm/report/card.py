@@ -1,10 +1,9 @@
-"""The model card: the README.md that lies beside the weights."""
+"""The model card: the README.md in the folder of the weights."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import yaml
 
@@ -38,7 +37,7 @@ def model_card(summary: Summary) -> str:
 
 def _front_matter(summary: Summary) -> str:
     origin = summary.origin
-    fields: dict[str, Any] = {
+    fields: dict[str, str | list[str] | None] = {
         "language": list(origin.languages),
         "license": origin.license or ("other" if origin.license_name else None),
         "license_name": origin.license_name,
@@ -49,9 +48,10 @@ def _front_matter(summary: Summary) -> str:
     fields = {name: value for name, value in fields.items() if value}
     fields["library_name"] = "transformers"
     fields["pipeline_tag"] = "image-text-to-text" if summary.export.whole else "text-generation"
-    fields["tags"] = ["darwinlm", "pruning", "structured-pruning"]
+    tags = ["darwinlm", "pruning", "structured-pruning"]
     if summary.export.custom_code:
-        fields["tags"].append("custom_code")
+        tags.append("custom_code")
+    fields["tags"] = tags
     dataset = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)([:@].*)?", summary.text.source or "")
     if dataset is not None:
         fields["datasets"] = [dataset.group(1)]

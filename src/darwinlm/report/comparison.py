@@ -40,8 +40,8 @@ def comparison(summary: Summary) -> Table:
 
 def sweep_table(sizes: Mapping[str, Summary]) -> Table:
     """A row for the dense model and for each size of a sweep, by the name of its folder."""
-    first = next(iter(sizes.values()))
-    return model_table({DENSE: first.dense} | {name: summary.saved for name, summary in sizes.items()})
+    largest = next(iter(sizes.values()))
+    return model_table({DENSE: largest.dense} | {name: summary.saved for name, summary in sizes.items()})
 
 
 def file_table(summary: Summary) -> Table | None:
@@ -57,7 +57,7 @@ def file_table(summary: Summary) -> Table | None:
 
 
 def passages(summary: Summary) -> list[Passage]:
-    """What steps measured besides: sections with tables, in the order of the steps."""
+    """Further measurements of the steps: sections with tables, in the order of the steps."""
     copying = copying_passage(summary.models, summary.name)
-    told = [passage for figures in summary.steps.values() for passage in figures.passages(summary.name)]
-    return told if copying is None else [copying, *told]
+    by_steps = [passage for figures in summary.steps.values() for passage in figures.passages(summary.name)]
+    return by_steps if copying is None else [copying, *by_steps]

@@ -39,12 +39,12 @@ def _kept_cells(entry: BlockFigures) -> list[tuple[float, str]]:
     """Share and number of the KV groups, query heads and MLP channels that a block keeps."""
     cells = []
     for field in ("groups", "heads", "width"):
-        kept, whole = getattr(entry, field), getattr(entry, f"dense_{field}")
-        text = f"{kept:,} of {whole:,}" if kept else "gone" if whole else "never there"
+        remaining, original = getattr(entry, field), getattr(entry, f"dense_{field}")
+        text = f"{remaining:,} of {original:,}" if remaining else "gone" if original else "never there"
         if field == "width" and entry.experts:
             text = f"{entry.experts:,} of {entry.dense_experts:,} experts, {text} wide"
-            kept, whole = entry.channels, entry.dense_channels
-        cells.append((kept / whole if whole else 0.0, text))
+            remaining, original = entry.channels, entry.dense_channels
+        cells.append((remaining / original if original else 0.0, text))
     return cells
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -13,7 +12,7 @@ from darwinlm.runtime.limits import visible
 from darwinlm.runtime.version import VERSION
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """Fill a template, which also sees `wording`, `usage` and `amounts`; in HTML every value is escaped."""
     environment = Environment(
         loader=PackageLoader("darwinlm", "report"),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from darwinlm.model.families.origin import Origin
 from darwinlm.model.layer_sizes import BlockSizes
 from darwinlm.runtime.figures import Figures, StageTime, StepFigures, TimeFigures, first_mistake, read_figures
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.steps.evaluate.model_figures import BEFORE, DENSE, STITCHED, UNIFORM, ModelFigures
 from darwinlm.steps.export.export_figures import ExportFigures
 from darwinlm.steps.search.search_figures import SearchFigures
@@ -63,17 +64,17 @@ class BlockFigures(Figures):
     dense_experts: int = 0
 
     @classmethod
-    def of(cls, dense: BlockSizes, left: BlockSizes) -> BlockFigures:
+    def of(cls, dense: BlockSizes, remaining: BlockSizes) -> BlockFigures:
         """What is left of a block of the original model."""
         return cls(
             block=dense.block,
-            groups=left.attention.groups,
-            heads=left.attention.heads,
-            width=left.mlp.width,
+            groups=remaining.attention.groups,
+            heads=remaining.attention.heads,
+            width=remaining.mlp.width,
             dense_groups=dense.attention.groups,
             dense_heads=dense.attention.heads,
             dense_width=dense.mlp.width,
-            experts=left.mlp.experts,
+            experts=remaining.mlp.experts,
             dense_experts=dense.mlp.experts,
         )
 
@@ -149,7 +150,7 @@ class Summary(Figures):
     time: TimeFigures | None = None
     file: FileFigures | None = None
     machine: MachineFigures
-    recipe: dict[str, Any] = Field(default_factory=dict)
+    recipe: JsonObject = Field(default_factory=dict)
 
     @field_validator("models")
     @classmethod
@@ -166,15 +167,15 @@ class Summary(Figures):
         if not isinstance(steps, dict):
             raise ValueError("there are no figures of steps")  # noqa: TRY004 - pydantic reports ValueError
         figures: dict[str, StepFigures] = {}
-        for name, given in steps.items():
-            if not isinstance(given, StepFigures) and name not in kinds:
+        for name, record in steps.items():
+            if not isinstance(record, StepFigures) and name not in kinds:
                 raise ValueError(f"there is no step {name}")
             try:
-                figures[name] = given if isinstance(given, StepFigures) else kinds[name].model_validate(given)
+                figures[name] = record if isinstance(record, StepFigures) else kinds[name].model_validate(record)
             except ValidationError as error:
                 raise ValueError(f"{name}.{first_mistake(error)}") from error
         for needed in (TextFigures, ExportFigures):
-            if not any(isinstance(told, needed) for told in figures.values()):
+            if not any(isinstance(figure, needed) for figure in figures.values()):
                 raise ValueError(f"no {needed.__name__}")
         return figures
 
@@ -223,7 +224,7 @@ class Summary(Figures):
         return figures
 
     def name(self, key: str) -> str:
-        """What a model is called; it names the steps that made it, and no others."""
+        """What a model is called: the name lists the steps that created it, and no others."""
         if key == BEFORE:
             return "before recovery"
         labels = [figures.label for figures in self.steps.values() if figures.label]

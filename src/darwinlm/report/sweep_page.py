@@ -12,12 +12,12 @@ from darwinlm.report.summary import Summary
 
 def sweep_page(sizes: Mapping[str, Summary]) -> str:
     """`index.html`: the table with a link to each model's page. The runs share model, text and machine."""
-    first = next(iter(sizes.values()))
+    largest = next(iter(sizes.values()))
     table = sweep_table(sizes)
     return render(
         "sweep.html.j2",
-        title=f"{wording.plain_name(first.model)} in {len(sizes)} smaller sizes",
+        title=f"{wording.plain_name(largest.model)} in {len(sizes)} smaller sizes",
         table=table,
         rows=list(zip((None, *sizes), table.rows, strict=True)),
-        first=first,
+        first=largest,
     )

@@ -39,12 +39,12 @@ def loading_code(summary: Summary) -> str:
 
 
 def next_steps(
-    summary: Summary, run: str, stem: str, model: str | None, *, here: bool = False
+    summary: Summary, run: str, stem: str, model: str | None, *, on_this_machine: bool = False
 ) -> list[tuple[str, str]]:
     """What people do with a finished run: each wish and the command that fulfils it.
 
     Paths of new files and folders begin with `stem`. `model` is the dense one; None where it has no name that others
-    know. A wish names the extra that it needs; `here`, on this machine, how to install it if it isn't.
+    know. A wish names the extra that it needs; `on_this_machine`, on this machine, how to install it if it isn't.
     """
     kind = summary.file.smaller if summary.file and summary.file.bytes is not None else "q8_0"
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{stem}-recovered", f"{stem}.gguf"))
@@ -63,16 +63,19 @@ def next_steps(
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.of(RecoveryFigures) is None else []),
         *cut,
-        (f"measure it on benchmarks{_needs('eval', here=here)}", f"darwinlm evaluate {run} --suite quick"),
         (
-            f"write a file for llama.cpp{_needs('gguf', here=here)}",
+            f"measure it on benchmarks{_needs('eval', on_this_machine=on_this_machine)}",
+            f"darwinlm evaluate {run} --suite quick",
+        ),
+        (
+            f"write a file for llama.cpp{_needs('gguf', on_this_machine=on_this_machine)}",
             f"darwinlm export {run} --quant {kind} --out {gguf}",
         ),
         ("publish it", f"hf upload OWNER/NAME {run}/model"),
     ]
 
 
-def _needs(extra: str, *, here: bool) -> str:
-    if not here:
+def _needs(extra: str, *, on_this_machine: bool) -> str:
+    if not on_this_machine:
         return f" (needs darwinlm[{extra}])"
     return "" if importlib.util.find_spec(_PACKAGES[extra]) else f" (first: {install(extra)})"

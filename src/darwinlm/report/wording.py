@@ -28,7 +28,7 @@ def kept_whole(summary: Summary) -> str:
 
 
 def gone(allocation: Sequence[BlockFigures]) -> tuple[int, int]:
-    """Count the attention and the MLP sub-layers that were there and aren't any more."""
+    """Count the attention and the MLP sub-layers that were removed entirely."""
     attention = sum(entry.heads == 0 < entry.dense_heads for entry in allocation)
     mlp = sum(entry.width == 0 < entry.dense_width for entry in allocation)
     return attention, mlp
@@ -43,10 +43,10 @@ def gains(summary: Summary) -> list[tuple[str, str]]:
 def smaller(summary: Summary) -> str:
     """What is left, in one line."""
     final, dense, cut = summary.saved, summary.dense, summary.of(VocabularyFigures)
-    kept = f"{percent(final.block_params, dense.block_params)} of the block parameters"
-    whole = dense.params if cut is None else cut.dense_params
-    instead = size(dense.bytes * whole / dense.params)  # all weights have one type
-    parameters = f"{count(final.params)} of {count(whole)} parameters ({kept})"
+    share = f"{percent(final.block_params, dense.block_params)} of the block parameters"
+    dense_params = dense.params if cut is None else cut.dense_params
+    instead = size(dense.bytes * dense_params / dense.params)  # all weights have one type
+    parameters = f"{count(final.params)} of {count(dense_params)} parameters ({share})"
     return f"{parameters}, {size(final.bytes)} of weights instead of {instead}"
 
 
@@ -84,11 +84,11 @@ def title(summary: Summary) -> str:
     return f"{plain_name(summary.model)} with {share} of its block parameters{tokens}"
 
 
-def _share(part: float, whole: float) -> str:
+def _share(part: float, total: float) -> str:
     """A share in words: half, 37 %."""
-    kept = 100 * part / whole
+    per_cent = 100 * part / total
     shares = {75: "three quarters", 50: "half", 25: "a quarter"}
-    return next((words for whole, words in shares.items() if abs(kept - whole) < 0.75), f"{kept:.3g} %")
+    return next((words for total, words in shares.items() if abs(per_cent - total) < 0.75), f"{per_cent:.3g} %")
 
 
 def plain_name(source: str) -> str:
@@ -124,5 +124,5 @@ def time_limit(time: TimeFigures) -> str:
 
 def expectation(summary: Summary) -> str:
     """What a reader must expect of the weights: what the last step says that trained them."""
-    said = [words for figures in summary.steps.values() if (words := figures.expectation())]
-    return said[-1] if said else UNTRAINED
+    sentences = [words for figures in summary.steps.values() if (words := figures.expectation())]
+    return sentences[-1] if sentences else UNTRAINED

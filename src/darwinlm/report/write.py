@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -24,6 +23,7 @@ from darwinlm.runtime.artifact import read_record, validated, write_json, write_
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.figures import StepFigures, TimeFigures
 from darwinlm.runtime.run import Run
+from darwinlm.runtime.sections import AnyRecipe
 from darwinlm.runtime.version import VERSION
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.problem import Problem
@@ -38,7 +38,7 @@ PAGE = "report.html"
 
 
 def write_summary(
-    run: Run[Any], inputs: Inputs, problem: Problem, search: SearchResult, exported: Exported, measured: Measured
+    run: Run[AnyRecipe], inputs: Inputs, problem: Problem, search: SearchResult, exported: Exported, measured: Measured
 ) -> Summary:
     """Write the summary, the page and the card of a run that prunes, on every run. Raises BudgetError."""
     dense = inputs.dense
@@ -56,7 +56,7 @@ def write_summary(
 
 
 def write_report(folder: Path, model: Path, summary: Summary) -> None:
-    """Write summary.json and report.html into an output folder, and the card beside the weights.
+    """Write summary.json and report.html into an output folder, and the card into the folder of the weights.
 
     Among several processes the first one writes, and the others wait. Raises StorageError if the disk is full.
     """
@@ -70,7 +70,7 @@ def write_report(folder: Path, model: Path, summary: Summary) -> None:
 
 
 def summary_of(
-    run: Run[Any],
+    run: Run[AnyRecipe],
     dense: Checkpoint,
     exported: Exported,
     measured: Measured,
@@ -109,12 +109,12 @@ def summary_of(
     )
 
 
-def _time(run: Run[Any]) -> TimeFigures | None:
+def _time(run: Run[AnyRecipe]) -> TimeFigures | None:
     """The time limit and its use; a rerun that only reused stages keeps what the run said."""
-    before = run.folder / FILE
-    if all(stage.reused for stage in run.times) and before.is_file():
-        time = read_record(before).get("time")
-        return None if time is None else validated(before, TimeFigures, time)
+    earlier_summary = run.folder / FILE
+    if all(stage.reused for stage in run.times) and earlier_summary.is_file():
+        time = read_record(earlier_summary).get("time")
+        return None if time is None else validated(earlier_summary, TimeFigures, time)
     limit = run.context.limit
     if limit is None:
         return None
@@ -127,8 +127,8 @@ def _file(dense: Checkpoint, small: Checkpoint) -> FileFigures | None:
     of_dense, of_small = (GGUF.predict(checkpoint) for checkpoint in (dense, small))
     if not of_small or not of_dense:
         return None
-    came = source.stat().st_size if GGUF.holds(source) else None
-    return FileFigures(dense=of_dense, predicted=of_small, bytes=came)
+    source_bytes = source.stat().st_size if GGUF.holds(source) else None
+    return FileFigures(dense=of_dense, predicted=of_small, bytes=source_bytes)
 
 
 def _budget(settings: BudgetSettings, problem: Problem, search: SearchResult, models: Measured) -> BudgetFigures:
@@ -158,8 +158,10 @@ def _budget(settings: BudgetSettings, problem: Problem, search: SearchResult, mo
 
 def allocation_figures(dense: Checkpoint, small: Checkpoint) -> tuple[BlockFigures, ...]:
     """The remaining part of each block of the original model, from the shapes of both models' tensors."""
-    left = dict(zip(numbers_in(small, dense), _sizes_of(small), strict=True))
-    return tuple(BlockFigures.of(whole, left.get(whole.block, BlockSizes(whole.block))) for whole in _sizes_of(dense))
+    remaining = dict(zip(numbers_in(small, dense), _sizes_of(small), strict=True))
+    return tuple(
+        BlockFigures.of(sizes, remaining.get(sizes.block, BlockSizes(sizes.block))) for sizes in _sizes_of(dense)
+    )
 
 
 def _sizes_of(checkpoint: Checkpoint) -> list[BlockSizes]:

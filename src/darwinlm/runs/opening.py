@@ -48,5 +48,5 @@ def check_inputs(folder: Path, recipe: Recipe) -> None:
 
 def named_here(recipe: Recipe) -> Recipe:
     """The recipe with a model that is a folder here named as such: ./owner/name is no model of the hub."""
-    here = recipe.model is not None and is_here(recipe.model)
-    return recipe.model_copy(update={"model": f"./{recipe.model}"}) if here else recipe
+    is_local = recipe.model is not None and is_here(recipe.model)
+    return recipe.model_copy(update={"model": f"./{recipe.model}"}) if is_local else recipe

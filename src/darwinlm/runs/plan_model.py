@@ -47,25 +47,25 @@ def plan(
     Raises:
         RecipeError, ModelError, FamilyError: The input is wrong, or this machine has no such device.
     """
-    chosen = load_recipe(recipe, assignments, options(model=model, **budget, ready_for=ready_for))
-    if chosen.model is None:
+    resolved = load_recipe(recipe, assignments, options(model=model, **budget, ready_for=ready_for))
+    if resolved.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-    if chosen.budget.kind == "file" and not Path(chosen.model).expanduser().is_dir():
+    if resolved.budget.kind == "file" and not Path(resolved.model).expanduser().is_dir():
         raise RecipeError(
             "budget.file is planned from weights and a tokenizer: give a model's folder, or another bound"
         )
-    checkpoint = describe_model(chosen.model)
+    checkpoint = describe_model(resolved.model)
     if device in DEVICES:
-        bfloat16 = chosen.compute.model_copy(update={"dtype": "bfloat16"} if chosen.compute.dtype == "auto" else {})
-        sizes = RunSizes(checkpoint, chosen.model_copy(update={"compute": bfloat16}), processes)
+        bfloat16 = resolved.compute.model_copy(update={"dtype": "bfloat16"} if resolved.compute.dtype == "auto" else {})
+        sizes = RunSizes(checkpoint, resolved.model_copy(update={"compute": bfloat16}), processes)
         return plan_card(STEPS, sizes, device)
     try:
-        here = resolve_device(device)
+        local_device = resolve_device(device)
     except RecipeError as error:
         hint = suggestion(device, DEVICES, f"cards are {', '.join(DEVICES)}")
         raise RecipeError(f"--device {device}: it isn't here ({error}), and no known card: {hint}") from error
-    chosen = chosen.model_copy(update={"compute": settled(chosen.compute, here)})
-    return plan_here(STEPS, RunSizes(checkpoint, chosen, processes), here)
+    resolved = resolved.model_copy(update={"compute": settled(resolved.compute, local_device)})
+    return plan_here(STEPS, RunSizes(checkpoint, resolved, processes), local_device)
 
 
 def plan_of(sizes: RunSizes, device: torch.device, rate: float | None = None) -> Plan:
@@ -76,11 +76,11 @@ def plan_of(sizes: RunSizes, device: torch.device, rate: float | None = None) ->
 def notes_of(plan: Plan) -> list[str]:
     """What is never cut, whether layers are equal, widths that don't fit, and a large embedding."""
     sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
-    budget, whole = recipe.section(BudgetSettings), checkpoint.whole_config is not None
+    budget, has_other_parts = recipe.section(BudgetSettings), checkpoint.whole_config is not None
     notes = (
         f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
         kept_whole(sizes.space, checkpoint.family),
-        "its parts around the language model are kept, and not counted here" if whole else "",
+        "its parts around the language model are kept, and not counted here" if has_other_parts else "",
         choose_layers(recipe, checkpoint, sizes.space)[1],
         recipe.section(VocabularySettings).keep is None and large_embedding(sizes.params, sizes.blocks),
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 from darwinlm import pipeline
 from darwinlm.pipeline import ORDER, REPORT
@@ -20,6 +20,7 @@ from darwinlm.runtime.artifact import read_record, validated
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.run import Run
 
 
@@ -95,8 +96,8 @@ def prune(
     Raises:
         DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
     """
-    others = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
-    resolved = load_recipe(recipe, assignments, options(model=model, **budget, **others))
+    settings = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
+    resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
     run = open_size(
         resolved,
         Path(out).expanduser(),
@@ -110,9 +111,16 @@ def prune(
 
 
 def open_size(
-    recipe: Recipe, folder: Path, reporter: Reporter, *, until: str, overwrite: bool = False, **how: Any
+    recipe: Recipe,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    until: str,
+    overwrite: bool = False,
+    parent: Run[Recipe] | None = None,
+    begun: float | None = None,
 ) -> Run[Recipe]:
-    """A run of one size; `how` goes to `Run`.
+    """A run of one size, opened as by `open_run`.
 
     Raises RecipeError if there is no stage `until`, ArtifactError if the run would write over its inputs, or replace
     another model without `overwrite`, and as `Run`.
@@ -122,23 +130,25 @@ def open_size(
     check_inputs(folder, recipe)
     if not overwrite:
         check_replaced(recipe, folder, "replace it with --overwrite")
-    return open_run(recipe, folder, reporter, until=until, **how)
+    return open_run(recipe, folder, reporter, parent=parent, until=until, begun=begun)
 
 
-def check_replaced(recipe: Recipe, folder: Path, otherwise: str) -> None:
-    """Refuse to replace a finished run, of any version, by one of another model or size, but `otherwise`.
+def check_replaced(recipe: Recipe, folder: Path, advice: str) -> None:
+    """Refuse to replace a finished run, of any version, by one of another model or size.
+
+    `advice` ends the message: what to do instead of choosing another folder.
 
     Raises ArtifactError, or CheckpointError if a model is named otherwise and damaged.
     """
     if not (folder / FILE).is_file():
         return
-    before = validated(folder / FILE, dict[str, Any], read_record(folder / FILE).get("recipe"))
-    now = named_here(recipe).model_dump(mode="json")
-    changed = [name for name in SIZED_BY if name in before and not same_value(before[name], now[name])]
-    if "model" in changed and same_model(before["model"], now["model"], folder):
+    finished = validated(folder / FILE, JsonObject, read_record(folder / FILE).get("recipe"))
+    settings = named_here(recipe).model_dump(mode="json")
+    changed = [name for name in SIZED_BY if name in finished and not same_value(finished[name], settings[name])]
+    if "model" in changed and same_model(finished["model"], settings["model"], folder):
         changed.remove("model")
     if changed:
         raise ArtifactError(
             f"{folder} holds a finished run with another {' and '.join(changed)}: choose another folder with --out, "
-            f"or {otherwise}"
+            f"or {advice}"
         )

@@ -74,7 +74,7 @@ def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (teacher, exported.checkpoint))
     # What the dense model doesn't say of itself, the smaller one may.
     origin = Origin(**{name: value or of_saved[name] for name, value in of_teacher.items()})
-    earlier = {} if pruned is None else {name: told for name, told in pruned.steps.items() if told.lasting}
+    earlier = {} if pruned is None else {name: figures for name, figures in pruned.steps.items() if figures.lasting}
     budget = None if pruned is None else pruned.budget
     summary = summary_of(run, teacher, exported, measured, origin=origin, budget=budget, earlier=earlier)
     write_report(context.folder, exported.folder, summary)
@@ -121,10 +121,10 @@ def recover(
     resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "model": teacher})
     settings = resolved.text
     if "source" not in settings.model_fields_set:  # the run's text, with its split
-        given = {name: getattr(settings, name) for name in settings.model_fields_set}
-        settings = of_run.text.model_copy(update=given)
+        explicit = {name: getattr(settings, name) for name in settings.model_fields_set}
+        settings = of_run.text.model_copy(update=explicit)
     recovery, own_text = resolved.recovery, folder / STAGES / OwnText.name / FOLDER
-    if own_text.is_dir():  # text that the dense model has written is read from there; what it trains on is new
+    if own_text.is_dir():  # the run's text is what the dense model wrote into this folder; the training text is new
         recovery = recovery.model_copy(update={"text": recovery.text or settings.source})
         settings = settings.model_copy(update={"source": with_own_text(str(settings.source), Documents(own_text, ""))})
     resolved = resolved.model_copy(

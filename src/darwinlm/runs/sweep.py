@@ -50,27 +50,27 @@ def prune_sweep(
     folder = Path(out).expanduser()
     ordered = _ordered(recipes)
     # Refuses a foreign folder, locks it to the end, and runs what sizes share.
-    whole = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or working_time(), until=until)
-    ordered = [load_recipe(recipe, (), {"preset": whole.recipe.preset}) for recipe in ordered]
+    sweep = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or working_time(), until=until)
+    ordered = [load_recipe(recipe, (), {"preset": sweep.recipe.preset}) for recipe in ordered]
     summaries: dict[str, Summary] = {}
     with suppress(Ended):
-        inputs = read_inputs(whole)
+        inputs = read_inputs(sweep)
         runs = [
             open_size(
                 recipe,
                 folder / member_name(recipe.budget),
-                whole.context.reporter,
+                sweep.context.reporter,
                 overwrite=overwrite,
-                parent=whole,
+                parent=sweep,
                 until=until,
             )
             for recipe in ordered
         ]
         problems = [plan(run, inputs) for run in runs]
-        database = build(whole, inputs)
+        database = build(sweep, inputs)
         for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
-            whole.context.reporter.say(run.folder.name)
-            if (limit := whole.context.limit) is not None:
+            sweep.context.reporter.say(run.folder.name)
+            if (limit := sweep.context.limit) is not None:
                 run.limit(run.recipe, limit.part(len(runs) - number))
             with suppress(Ended):
                 summaries[run.folder.name] = make(run, inputs, problem, database)
@@ -101,8 +101,8 @@ def _ordered(recipes: Sequence[Recipe]) -> list[Recipe]:
     names = [member_name(recipe.budget) for recipe in recipes]
     if len(set(names)) < len(names):
         raise RecipeError(f"a sweep's budgets must differ; these are {', '.join(names)}")
-    others = [recipe.model_copy(update={"budget": BudgetSettings()}) for recipe in recipes]
-    if len(kinds) != 1 or any(other != others[0] for other in others):
+    unsized = [recipe.model_copy(update={"budget": BudgetSettings()}) for recipe in recipes]
+    if len(kinds) != 1 or any(recipe != unsized[0] for recipe in unsized):
         raise RecipeError("a sweep's recipes differ in their bound alone, which is of one kind")
     falling = recipes[0].budget.bound.falling
     return sorted(recipes, key=lambda recipe: recipe.budget.bound.value, reverse=not falling)

@@ -25,10 +25,10 @@ def verify(path: Path) -> list[Finding]:
     """
     if (path / MARKER).is_file() and (path / STAGES).is_dir():
         members = sorted(marker.parent for marker in path.glob(f"*/{MARKER}"))
-        of_members = [(f"{run.name}: {what}", wrong) for run in members for what, wrong in _run(run, path)]
+        of_members = [(f"{run.name}: {item}", problem) for run in members for item, problem in _run(run, path)]
         return [*_run(path, path), *of_members]
-    beside = [report_path(path)] if path.name else []  # "." and "/" have no name
-    for record in (*beside, path / REPORT):
+    reports = [report_path(path)] if path.name else []  # "." and "/" have no name
+    for record in (*reports, path / REPORT):
         if record.is_file():
             return list(_files(path, record, "run the command that wrote it again, with --overwrite"))
     raise ArtifactError(
@@ -37,22 +37,22 @@ def verify(path: Path) -> list[Finding]:
     )
 
 
-def _run(folder: Path, whole: Path) -> Iterator[Finding]:
-    """Stages of a run and its model; stages that a size shares with others lie in the folder `whole`."""
+def _run(folder: Path, parent: Path) -> Iterator[Finding]:
+    """Stages of a run and its model; stages that a size shares with others lie in the folder `parent`."""
     for stage in sorted((folder / STAGES).glob("*/")):
-        yield f"stage {stage.name}", _stage(stage, whole)
+        yield f"stage {stage.name}", _stage(stage, parent)
     export = folder / STAGES / Export.name
     if (export / MANIFEST).is_file():
-        found = _files(folder / "model", export / FILES, "rerun the run's command, which writes the model again")
+        findings = _files(folder / "model", export / FILES, "rerun the run's command, which writes the model again")
         try:
-            yield from ((f"model/{what}", wrong) for what, wrong in found)
+            yield from ((f"model/{item}", problem) for item, problem in findings)
         except DarwinLMError as error:
             yield "model", str(error)
     elif not (folder / PAGE).is_file():
         yield "model", "the run hasn't written it yet: rerun the same darwinlm prune command"
 
 
-def _stage(stage: Path, whole: Path) -> str | None:
+def _stage(stage: Path, parent: Path) -> str | None:
     """Compare the files of a stage with their hashes, and its inputs with their stages."""
     if not (stage / MANIFEST).is_file():
         return "it isn't finished"
@@ -64,12 +64,12 @@ def _stage(stage: Path, whole: Path) -> str | None:
             if not isinstance(source, dict) or "step" not in source:
                 continue
             name = str(source["step"])
-            places = (stage.parent / name, whole / STAGES / name)
-            present = next((read_manifest(place) for place in places if (place / MANIFEST).is_file()), None)
+            places = (stage.parent / name, parent / STAGES / name)
+            manifest = next((read_manifest(place) for place in places if (place / MANIFEST).is_file()), None)
             if (
-                present is not None
-                and present.key.get("stage") == name
-                and result_digest(present.key, present.reads) != source.get("digest")
+                manifest is not None
+                and manifest.key.get("stage") == name
+                and result_digest(manifest.key, manifest.reads) != source.get("digest")
             ):
                 return f"it follows another result of {name}"
     except DarwinLMError as error:
@@ -82,9 +82,9 @@ def _files(folder: Path, record: Path, remedy: str) -> Iterator[Finding]:
 
     A `folder` that is a file itself, which may have been renamed, is compared with the record's only hash.
     """
-    known = recorded_digests(record)
-    for name, digest in known.items():
-        wrong = what_changed(folder if folder.is_file() else folder / name, digest)
-        yield name, wrong and f"{wrong}: {remedy}"
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    yield from ((name, "it isn't part of the model: remove it") for name in sorted(found - {*known, CARD, REPORT}))
+    recorded = recorded_digests(record)
+    for name, digest in recorded.items():
+        problem = what_changed(folder if folder.is_file() else folder / name, digest)
+        yield name, problem and f"{problem}: {remedy}"
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    yield from ((name, "it isn't part of the model: remove it") for name in sorted(present - {*recorded, CARD, REPORT}))

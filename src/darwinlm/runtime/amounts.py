@@ -40,10 +40,10 @@ def duration(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     if seconds < 599.5:
-        minutes, rest = divmod(round(seconds), 60)
-        return f"{minutes} min" + (f" {rest} s" if rest else "")
-    hours, rest = divmod(round(seconds / 60), 60)
-    return " ".join(f"{number} {unit}" for number, unit in ((hours, "h"), (rest, "min")) if number)
+        minutes, remainder = divmod(round(seconds), 60)
+        return f"{minutes} min" + (f" {remainder} s" if remainder else "")
+    hours, remainder = divmod(round(seconds / 60), 60)
+    return " ".join(f"{number} {unit}" for number, unit in ((hours, "h"), (remainder, "min")) if number)
 
 
 def amount(value: float, unit: str) -> str:

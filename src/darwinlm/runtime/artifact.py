@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+Name = TypeVar("Name", bound=str)
 MANIFEST = "manifest.json"
 KEY = "key.json"
 MARKER = "darwinlm.json"
@@ -75,14 +76,14 @@ def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def folder_digests(folder: Path, *without: str) -> dict[str, str]:
-    """Hashes of the files in a folder by their paths there. Hidden files are the system's, and come and go."""
+    """Hashes of the files in a folder by their relative paths, without hidden files, which belong to the system."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    found = file_digests(path for path in files if path.name not in without and not path.name.startswith("."))
-    return {path.relative_to(folder).as_posix(): digest for path, digest in found.items()}
+    digests = file_digests(path for path in files if path.name not in without and not path.name.startswith("."))
+    return {path.relative_to(folder).as_posix(): digest for path, digest in digests.items()}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a file in a temporary folder beside `path` and rename it, so that `path` is always complete.
+    """Write to a file in a temporary folder next to `path` and rename it, so that `path` is always complete.
 
     The folder is a new one, so that no link is followed, and holds what safetensors leaves when it is killed. Raises
     StorageError.
@@ -137,7 +138,7 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[Name, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors atomically. Raises StorageError."""
     from safetensors.torch import save_file
 
@@ -163,12 +164,12 @@ def read_record(path: Path) -> JsonObject:
 def validated(path: Path, kind: type[T], value: object) -> T:
     """A part of a JSON file, as in `read_as`. Raises ArtifactError if it is something else."""
     try:
-        made: T = TypeAdapter(kind).validate_python(value)
+        validated_value: T = TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise damaged(path, f"it holds something else{where and f' at {where}'}: {first['msg']}") from error
-    return made
+        mistake = error.errors()[0]
+        place = ".".join(map(str, mistake["loc"]))
+        raise damaged(path, f"it holds something else{place and f' at {place}'}: {mistake['msg']}") from error
+    return validated_value
 
 
 def read_as(path: Path, kind: type[T]) -> T:
@@ -194,15 +195,17 @@ def open_tensors(path: Path) -> Iterator[Any]:
         raise damaged(path, str(error)) from error
 
 
-def check_room(folder: Path, wanted: float, what: str, remedy: str) -> None:
+def check_room(folder: Path, n_bytes: float, what: str, remedy: str) -> None:
     """Create a folder, and check that its disk has room for some bytes. Raises StorageError."""
     try:
         make_folder(folder)
     except OSError as error:
         raise storage_error(folder, error) from error
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        raise StorageError(f"{folder}: {what} {size(wanted)}, but {size(free)} are free: free some space, {remedy}")
+    free_bytes = shutil.disk_usage(folder).free
+    if n_bytes > free_bytes:
+        raise StorageError(
+            f"{folder}: {what} {size(n_bytes)}, but {size(free_bytes)} are free: free some space, {remedy}"
+        )
 
 
 def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError:
@@ -211,7 +214,7 @@ def damaged(path: Path, reason: str, stage: Path | None = None) -> ArtifactError
     Only the deletion of stage folders is advised, because a run can rebuild them.
     """
     reason = shorten(reason, 200)
-    folder = stage or next((above for above in path.parents if above.parent.name == STAGES), None)
+    folder = stage or next((parent for parent in path.parents if parent.parent.name == STAGES), None)
     if folder is None:
         return ArtifactError(f"{path} is damaged ({reason}): restore an intact copy, or choose another folder or file")
     return ArtifactError(
@@ -245,11 +248,11 @@ def what_changed(path: Path, digest: str | None) -> str | None:
 def check_file(path: Path, digest: str | None, stage: Path | None = None) -> None:
     """Compare a file of a stage with its hash in the manifest; None if that lacks it. Raises ArtifactError."""
     try:
-        wrong = what_changed(path, digest)
+        problem = what_changed(path, digest)
     except (OSError, ValueError) as error:  # such as a name that is too long
         raise damaged(path, str(error), stage) from error
-    if wrong:
-        raise damaged(path, wrong, stage)
+    if problem:
+        raise damaged(path, problem, stage)
 
 
 def code_version(number: int) -> dict[str, int | str]:

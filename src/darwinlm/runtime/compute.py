@@ -49,8 +49,8 @@ def _check_cuda(device: torch.device) -> None:
         raise RecipeError(f"compute.device: this machine's PyTorch finds no GPU for '{device}'; use auto or cpu")
     count = torch.cuda.device_count()
     if device.index is not None and device.index >= count:
-        there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise RecipeError(f"compute.device: there is no '{device}' here, {there}")
+        existing = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise RecipeError(f"compute.device: there is no '{device}' here, {existing}")
     if device.index is not None and parallel.size() > 1:
         raise RecipeError(
             f"compute.device: '{device}' is one GPU, but {parallel.size()} processes were started: use cuda, which "
@@ -71,7 +71,7 @@ def _check_other(device: torch.device) -> None:
 
 
 def exact_device(device: torch.device) -> torch.device:
-    """Where a device's float64 products are computed: there, or on the CPU if it has no float64."""
+    """Where a device's float64 products are computed: on the device itself, or on the CPU if it has no float64."""
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
@@ -135,8 +135,8 @@ def has_matrix_tiles() -> bool:
     """Whether the CPU has matrix tiles for bfloat16 (AMX)."""
     if hasattr(torch.cpu, "get_capabilities"):
         return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
-    known = getattr(torch.cpu, "_is_amx_tile_supported", None)  # older releases have no public function
-    return bool(known and known())
+    has_tiles = getattr(torch.cpu, "_is_amx_tile_supported", None)  # older releases have no public function
+    return bool(has_tiles and has_tiles())
 
 
 def _multiplies_quickly() -> bool:

@@ -42,20 +42,20 @@ class _StageProgress:
             return f"{self.title}  {duration(time.monotonic() - self.begun)}"
         parts = [f"{self.what} {self.done}/{self.total}".strip()]
         if self.kl is not None:
-            before, best = self.kl
-            parts.append(f"KL {before:.3f} → {best:.3f}")
-        left = self._seconds_left()
-        if left is not None:
-            parts.append(f"{duration(left)} left")
+            initial, best = self.kl
+            parts.append(f"KL {initial:.3f} → {best:.3f}")
+        seconds = self._seconds_left()
+        if seconds is not None:
+            parts.append(f"{duration(seconds)} left")
         return f"{self.title}  {' · '.join(parts)}"
 
     def _seconds_left(self) -> float | None:
         if self.first is None or self.done >= self.total:
             return None
-        left = [] if self.left is None else [self.left]
+        estimates = [] if self.left is None else [self.left]
         if self.done > self.first[1] and self.at - self.first[0] >= SECONDS:
-            left.append((self.total - self.done) * (self.at - self.first[0]) / (self.done - self.first[1]))
-        return max(0.0, min(left) - (time.monotonic() - self.at)) if left else None
+            estimates.append((self.total - self.done) * (self.at - self.first[0]) / (self.done - self.first[1]))
+        return max(0.0, min(estimates) - (time.monotonic() - self.at)) if estimates else None
 
 
 class Reporter:

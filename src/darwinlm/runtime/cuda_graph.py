@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import torch
 
@@ -32,14 +31,14 @@ def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], o
             step()
     except BaseException as error:  # noqa: BLE001 - raised again
         _leave(device, pool)
-        first = error.__context__  # the end of a failed recording is an error that hides the reason
-        raise first if isinstance(first, RuntimeError) else error from None
+        cause = error.__context__  # the end of a failed recording is an error that hides the reason
+        raise cause if isinstance(cause, RuntimeError) else error from None
     finally:
         gc.unfreeze()
     return graph.replay
 
 
-def _leave(device: torch.device, pool: Any) -> None:
+def _leave(device: torch.device, pool: tuple[int, int]) -> None:
     """Let the allocator leave a recording that failed, which PyTorch does only for one that ended well.
 
     Else it would serve later tensors from the recording's memory, and never take back what two streams have used.

@@ -30,7 +30,7 @@ import json
 import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -152,10 +152,10 @@ def missing_extra(package: str, extra: str, purpose: str) -> MissingExtraError:
     return MissingExtraError(f"{purpose} needs the package '{package}': {install(extra)}")
 
 
-def import_extra(package: str, extra: str, purpose: str) -> Any:
-    """Import an optional package. Raises MissingExtraError if it isn't installed."""
+def import_extra(package: str, extra: str, purpose: str) -> None:
+    """Import an optional package, for code that needs it later. Raises MissingExtraError if it isn't installed."""
     try:
-        return import_module(package)
+        import_module(package)
     except ImportError as error:
         raise missing_extra(package, extra, purpose) from error
 
@@ -205,5 +205,5 @@ def storage_error(path: Path, error: Exception) -> StorageError:
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, for our messages, and the next one if it ends with a colon."""
-    first, _, more = str(error).strip().partition("\n")
-    return (f"{first} {more.strip()}".partition("\n")[0] if first.endswith(":") else first).rstrip(": .")
+    line, _, further_lines = str(error).strip().partition("\n")
+    return (f"{line} {further_lines.strip()}".partition("\n")[0] if line.endswith(":") else line).rstrip(": .")

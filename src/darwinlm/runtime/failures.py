@@ -34,11 +34,11 @@ class Failures:
     Args:
         store: Where all processes record that they failed or left.
         hosts: Whether the store ends with this process, which therefore leaves last.
-        others: Number of other processes.
+        n_others: Number of other processes.
     """
 
-    def __init__(self, store: Store, *, hosts: bool, others: int) -> None:
-        self._store, self._hosts, self._others = store, hosts, others
+    def __init__(self, store: Store, *, hosts: bool, n_others: int) -> None:
+        self._store, self._hosts, self._n_others = store, hosts, n_others
         self._own = threading.Event()
         self._watch = threading.Thread(target=self._end_after_failure, name="failures of other processes", daemon=True)
         self._watch.start()
@@ -75,7 +75,7 @@ class Failures:
         with contextlib.suppress(RuntimeError):
             self._store.add(_LEFT, 1)
             deadline = time.monotonic() + PATIENCE
-            while self._hosts and time.monotonic() < deadline and self._store.add(_LEFT, 0) <= self._others:
+            while self._hosts and time.monotonic() < deadline and self._store.add(_LEFT, 0) <= self._n_others:
                 time.sleep(0.02)
 
     def _end_after_failure(self) -> None:

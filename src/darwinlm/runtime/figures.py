@@ -60,13 +60,13 @@ class StepFigures(Figures):
     lasting: ClassVar[bool] = True
 
     @classmethod
-    def of_record(cls, record: Mapping[str, object], **further: object) -> Self:
-        """Figures from the fields of a step's own record that are among them, and `further` fields."""
-        return cls.model_validate({name: record[name] for name in cls.model_fields if name in record} | further)
+    def of_record(cls, record: Mapping[str, object], **fields: object) -> Self:
+        """Figures from the fields of a step's own record that are among them, and `fields` fields."""
+        return cls.model_validate({name: record[name] for name in cls.model_fields if name in record} | fields)
 
     @property
     def label(self) -> str:
-        """The step's part of the name of models that it made, such as `refit`; empty if it makes none."""
+        """The step's part of the name of models that it creates, such as `refit`; empty if it creates none."""
         return ""
 
     def lines(self) -> tuple[tuple[str, str], ...]:
@@ -83,11 +83,11 @@ class StepFigures(Figures):
         return ()
 
     def account(self) -> tuple[str, ...]:
-        """Paragraphs for the page, under `heading`, on how the model was made."""
+        """Paragraphs for the page, under `heading`, on how the model was created."""
         return ()
 
     def card(self) -> str:
-        """Sentences for the card on how the model was made."""
+        """Sentences for the card on how the model was created."""
         return ""
 
     def expectation(self) -> str:
@@ -119,9 +119,9 @@ def read_figures(
 
 def first_mistake(error: ValidationError) -> str:
     """The first wrong field and what is wrong with it, in one line."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {str(first['msg']).removeprefix('Value error, ')}"
+    mistake = error.errors()[0]
+    place = ".".join(map(str, mistake["loc"]))
+    return f"{place}: {str(mistake['msg']).removeprefix('Value error, ')}"
 
 
 @dataclass(frozen=True)

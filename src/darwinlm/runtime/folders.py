@@ -13,9 +13,9 @@ def make_folder(folder: Path) -> list[Path]:
 
     `Path.mkdir` and `os.makedirs` call themselves for each parent, and a path may have more than Python's calls.
     """
-    missing = list(itertools.takewhile(lambda above: not above.exists(), (folder, *folder.parents)))
-    for above in reversed(missing or [folder]):
-        above.mkdir(exist_ok=True)
+    missing = list(itertools.takewhile(lambda parent: not parent.exists(), (folder, *folder.parents)))
+    for parent in reversed(missing or [folder]):
+        parent.mkdir(exist_ok=True)
     return missing
 
 

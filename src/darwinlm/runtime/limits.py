@@ -32,22 +32,22 @@ _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def read_bytes(path: Path, most: int) -> bytes:
+def read_bytes(path: Path, max_bytes: int) -> bytes:
     """A whole file of at most so many bytes. Raises OSError, or ValueError if it is larger or not a plain file."""
     binary, at_once = getattr(os, "O_BINARY", 0), getattr(os, "O_NONBLOCK", 0)  # a pipe isn't waited for
     with os.fdopen(os.open(path, os.O_RDONLY | binary | at_once), "rb") as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise ValueError("it isn't a plain file")
-        content = stream.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"it has more than the {most:,} bytes that such a file may have")
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"it has more than the {max_bytes:,} bytes that such a file may have")
     return content
 
 
-def read_text(path: Path, most: int) -> str:
+def read_text(path: Path, max_bytes: int) -> str:
     """A whole UTF-8 text file of at most so many bytes. Raises OSError, or ValueError if it is larger or no text."""
     try:
-        text = read_bytes(path, most).decode("utf-8-sig").replace("\r\n", "\n")
+        text = read_bytes(path, max_bytes).decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"it isn't UTF-8 text: {error}") from None
     if "\0" in text:
@@ -55,9 +55,9 @@ def read_text(path: Path, most: int) -> str:
     return text
 
 
-def load_json(path: Path, most: int = JSON_BYTES) -> Any:
+def load_json(path: Path, max_bytes: int = JSON_BYTES) -> Any:
     """Read a JSON file of at most so many bytes. Raises OSError, or ValueError if it is larger, or no JSON in UTF-8."""
-    text = read_bytes(path, most).decode("utf-8")
+    text = read_bytes(path, max_bytes).decode("utf-8")
     value = parse_json(text)
     if _HALF_PAIR.search(text):  # half of a surrogate pair could not be written again
         json.dumps(value, ensure_ascii=False).encode()
@@ -91,7 +91,7 @@ def is_utf8(name: str) -> bool:
 
 
 def visible(text: str) -> str:
-    """Text from outside for a terminal or a page: without control characters, which could rewrite what stands there.
+    """Text from outside for a terminal or a page: without control characters, which could rewrite the screen.
 
     Line breaks and tabs stay. Each other control character, mark that reorders text, or half of a surrogate pair
     becomes U+FFFD.
@@ -105,11 +105,11 @@ def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean '{near[0]}'?" if near else otherwise
 
 
-def shorten(value: object, most: int = SHOWN) -> str:
-    """A value as text on one line, shortened in the middle to about `most` characters."""
+def shorten(value: object, max_length: int = SHOWN) -> str:
+    """A value as text on one line, shortened in the middle to about `max_length` characters."""
     text = value if isinstance(value, str) else _bounded(value)
-    text = " ".join(text[: 8 * most].split()) if len(text) > 8 * most else " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most // 4) :]}"
+    text = " ".join(text[: 8 * max_length].split()) if len(text) > 8 * max_length else " ".join(text.split())
+    return text if len(text) <= max_length else f"{text[: max_length // 2]} ... {text[-(max_length // 4) :]}"
 
 
 def _bounded(value: object) -> str:

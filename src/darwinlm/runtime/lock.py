@@ -34,7 +34,7 @@ _HELD: WeakValueDictionary[Path, Lock] = WeakValueDictionary()
 class Lock(contextlib.AbstractContextManager["Lock"]):
     """The lock of this process on a file; it ends with the object or the process."""
 
-    def __init__(self, path: Path, what: Path) -> None:
+    def __init__(self, path: Path, locked: Path) -> None:
         self.path, self.thread = path, threading.current_thread()
         self._lock = FileLock(path, PATIENCE, thread_local=False, poll_interval=0.02)
         self._made: list[Path] = []
@@ -44,7 +44,7 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
                 raise StorageError(f"{path} holds something else than our lock: move it away")
             self._lock.acquire()
         except Timeout:
-            message = f"{what} is in use by another process: wait until it has finished, or choose another place"
+            message = f"{locked} is in use by another process: wait until it has finished, or choose another place"
             raise BusyError(message) from None
         except OSError as error:
             self._unmake()
@@ -75,19 +75,19 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
                 folder.rmdir()
 
 
-def hold(path: Path, what: Path) -> Lock:
+def hold(path: Path, locked: Path) -> Lock:
     """Lock a file; repeated calls for the same file in a thread return the same lock.
 
-    `what` is the locked object, for messages. Raises BusyError if another process or thread has it, or StorageError.
+    `locked` is the locked object, for messages. Raises BusyError if another process or thread has it, or StorageError.
     """
     key = path.parent.resolve() / path.name
-    held = _HELD.get(key)
-    if held is None or not held.is_held:
-        held = _HELD[key] = Lock(key, what)
-    elif held.thread is not threading.current_thread() and held.thread.is_alive():
-        raise BusyError(f"{what} is in use by another thread: wait until it has finished, or choose another place")
-    held.thread = threading.current_thread()
-    return held
+    lock = _HELD.get(key)
+    if lock is None or not lock.is_held:
+        lock = _HELD[key] = Lock(key, locked)
+    elif lock.thread is not threading.current_thread() and lock.thread.is_alive():
+        raise BusyError(f"{locked} is in use by another thread: wait until it has finished, or choose another place")
+    lock.thread = threading.current_thread()
+    return lock
 
 
 @atexit.register
@@ -101,8 +101,8 @@ def release_all() -> None:
 def hold_folder(folder: Path) -> Lock:
     """Lock the output folder of a run, and remove half-written files of killed runs. Raises as `hold`."""
     lock = hold(folder / LOCK, folder)
-    below = [part for part in (folder / "stages", folder / "model") if not part.is_symlink()]
-    for path in (*folder.glob("*"), *(path for part in below for path in part.rglob("*"))):
+    written_folders = [part for part in (folder / "stages", folder / "model") if not part.is_symlink()]
+    for path in (*folder.glob("*"), *(path for part in written_folders for path in part.rglob("*"))):
         if _TEMPORARY.fullmatch(path.name) or path.name in _PARTIAL:
             _remove(path)
     return lock
@@ -115,9 +115,9 @@ def hold_target(path: Path) -> Lock:
     """
     lock = hold(path.with_name(f".{path.name}.lock"), path)
     endings = r"(export\.json\.)?\d+\.tmp|(plain\.)?partial|unchecked|old|work"
-    for other in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if re.fullmatch(endings, other.name.removeprefix(f".{path.name}.")):
-            _remove(other)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if re.fullmatch(endings, leftover.name.removeprefix(f".{path.name}.")):
+            _remove(leftover)
     return lock
 
 
@@ -129,8 +129,8 @@ def is_ours(path: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    whole = path.with_name(path.name[1:].removesuffix(ASIDE))
-    if path.suffix == ASIDE and not whole.exists():  # its process was killed before the new one stood
-        path.replace(whole)
+    replaced = path.with_name(path.name[1:].removesuffix(ASIDE))
+    if path.suffix == ASIDE and not replaced.exists():  # its process was killed before the new one stood
+        path.replace(replaced)
     else:
         remove(path)

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, ParamSpec, Protocol, TypeVar
 
 import torch
 
@@ -24,7 +24,17 @@ from darwinlm.runtime.errors import RecipeError
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 T = TypeVar("T")
-C = TypeVar("C")
+P = ParamSpec("P")
+
+
+class Halvable(Protocol):
+    """A cache that can give back half of its memory."""
+
+    def halve(self) -> None:
+        """Keep half of what was allowed."""
+
+
+C = TypeVar("C", bound=Halvable)
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -43,8 +53,8 @@ def free_bytes(device: torch.device) -> int:
 
 def free_host_bytes() -> int:
     """Free bytes of main memory for this process; processes of a run share it equally."""
-    known = [each for each in (_available(MEMINFO), _within_limit(CGROUP)) if each is not None]
-    return min(known, default=all_bytes(torch.device("cpu")) // 2) // parallel.local_size()
+    limits = [n_bytes for n_bytes in (_available(MEMINFO), _within_limit(CGROUP)) if n_bytes is not None]
+    return min(limits, default=all_bytes(torch.device("cpu")) // 2) // parallel.local_size()
 
 
 def taken_bytes(device: torch.device) -> int:
@@ -83,14 +93,14 @@ def _available(meminfo: Path) -> int | None:
 
 def _within_limit(cgroup: Path) -> int | None:
     """Free memory within a container's limit; reclaimable file pages don't count as used."""
-    limit, used, stat = (cgroup / name for name in ("memory.max", "memory.current", "memory.stat"))
-    if not (limit.is_file() and used.is_file() and stat.is_file()):
+    limit, in_use, stat = (cgroup / name for name in ("memory.max", "memory.current", "memory.stat"))
+    if not (limit.is_file() and in_use.is_file() and stat.is_file()):
         return None
-    most = limit.read_text(encoding="ascii").strip()
-    if most == "max":
+    limit_text = limit.read_text(encoding="ascii").strip()
+    if limit_text == "max":
         return None
     counts = dict(line.split() for line in stat.read_text(encoding="ascii").splitlines())
-    return max(int(most) - int(used.read_text(encoding="ascii")) + int(counts.get("inactive_file", 0)), 0)
+    return max(int(limit_text) - int(in_use.read_text(encoding="ascii")) + int(counts.get("inactive_file", 0)), 0)
 
 
 ALL = sys.maxsize
@@ -129,15 +139,15 @@ class Bounded(Generic[K, V]):
         return self._values[key]
 
     def has_room(self, size: int) -> bool:
-        """Whether a value of that size would fit besides the others."""
+        """Whether a value of that size would fit in addition to the others."""
         return self._held + size <= self._most()
 
     def put(self, key: K, value: V) -> bool:
         """Keep a value if there is room; returns whether it was kept."""
-        size, most = self._size(value), self._most()
-        if size > most or (self._scanned and self._held + size > most):
+        size, limit = self._size(value), self._most()
+        if size > limit or (self._scanned and self._held + size > limit):
             return False
-        while self._held + size > most:
+        while self._held + size > limit:
             self._held -= self._size(self._values.popitem(last=False)[1])
         self._values[key] = value
         self._held += size
@@ -201,7 +211,7 @@ class DeviceMemory:
         self.needs: Mapping[str, float] = {}
         self.stage = ""
         self._halvings = 0
-        self._caches: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._caches: weakref.WeakSet[Halvable] = weakref.WeakSet()
 
     @property
     def allowed(self) -> float:
@@ -214,28 +224,28 @@ class DeviceMemory:
         return int(max(min(free_bytes(self.device), self.allowed), 0))
 
     def room(self, part: str, reserved: int = 0) -> int:
-        """Bytes for a part of `CACHES` or `BESIDE`, beside those reserved for others, or of `WORK`."""
+        """Bytes for a part of `CACHES` or `BESIDE`, which leave free what is `reserved` for others, or of `WORK`."""
         if _keeper is not None:
             _keeper.malloc_trim(0)  # what is kept isn't taken
         if part in WORK:
             return int(WORK[part] * self.free)
-        free, needs = free_bytes(self.device), max(self.needs.get(self.stage, 0), reserved)
-        most = min(free, self.allowed)
-        room = (1 - FRAGMENTS) * most - needs
+        unused, needs = free_bytes(self.device), max(self.needs.get(self.stage, 0), reserved)
+        available = min(unused, self.allowed)
+        room = (1 - FRAGMENTS) * available - needs
         if self.device.type != "cuda":  # others keep a share of what is free, and nothing of what a limit allows
-            room = min((1 - OTHERS) * free, most - needs)
+            room = min((1 - OTHERS) * unused, available - needs)
         return int((CACHES | BESIDE)[part] * max(room, 0.0)) >> self._halvings
 
     def watch(self, cache: C) -> C:
-        """Let a cache, which has `halve`, give back memory; returns it."""
+        """Halve a cache when the device is full, as long as the cache exists; returns it."""
         self._caches.add(cache)
         return cache
 
-    def survive(self, work: Callable[..., T], *arguments: Any) -> T:
+    def survive(self, work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
         """What a function returns. If the device's memory is full, caches are halved, and the function begins again."""
         while True:
             try:
-                return work(*arguments)
+                return work(*arguments, **keywords)
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self._halvings == HALVINGS:
                     raise
@@ -251,7 +261,7 @@ class DeviceMemory:
 
 @functools.cache
 def memory_of(device: torch.device) -> DeviceMemory:
-    """The only one of a device."""
+    """The memory of a device: always the same object."""
     return DeviceMemory(device)
 
 
@@ -260,8 +270,8 @@ def set_limit(device: torch.device, limit: int | None) -> None:
 
     Raises RecipeError if the device has less.
     """
-    if limit is not None and limit > (there := all_bytes(device)):
-        raise RecipeError(f"compute.memory is {size(limit)}, but {device} has {size(there)}: set less, or none")
+    if limit is not None and limit > (total := all_bytes(device)):
+        raise RecipeError(f"compute.memory is {size(limit)}, but {device} has {size(total)}: set less, or none")
     shared, memory = 1 if device.type == "cuda" else parallel.local_size(), memory_of(device)
     memory.limit = None if limit is None else limit // shared
 

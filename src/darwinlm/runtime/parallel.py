@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from darwinlm.runtime.errors import DarwinLMError, ParallelError, first_line
 from darwinlm.runtime.failures import Failures
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 PATIENCE = timedelta(days=1)
 """Time limit of a collective in main memory: the others may wait for hours while one works."""
@@ -105,7 +106,7 @@ def init_from_environment() -> None:
     except (RuntimeError, ValueError) as error:
         raise ParallelError(f"the processes can't connect to each other: {error}; start them with torchrun") from error
     global _failures  # noqa: PLW0603 - as the process group, it is the process's
-    _failures = Failures(distributed.PrefixStore("failures", store), hosts=rank == 0, others=size - 1)
+    _failures = Failures(distributed.PrefixStore("failures", store), hosts=rank == 0, n_others=size - 1)
     if on_gpus:
         distributed.group.WORLD._get_backend(torch.device("cuda"))._set_default_timeout(GPU_PATIENCE)
         with agree():
@@ -163,7 +164,7 @@ def gather(value: T) -> list[T]:
         return [value]
     import torch.distributed as dist
 
-    values: list[Any] = [None] * size()
+    values = [value] * size()
     with _collective():
         dist.all_gather_object(values, value)
     return values
@@ -222,32 +223,32 @@ def agree() -> Iterator[None]:
         yield
     except Exception as error:
         failures = gather(_passed_on(error))
-        first = next(index for index, failure in enumerate(failures) if failure is not None)
-        if first == place():
+        failed = next(index for index, failure in enumerate(failures) if failure is not None)
+        if failed == place():
             raise
-        raise _of_another(failures[first]) from error
+        raise _of_another(failures[failed]) from error
     for failure in gather(None):
         if failure is not None:
             raise _of_another(failure)
 
 
-def in_main(work: Callable[..., object], *arguments: Any) -> None:
+def in_main(work: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> None:
     """Call a function in the first process alone; a DarwinLMError of it is raised in all."""
     with agree():
         if is_main():
-            work(*arguments)
+            work(*arguments, **keywords)
 
 
-def decide(work: Callable[..., T], *arguments: Any) -> T:
+def decide(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
     """What a function returns in the first process, in every process; a DarwinLMError of it is raised in all.
 
     For work that may end differently in each process, such as a solver with a time limit.
     """
     if not _together():
-        return work(*arguments)
-    found: list[T] = []
-    in_main(lambda: found.append(work(*arguments)))
-    return broadcast(found)[0]
+        return work(*arguments, **keywords)
+    results: list[T] = []
+    in_main(lambda: results.append(work(*arguments, **keywords)))
+    return broadcast(results)[0]
 
 
 @contextmanager
@@ -279,8 +280,8 @@ def _passed_on(error: BaseException) -> DarwinLMError:
     """What the other processes raise for an error of this one; others than ours may not survive pickling."""
     if isinstance(error, DarwinLMError):
         return error
-    which = "the first process" if is_main() else f"process {rank()}"
-    return ParallelError(f"{which} stopped: {type(error).__name__}: {error}")
+    process = "the first process" if is_main() else f"process {rank()}"
+    return ParallelError(f"{process} stopped: {type(error).__name__}: {error}")
 
 
 def _of_another(error: DarwinLMError) -> DarwinLMError:

@@ -19,29 +19,29 @@ def check_output(out: Path, inputs: Sequence[Given], text: Sequence[Given] = (),
     Links are resolved. What is not on this machine can't be harmed. A `resumed` output may be an older file. Names that
     aren't UTF-8 are refused too: neither records nor safetensors can hold them. Raises ArtifactError, which names both.
     """
-    for each in (out, *inputs, *text):
-        if not is_utf8(str(each)):
-            raise ArtifactError(f"{each} has a name that isn't UTF-8: rename it")
-    there = _real(out)
-    known = there.is_file() or there.is_dir() or not os.path.exists(there)  # noqa: PTH110 - as in _real
-    if not known or out.absolute().parent == Path("/dev"):  # its links may lead to files
+    for path in (out, *inputs, *text):
+        if not is_utf8(str(path)):
+            raise ArtifactError(f"{path} has a name that isn't UTF-8: rename it")
+    output = _real(out)
+    is_replaceable = output.is_file() or output.is_dir() or not os.path.exists(output)  # noqa: PTH110 - as in _real
+    if not is_replaceable or out.absolute().parent == Path("/dev"):  # its links may lead to files
         raise ArtifactError(f"--out {out} is a pipe or a device, which would be replaced: choose another place")
-    for given in (*inputs, *text):
-        names = [name for name in (str(given or ""), str(given).rpartition("#")[0]) if name]
+    for source in (*inputs, *text):
+        names = [name for name in (str(source or ""), str(source).rpartition("#")[0]) if name]
         path = next((path for path in map(_real, names) if os.path.exists(path)), None)  # noqa: PTH110 - as in _real
         if path is None:
             continue
-        if there in (path, *path.parents):
-            what = "is or holds"
-        elif path in there.parents and given in text:
-            what = "lies in"
-        elif path in there.parents and there.is_file() and not resumed:
-            what = "is a file of"
+        if output in (path, *path.parents):
+            relation = "is or holds"
+        elif path in output.parents and source in text:
+            relation = "lies in"
+        elif path in output.parents and output.is_file() and not resumed:
+            relation = "is a file of"
         else:
             continue
-        raise ArtifactError(f"--out {out} {what} {given}, which this command reads: choose another place")
+        raise ArtifactError(f"--out {out} {relation} {source}, which this command reads: choose another place")
 
 
-def _real(given: str | Path) -> Path:
-    """A path behind all links, also of what isn't there. Unlike methods of `Path`, these functions raise nothing."""
-    return Path(os.path.realpath(os.path.expanduser(given)))  # noqa: PTH111
+def _real(path: str | Path) -> Path:
+    """A path with all links resolved, also if it doesn't exist; unlike methods of `Path`, this raises nothing."""
+    return Path(os.path.realpath(os.path.expanduser(path)))  # noqa: PTH111

@@ -54,23 +54,21 @@ def parse_quantity(value: object, units: Mapping[str, float] | Mapping[str, floa
     `units` holds the factor of each unit; the empty unit allows plain numbers. Messages show the example. Raises
     ValueError if the text is no number, its unit isn't known, or a plain number needs one.
     """
-    known = ", ".join(unit for unit in units if unit)
+    unit_names = ", ".join(unit for unit in units if unit)
     if isinstance(value, bool):
         raise ValueError(f"must be something like {example}, not true or false")  # noqa: TRY004
     if not isinstance(value, str):
         if isinstance(value, int | float) and "" not in units:
-            raise ValueError(f"needs a unit, as in {example}; known are {known}")
+            raise ValueError(f"needs a unit, as in {example}; known are {unit_names}")
         return value
     match = _NUMBER.fullmatch(value)
     if match is None:
-        raise ValueError(f"must be a number with a unit, such as {example}; known units are {known}")
-    number, written = match.groups()
-    unit = (
-        next((each for each in units if each.lower() == written.lower()), written) if written not in units else written
-    )
+        raise ValueError(f"must be a number with a unit, such as {example}; known units are {unit_names}")
+    number, suffix = match.groups()
+    unit = next((name for name in units if name.lower() == suffix.lower()), suffix) if suffix not in units else suffix
     if unit not in units:
-        missing = "needs a unit" if not unit else f"has an unknown unit '{unit}'"
-        raise ValueError(f"{missing}; known are {known}, as in {example}")
+        mistake = "needs a unit" if not unit else f"has an unknown unit '{unit}'"
+        raise ValueError(f"{mistake}; known are {unit_names}, as in {example}")
     return _times(number.replace(",", "").replace("_", ""), units[unit])
 
 

@@ -1,4 +1,4 @@
-"""What a step reads of its inputs besides what identifies them: noted while it works, and compared before reuse.
+"""Parts of its inputs that a step reads and that don't identify them: noted as it works, and compared before reuse.
 
 A model is identified by its weights and configuration. Its tokenizer, its generation settings and the files that are
 carried along with it are parts of their own: a result depends on them only if its step has read them. Reading one notes
@@ -41,10 +41,10 @@ class Readable(Protocol):
 
 
 @contextmanager
-def noted(own: Path) -> Iterator[Reads]:
-    """What the body reads of its inputs' parts. What it writes itself, into the folder `own`, is no input."""
+def noted(folder: Path) -> Iterator[Reads]:
+    """What the body reads of its inputs' parts. What it writes itself, into `folder`, is no input."""
     reads: Reads = {}
-    token = _noted.set((reads, own))
+    token = _noted.set((reads, folder))
     try:
         yield reads
     finally:
@@ -55,8 +55,8 @@ def note(source: Readable, part: str) -> None:
     """Note that a part is read; does nothing outside of a step."""
     if (noting := _noted.get()) is None:
         return
-    reads, own = noting
-    if not source.folder.absolute().is_relative_to(own.absolute()):
+    reads, folder = noting
+    if not source.folder.absolute().is_relative_to(folder.absolute()):
         reads.setdefault(source.digest, {})[part] = source.part(part)
 
 
@@ -65,11 +65,11 @@ def readable_inputs(value: object) -> Iterator[Readable]:
     if isinstance(value, Readable):
         yield value
     elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from readable_inputs(inner)
+        for part in value.values():
+            yield from readable_inputs(part)
     elif isinstance(value, tuple | list):
-        for inner in value:
-            yield from readable_inputs(inner)
+        for part in value:
+            yield from readable_inputs(part)
     elif is_dataclass(value):
         for field in fields(value):
             yield from readable_inputs(getattr(value, field.name))
@@ -82,6 +82,6 @@ def what_differs(reads: Mapping[str, Mapping[str, str]], inputs: Mapping[str, ob
         candidates = [source for source in sources if source.digest == digest]
         for name, identity in parts.items():
             if all(source.part(name) != identity for source in candidates):
-                whose = candidates[0].source if candidates else "a model"
-                return f"the {name} of {whose} changed"
+                model = candidates[0].source if candidates else "a model"
+                return f"the {name} of {model} changed"
     return None

@@ -10,12 +10,13 @@ import contextlib
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, cast
 
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, core_schema
 
 from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import suggestion
 from darwinlm.runtime.section import Section
 
@@ -78,10 +79,9 @@ class Registry(Generic[T]):
 
         return add
 
-    def _checked(self, entry: Any) -> T:
+    def _checked(self, entry: object) -> T:
         """The entry, if it is of the registry's kind. Subclasses check it."""
-        checked: T = entry
-        return checked
+        return cast("T", entry)
 
     def remove(self, name: str) -> None:
         """Forget an entry."""
@@ -90,8 +90,8 @@ class Registry(Generic[T]):
     def find(self, name: str) -> T:
         """An entry by its name. Raises RecipeError, with a similar name."""
         if name not in self._entries:
-            where = f"{self.setting}: " if self.setting else ""
-            raise RecipeError(f"{where}there is no {self.what} '{name}': {self.hint(name)}")
+            setting = f"{self.setting}: " if self.setting else ""
+            raise RecipeError(f"{setting}there is no {self.what} '{name}': {self.hint(name)}")
         return self._entries[name]
 
     def hint(self, name: str) -> str:
@@ -104,8 +104,8 @@ class Registry(Generic[T]):
 
     def name_of(self, entry: T) -> str:
         """Name of an entry. Raises KeyError if it isn't registered."""
-        for name, known in self._entries.items():
-            if known is entry:
+        for name, registered in self._entries.items():
+            if registered is entry:
                 return name
         raise KeyError(entry)
 
@@ -155,7 +155,7 @@ class Extensions(Registry[type[AnyExtension]]):
             raise ValueError(f"there is no such {self.what}: {self.hint(name)}")
         return validated_settings(self.find(name), settings)
 
-    def dump(self, extension: AnyExtension) -> Any:
+    def dump(self, extension: AnyExtension) -> JsonObject | str:
         """What `parse` takes: the name alone if there are no settings."""
         name = self.name_of(type(extension))
         settings = extension.model_dump(mode="json")
@@ -173,13 +173,13 @@ def validated_settings(kind: type[AnyExtension], settings: Mapping[str, object])
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = tuple(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(kind.model_fields) or "none"
-            message = f"no such setting: {suggestion(where[-1], kind.model_fields, f'known are {known}')}"
-        raise SettingError(where, message, first["input"]) from error
+        mistake = error.errors()[0]
+        where = tuple(str(part) for part in mistake["loc"])
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            names = ", ".join(kind.model_fields) or "none"
+            message = f"no such setting: {suggestion(where[-1], kind.model_fields, f'known are {names}')}"
+        raise SettingError(where, message, mistake["input"]) from error
 
 
 # ------------------------------------------------------------------------------------------------------- identity
@@ -215,7 +215,7 @@ _FOUNDATIONS = frozenset({"builtins", "abc", "typing", *(base.__module__ for bas
 """Modules of base classes that aren't an extension's own."""
 
 
-def _source(entry: Any) -> str | None:
+def _source(entry: Callable[..., object]) -> str | None:
     try:
         return inspect.getsource(entry)
     except (OSError, TypeError):

@@ -21,7 +21,7 @@ from darwinlm.runtime.memory import is_out_of_memory, kept_memory, memory_of
 from darwinlm.runtime.output import claim, guarded
 from darwinlm.runtime.reads import Reads, noted, readable_inputs, what_differs
 from darwinlm.runtime.registry import identity_of
-from darwinlm.runtime.sections import Sections
+from darwinlm.runtime.sections import AnyRecipe
 from darwinlm.runtime.step import AnyStep, Step, Task
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from darwinlm.runtime.figures import StepFigures
     from darwinlm.runtime.time_limit import TimeLimit
 
-Recipe = TypeVar("Recipe", bound=Sections)
 Result = TypeVar("Result")
 
 
@@ -39,7 +38,7 @@ class Ended(Exception):  # noqa: N818 - it ends a run as planned
     """The last step that was asked for is done."""
 
 
-class Run(Generic[Recipe]):
+class Run(Generic[AnyRecipe]):
     """Steps with one recipe in one output folder.
 
     `run(step)` is the result of a step. Its inputs may be results of the `parent`, and a folder of the parent is used
@@ -55,11 +54,11 @@ class Run(Generic[Recipe]):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: AnyRecipe,
         folder: Path,
         reporter: Reporter,
         *,
-        parent: Run[Recipe] | None = None,
+        parent: Run[AnyRecipe] | None = None,
         order: Sequence[str] = (),
         until: str | None = None,
     ) -> None:
@@ -78,7 +77,7 @@ class Run(Generic[Recipe]):
         self._times: dict[str, StageTime] = {}
         self._unread: set[type] = set()
 
-    def limit(self, recipe: Recipe, limit: TimeLimit | None) -> None:
+    def limit(self, recipe: AnyRecipe, limit: TimeLimit | None) -> None:
         """Go on with the recipe that a time limit chose, and with that limit."""
         self.recipe = recipe
         self.context = replace(self.context, limit=limit)
@@ -122,16 +121,16 @@ class Run(Generic[Recipe]):
         self.reach(step.name)
         key = self._key(step)
         folder = StageFolder(self.context.path(step.folder_name), key)
-        taken = None
+        time = None
         if (parents := self._of_parent(step, key)) is not None:
             folder = parents
         elif not parallel.decide(self._is_complete, step, folder):
-            taken = self._work(step, folder)
+            time = self._work(step, folder)
         else:
             self.context.reporter.say(f"{step.label}: already done, reused")
         if not parallel.is_main():
             folder.await_manifest()
-        self._times[step.folder_name] = taken or _earlier(folder, step.folder_name)
+        self._times[step.folder_name] = time or _earlier(folder, step.folder_name)
         task = self._task_of(step, folder)
         result = step.read(task)
         self.results[step.folder_name] = result
@@ -155,7 +154,7 @@ class Run(Generic[Recipe]):
         """Everything that the content of a step's folder depends on."""
         key: dict[str, object] = {"stage": step.folder_name, **code_version(step.version)}
         key["inputs"] = {name: self._identity(value) for name, value in step.inputs.items()}
-        key["settings"] = {used.section.__name__: used.values(self.recipe) for used in step.settings}
+        key["settings"] = {uses.section.__name__: uses.values(self.recipe) for uses in step.settings}
         if extensions := self._extensions(step):
             key["extensions"] = extensions
         if step.ends_early:
@@ -168,7 +167,7 @@ class Run(Generic[Recipe]):
     def _extensions(self, step: AnyStep) -> dict[str, object]:
         """Versions and sources of what comes from outside the package: the step, and extensions that it names."""
         identities: dict[str, object] = {}
-        named = [extension for used in step.settings for extension in used.extensions(self.recipe)]
+        named = [extension for uses in step.settings for extension in uses.extensions(self.recipe)]
         for kind in (type(step), *map(type, (*named, *step.extensions))):
             identity = identity_of(kind)
             if identity is None:
@@ -188,9 +187,9 @@ class Run(Generic[Recipe]):
         With the digest of a step's result stands the name of the step, so that the chain of steps can be verified.
         """
         if isinstance(value, Mapping):
-            return {name: self._identity(inner) for name, inner in value.items()}
+            return {name: self._identity(part) for name, part in value.items()}
         if isinstance(value, tuple | list):
-            return [self._identity(inner) for inner in value]
+            return [self._identity(part) for part in value]
         if value is None or isinstance(value, str | int | float):
             return value
         digest = value.digest
@@ -261,8 +260,8 @@ class Run(Generic[Recipe]):
 
 
 def _check_noted(step: AnyStep, reads: Reads) -> None:
-    known = {source.digest for source in readable_inputs(step.inputs)}
-    assert reads.keys() <= known, f"{step.name} reads a part of a model that isn't among its inputs"
+    digests = {source.digest for source in readable_inputs(step.inputs)}
+    assert reads.keys() <= digests, f"{step.name} reads a part of a model that isn't among its inputs"
 
 
 def _earlier(folder: StageFolder, name: str) -> StageTime:

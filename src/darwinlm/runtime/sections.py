@@ -11,6 +11,7 @@ from darwinlm.runtime.quantities import Minutes
 from darwinlm.runtime.section import Section
 
 AnySection = TypeVar("AnySection", bound=Section)
+AnyRecipe = TypeVar("AnyRecipe", bound="Sections")
 
 
 class Sections(Section):

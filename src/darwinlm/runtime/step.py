@@ -1,6 +1,6 @@
 """A step of a run: what it needs, what it does, and what it leaves in its folder.
 
-A step is a class: its fields are its inputs, `work` fills its folder, and `read` gives the result from there. The
+A step is a class: its fields are its inputs, `work` fills its folder, and `read` loads the result from the folder. The
 modules in which steps are declared import nothing heavy, so that a recipe can be read and help be printed at once; they
 import their methods where they work.
 """
@@ -68,7 +68,7 @@ class Cost:
     Attributes:
         operations: Its work in operations of passes through the model, over all processes.
         memory: Bytes on the device of one process at the peak, by what they hold.
-        caches: Bytes of caches besides at most.
+        caches: Largest number of bytes of caches, in addition to `memory`.
     """
 
     operations: float
@@ -83,7 +83,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Task:
-    """What a step gets besides its inputs.
+    """What a step gets in addition to its inputs.
 
     Attributes:
         recipe: Settings of the run.
@@ -201,7 +201,7 @@ class Step(ABC, Generic[Result]):
     @property
     def sections(self) -> frozenset[type[Section]]:
         """Sections of the recipe that the step reads."""
-        return frozenset({*(used.section for used in self.settings), *self.consults})
+        return frozenset({*(uses.section for uses in self.settings), *self.consults})
 
 
 AnyStep: TypeAlias = Step[Any]

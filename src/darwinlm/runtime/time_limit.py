@@ -48,9 +48,9 @@ class TimeLimit:
         After the steps that end early, the later steps have their time, at the speed of the run so far. The same in all
         processes.
         """
-        done = {time.name: time.seconds for time in times if not time.reused}
-        timed = [name for name in done if self.planned.get(name)]
-        slower = sum(done[name] for name in timed) / sum(self.planned[name] for name in timed) if timed else 1.0
+        taken = {time.name: time.seconds for time in times if not time.reused}
+        timed = [name for name in taken if self.planned.get(name)]
+        slower = sum(taken[name] for name in timed) / sum(self.planned[name] for name in timed) if timed else 1.0
         later = [*self.planned][[*self.planned].index(step) :]
         fixed = sum(self.planned[name] for name in later if name not in self.ending)
         shared = sum(self.planned[name] for name in later if name in self.ending)
