@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,9 +47,14 @@ def options(**given: object) -> JsonObject:
     known = {**OPTIONS, **{kind: f"budget.{kind}" for kind in BUDGETS}}
     if unknown := given.keys() - known.keys():
         raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(known)}")
-    if isinstance(texts := given.get("text"), list):
-        given["text"] = ",".join(texts) if texts else None
-    return {known[name]: value for name, value in given.items()}
+    if isinstance(texts := given.get("text"), list | tuple):
+        given["text"] = ",".join(map(os.fspath, texts)) if texts else None
+    return {known[name]: plain_path(value) for name, value in given.items()}
+
+
+def plain_path(value: Any) -> Any:
+    """A path as text; other values as they are."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def load_recipe(
