@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -247,3 +248,16 @@ def test_new_files_follow_the_umask_and_no_link(tmp_path, umask):
     assert {stat.S_IMODE((tmp_path / f"a.{end}").stat().st_mode) for end in ("safetensors", "json")} == {0o666 & ~umask}
     assert victim.read_text() == "precious"
     assert not (tmp_path / "a.safetensors").is_symlink()
+
+
+def test_a_change_that_hides_its_time_is_seen(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    before = path.stat()
+    while time.time_ns() - before.st_ctime_ns < 2 * artifact.TICK:
+        time.sleep(0.01)
+    digest = artifact.file_digest(path)
+    path.write_bytes(b"after!")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    assert artifact.file_digest(path) != digest

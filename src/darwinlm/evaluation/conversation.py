@@ -37,6 +37,8 @@ class AnswerSettings:
     system: str | None = None
 
     def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise RecipeError(f"--max-tokens {self.max_tokens}: must be 1 or more")
         if self.temperature is not None and not 0 <= self.temperature < 100:
             raise RecipeError(f"--temperature {self.temperature:g}: must be from 0 to below 100")
 

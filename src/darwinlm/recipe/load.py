@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -49,9 +50,14 @@ def options(**arguments: object) -> JsonObject:
     fields = {**OPTIONS, **{kind: f"budget.{kind}" for kind in BUDGETS}}
     if unknown := arguments.keys() - fields.keys():
         raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(fields)}")
-    if isinstance(texts := arguments.get("text"), list):
-        arguments["text"] = ",".join(texts) if texts else None
-    return {fields[name]: value for name, value in arguments.items()}
+    if isinstance(texts := arguments.get("text"), list | tuple):
+        arguments["text"] = ",".join(map(os.fspath, texts)) if texts else None
+    return {fields[name]: plain_path(value) for name, value in arguments.items()}
+
+
+def plain_path(value: object) -> object:
+    """A path as text; other values as they are."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def load_recipe(

@@ -27,21 +27,23 @@ class Model:
     def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
         """Answer a prompt, with the chat template if the model has one.
 
-        A temperature of 0 is greedy, None uses the model's generation config. Raises DataError if the prompt doesn't
-        fit into the model's context.
+        A temperature of 0 is greedy, None uses the model's generation config. Raises RecipeError if a number is out of
+        range, DataError if the prompt doesn't fit into the model's context.
         """
         from darwinlm.evaluation.conversation import AnswerSettings, Conversation
+        from darwinlm.runtime.torch_state import in_usual_state
 
-        return Conversation(self._opened, AnswerSettings(max_tokens, temperature)).answer(prompt)
+        conversation = Conversation(self._opened, AnswerSettings(max_tokens, temperature))
+        return in_usual_state(conversation.answer)(prompt)
 
     def evaluate(
         self,
         *,
         suite: str | None = None,
-        data_dir: Path | None = None,
+        data_dir: str | Path | None = None,
         limit: int | None = None,
-        texts: str | Sequence[str] = (),
-        against: str | None = None,
+        texts: str | Path | Sequence[str | Path] = (),
+        against: str | Path | None = None,
         tokens: int = 16384,
         sequence_length: int = 512,
         batch_size: int = 8,
@@ -65,14 +67,15 @@ class Model:
             chat: Whether to measure on new answers of the dense model.
         """
         from darwinlm.evaluation.evaluate_model import EvaluationRequest, evaluate_model
+        from darwinlm.runtime.torch_state import in_usual_state
 
         request = EvaluationRequest(
             self.source,
             suite=suite,
-            data_dir=data_dir,
+            data_dir=None if data_dir is None else Path(data_dir),
             limit=limit,
-            texts=(texts,) if isinstance(texts, str) else tuple(texts),
-            against=against,
+            texts=tuple(map(str, (texts,) if isinstance(texts, str | Path) else texts)),
+            against=None if against is None else str(against),
             tokens=tokens,
             sequence_length=sequence_length,
             batch_size=batch_size,
@@ -80,7 +83,7 @@ class Model:
             dtype=dtype,
             chat=chat,
         )
-        return evaluate_model(request)
+        return in_usual_state(evaluate_model)(request)
 
     def export(
         self,
@@ -94,8 +97,9 @@ class Model:
     ) -> ExportReport:
         """Write the model as the GGUF file `out` and check it. Arguments and errors are those of `export_model`."""
         from darwinlm.runs.exporting import export_model
+        from darwinlm.runtime.torch_state import in_usual_state
 
-        return export_model(
+        return in_usual_state(export_model)(
             Path(self.source),
             Path(out),
             quantisation=quantisation,
@@ -113,6 +117,10 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> Mo
     cuda ..., `dtype` auto, bfloat16, float16 or float32. Raises ModelError, RecipeError, MissingExtraError.
     """
     from darwinlm.formats.opened import open_model
+    from darwinlm.runtime.torch_state import in_usual_state
 
-    opened = open_model(str(source), device=device, dtype=dtype)
-    return Model(str(source), opened.model, opened.tokenizer, opened)
+    def opened_and_loaded() -> Model:
+        opened = open_model(str(source), device=device, dtype=dtype)
+        return Model(str(source), opened.model, opened.tokenizer, opened)
+
+    return in_usual_state(opened_and_loaded)()

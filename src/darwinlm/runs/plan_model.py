@@ -18,13 +18,15 @@ from darwinlm.runtime.compute import resolve_device
 from darwinlm.runtime.context import settled
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import suggestion
+from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.steps.budget.layers import choose_layers
 from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 
+@in_usual_state
 def plan(
-    model: str | None = None,
+    model: str | Path | None = None,
     *,
     device: str = "auto",
     processes: int = 1,

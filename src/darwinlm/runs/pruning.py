@@ -13,6 +13,7 @@ from darwinlm.pipeline import ORDER, REPORT
 from darwinlm.recipe import BudgetArguments, Recipe, load_recipe, options
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.runs.finished import read_summary
+from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.loaded import Model, load
 from darwinlm.runs.opening import check_inputs, named_here, open_run
 from darwinlm.runs.same_model import same_model, same_value
@@ -22,6 +23,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.run import Run
+from darwinlm.runtime.torch_state import in_usual_state
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,16 @@ SIZED_BY = ("model", "budget", "vocabulary")
 """Settings that make another model of a run, rather than continue it."""
 
 
+@in_usual_state
 def prune(
-    model: str | None = None,
+    model: str | Path | None = None,
     out: str | Path = "runs/pruned",
     *,
     vocab: float | str | None = None,
     time: float | str | None = None,
     ready_for: str | None = None,
     layers: str | None = None,
-    text: str | None = None,
+    text: str | Path | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
     overwrite: bool = False,
@@ -100,7 +103,7 @@ def prune(
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
     run = open_size(
         resolved,
-        Path(out).expanduser(),
+        output_folder(out),
         reporter or Reporter(),
         overwrite=overwrite,
         until=until,

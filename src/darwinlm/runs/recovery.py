@@ -11,9 +11,11 @@ from darwinlm.model.families.origin import Origin, origin_of
 from darwinlm.pipeline import text_shares
 from darwinlm.planning.recovery_memory import check_recovery_memory
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
+from darwinlm.recipe.load import plain_path
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.report.write import summary_of, write_report
 from darwinlm.runs.finished import read_summary
+from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.opening import open_run
 from darwinlm.runs.pruning import check_replaced
 from darwinlm.runtime.artifact import MANIFEST, STAGES
@@ -21,6 +23,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.run import Run
+from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.steps.chats.step import Chats
 from darwinlm.steps.evaluate.measured_models import Models, StoredModel
 from darwinlm.steps.evaluate.model_figures import BEFORE, DENSE, RECOVERED
@@ -81,13 +84,14 @@ def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_
     return summary
 
 
+@in_usual_state
 def recover(
     model: str | Path,
     out: str | Path = "runs/recovered",
     *,
-    teacher: str | None = None,
+    teacher: str | Path | None = None,
     tokens: int | str | None = None,
-    text: str | None = None,
+    text: str | Path | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
     reporter: Reporter | None = None,
@@ -110,15 +114,20 @@ def recover(
     the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
     """
     folder = Path(model).expanduser()
-    check_output(Path(out).expanduser(), [folder])
+    target = output_folder(out)
+    check_output(target, [folder])
     small = model_folder(folder)
     student, of_a_run = Checkpoint.open(small), small != folder
     pruned = read_summary(folder / FILE) if of_a_run and (folder / FILE).is_file() else None
-    overrides = {"recovery.tokens": tokens, "recovery.text": text}
+    overrides: dict[str, object] = {
+        "model": plain_path(teacher),
+        "recovery.tokens": tokens,
+        "recovery.text": plain_path(text),
+    }
     if not of_a_run and text is not None:
-        overrides["text.source"] = text
+        overrides["text.source"] = plain_path(text)
     of_run = parse_recipe(pruned.recipe, str(folder / FILE)) if pruned is not None else Recipe()
-    resolved = load_recipe(of_run if recipe is None else recipe, assignments, {**overrides, "model": teacher})
+    resolved = load_recipe(of_run if recipe is None else recipe, assignments, overrides)
     settings = resolved.text
     if "source" not in settings.model_fields_set:  # the run's text, with its split
         explicit = {name: getattr(settings, name) for name in settings.model_fields_set}
@@ -134,6 +143,6 @@ def recover(
         raise RecipeError("no dense model is given: name the original model with --teacher")
     if not resolved.recovery.tokens:
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
-    check_replaced(resolved, Path(out).expanduser(), "delete that one")
-    run = open_run(resolved, Path(out).expanduser(), reporter or Reporter())
+    check_replaced(resolved, target, "delete that one")
+    run = open_run(resolved, target, reporter or Reporter())
     return _train(run, student, pruned, of_a_run=of_a_run)

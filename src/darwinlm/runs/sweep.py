@@ -11,6 +11,7 @@ from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.report.sweep_page import sweep_page
 from darwinlm.runs.finished import read_summary
+from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.opening import open_run
 from darwinlm.runs.pruning import open_size
 from darwinlm.runtime import parallel
@@ -19,10 +20,12 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.run import Ended
+from darwinlm.runtime.torch_state import in_usual_state
 
 PAGE = "index.html"
 
 
+@in_usual_state
 def prune_sweep(
     recipes: Sequence[Recipe],
     out: str | Path,
@@ -47,7 +50,7 @@ def prune_sweep(
 
     Returns the summary of each model by its subfolder; none if the last stage isn't the report. Raises DarwinLMError.
     """
-    folder = Path(out).expanduser()
+    folder = output_folder(out)
     ordered = _ordered(recipes)
     # Refuses a foreign folder, locks it to the end, and runs what sizes share.
     sweep = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or working_time(), until=until)

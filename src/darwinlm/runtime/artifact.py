@@ -42,7 +42,7 @@ HASHED_TOGETHER = min(os.cpu_count() or 1, 8)
 """Files that are hashed at a time."""
 TICK = 50_000_000
 """Nanoseconds within which a change of a file may leave its time as it was."""
-_DIGESTS: dict[tuple[str, int, int, int], str] = {}
+_DIGESTS: dict[tuple[str, int, int, int, int], str] = {}
 SEEN_LATE = 90.0
 """Seconds after which every machine sees a file in a shared folder; NFS keeps what it knows of folders for up to 60."""
 ARTIFACT_BYTES = 1 << 30
@@ -58,12 +58,13 @@ def digest_of(value: object) -> str:
 def file_digest(path: Path) -> str:
     """Hash of a file's bytes (32 hex digits), computed once while the file doesn't change."""
     status = path.stat()
-    key = str(path), status.st_ino, status.st_size, status.st_mtime_ns
+    # The time of the last change can't be set, as that of the last write can.
+    key = str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     digest = _DIGESTS.get(key)
     if digest is None:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        if time.time_ns() - status.st_mtime_ns > TICK:
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > TICK:
             _DIGESTS[key] = digest
     return digest
 

@@ -1,0 +1,53 @@
+"""PyTorch's settings of a thread and a process: the usual ones while our work runs, whatever its caller has chosen."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
+
+import torch
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+EXACT = "highest"
+"""Precision of float32 products that computes them in float32."""
+CASTING = ("cpu", "cuda", "mps")
+"""Types of devices with an autocast of their own."""
+
+
+@contextmanager
+def usual_state() -> Iterator[None]:
+    """Gradients, no autocast, new tensors in float32 on the CPU, and exact float32 products; then the caller's again.
+
+    A caller may be inside of `torch.inference_mode` or `torch.autocast`, or have another default device or type. What
+    we compute depends on none of them, as no key of a step knows them.
+    """
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.set_grad_enabled(True))
+        for kind in CASTING:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device() != torch.device("cpu"):  # else each call of PyTorch would take a little longer
+            stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        if precision != EXACT:
+            stack.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision(EXACT)
+        yield
+
+
+def in_usual_state(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function run in PyTorch's usual state."""
+
+    @functools.wraps(function)
+    def run(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        with usual_state():
+            return function(*arguments, **named)
+
+    return run
