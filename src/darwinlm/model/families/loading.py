@@ -130,8 +130,10 @@ def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None
             )
 
 
-def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, from its folder.
+def load_tokenizer(
+    folder: Path, config: PreTrainedConfig | None = None, *, gguf_file: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, from its folder, or from a GGUF file in it.
 
     With a `config`, the configuration in the folder isn't read.
 
@@ -140,7 +142,11 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreT
         CheckpointError: Its files are damaged, it needs its own code, or transformers would read it as another kind.
     """
     _check_settings(folder)
-    options = {} if config is None else {"config": config}
+    options: dict[str, object] = {}
+    if config is not None:
+        options["config"] = config
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True, **options)
         tokenizer(PROBE)
