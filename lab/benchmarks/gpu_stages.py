@@ -7,6 +7,7 @@ import gc
 import random
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -268,7 +269,7 @@ def recovered(
             kept.enter_context(mock.patch.object(Checkpoints, name))
     with kept:
         _, record = Training(
-            lambda on_block=None: small.load(torch.float32, on_block=on_block),
+            partial(small.load, torch.float32),
             teacher,
             text,
             tokens[:8],

@@ -164,7 +164,7 @@ def test_gradients_are_those_of_the_whole_model(model_type, place, tiny_folder, 
     checkpoint = Checkpoint.open(tiny_folder(model_type))
     memory = HiddenMemory(tmp_path, place)
     stream = stream_over(checkpoint, TOKENS, 2 * LENGTH, memory=memory)
-    assert stream.hidden.place == place
+    assert stream.hidden.storage == place
     expected = second_moments(checkpoint)
     seen = []
     for block, moments in output_gradients(stream, TOKENS, memory):

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,19 @@ def _whole(norm: Tensor) -> float:
     return float(gather())
 
 
+class StudentBuilder(Protocol):
+    """Builds the smaller model, float32 in main memory, the same one each time."""
+
+    def __call__(self, *, on_block: Callable[[nn.Module], object] = lambda block: None) -> PreTrainedModel:
+        """The model; `on_block` is called with every block once it has its weights."""
+
+
 @dataclass(eq=False)
 class Training:
     """One training in this process, which resumes from the last checkpoint in `folder`.
 
     Attributes:
-        student: Builds the smaller model, float32 in main memory, the same one each time; `on_block` gets every block.
+        student: Builds the model to train.
         teacher: Dense model on the device, in the type of the forward pass, or this process's share of it; None if the
             objective doesn't need it.
         text: One epoch.
@@ -65,7 +72,7 @@ class Training:
         progress: Gets the finished steps and all of them, after each step and before its checkpoint.
     """
 
-    student: Callable[..., PreTrainedModel]
+    student: StudentBuilder
     teacher: PreTrainedModel | None
     text: Dataset[dict[str, Tensor]]
     held_out: Tensor

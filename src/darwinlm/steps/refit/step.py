@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task, Uses
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.steps.stitch.step import Stitched
@@ -50,11 +51,17 @@ class Refitted:
             return stored
         return stored | interpolated(self.folder, checkpoint, block, self.record["strength"])
 
-    def model(self, dtype: torch.dtype | None = None, **how: Any) -> Any:
-        """The corrected model, in float32 without a `dtype`; `how` it is loaded is for `Checkpoint.load`."""
+    def model(
+        self,
+        dtype: torch.dtype | None = None,
+        *,
+        keep: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        on_block: Callable[[nn.Module], object] = lambda block: None,
+    ) -> PreTrainedModel:
+        """The corrected model, in float32 without a `dtype`; `keep` and `on_block` as in `Checkpoint.load`."""
         import torch
 
-        return self.stitched.checkpoint.load(dtype or torch.float32, weights=self.block, **how)
+        return self.stitched.checkpoint.load(dtype or torch.float32, weights=self.block, keep=keep, on_block=on_block)
 
 
 @dataclass(frozen=True, eq=False)

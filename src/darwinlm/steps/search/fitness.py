@@ -22,7 +22,7 @@ from torch import Tensor
 from darwinlm.model.divergence import DenseDistribution, log_probabilities, summed_kl
 from darwinlm.model.units.space import Allocation
 from darwinlm.model.walk.chunks import LossOf
-from darwinlm.model.walk.decoder import Decoder
+from darwinlm.model.walk.decoder import BlockArguments, Decoder
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.runtime import parallel
 from darwinlm.runtime.clock import working_time
@@ -167,7 +167,7 @@ class Fitness:
         text = {piece: self.tokens[slice(*piece)] for _, piece in missing}
         embedded = {piece: self.decoder.embed(tokens) for piece, tokens in text.items()}
         streams: dict[Allocation, HiddenStates] = {}
-        arguments: dict[Allocation, list[list[dict[str, object]]]] = {}
+        arguments: dict[Allocation, list[list[BlockArguments]]] = {}
         for candidate, pieces in by_candidate.items():
             elements = sum(embedded[piece].numel() for piece in pieces)
             streams[candidate] = HiddenStates((embedded[piece] for piece in pieces), elements, self.memory)
@@ -185,7 +185,7 @@ class Fitness:
         return measured
 
     def _walk(
-        self, streams: Mapping[Allocation, HiddenStates], arguments: Mapping[Allocation, list[list[dict[str, object]]]]
+        self, streams: Mapping[Allocation, HiddenStates], arguments: Mapping[Allocation, list[list[BlockArguments]]]
     ) -> None:
         """Move candidates through the blocks together."""
         for block in self.decoder.walk(range(len(self.decoder.blocks))):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from darwinlm.model.families.block_parts import Removed
 from darwinlm.model.units.space import Allocation
 from darwinlm.model.walk.chunks import chunked_gradient
-from darwinlm.model.walk.decoder import input_of
+from darwinlm.model.walk.decoder import BlockArguments, input_of
 from darwinlm.model.walk.hidden import HiddenStates
 from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
@@ -111,7 +111,7 @@ class Gradients:
                         x, g = torch.cat(one.inputs), torch.cat(one.gradients)
                         rows[one.index] = self._levels(one.index, x, g, one.norm)
 
-        def given(index: int, block: int) -> dict[str, object]:
+        def given(index: int, block: int) -> BlockArguments:
             return arguments[index][block]
 
         for _ in self.decoder.back(inputs, gradients, given, back_at, self.fitness.clock.check):
@@ -199,12 +199,12 @@ class _Watched:
         self.inputs: list[Tensor] = []
         self.gradients: list[Tensor] = []
         self._input: Tensor | None
-        self._call: tuple[tuple[Tensor, ...], dict[str, object]]
+        self._call: tuple[tuple[Tensor, ...], BlockArguments]
 
     def watch(self, hooks: ExitStack) -> None:
         """Install the hooks."""
 
-        def called(_: nn.Module, arguments: tuple[Tensor, ...], named: dict[str, object]) -> None:
+        def called(_: nn.Module, arguments: tuple[Tensor, ...], named: BlockArguments) -> None:
             self._call, self._input = (arguments, named), None
 
         def projected(_: nn.Module, __: object, output: Tensor) -> None:

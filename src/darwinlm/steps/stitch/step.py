@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from darwinlm.runtime.step import Cost, Step, Task
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.steps.database.step import PruningDatabase
@@ -32,11 +36,17 @@ class Stitched:
         """What identifies it: the step that made it, or its weights and configuration."""
         return self.step or self.checkpoint.digest
 
-    def model(self, dtype: torch.dtype | None = None, **how: Any) -> Any:
-        """The model, in float32 without a `dtype`; `how` it is loaded is for `Checkpoint.load`."""
+    def model(
+        self,
+        dtype: torch.dtype | None = None,
+        *,
+        keep: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+        on_block: Callable[[nn.Module], object] = lambda block: None,
+    ) -> PreTrainedModel:
+        """The model, in float32 without a `dtype`; `keep` and `on_block` as in `Checkpoint.load`."""
         import torch
 
-        return self.checkpoint.load(dtype or torch.float32, **how)
+        return self.checkpoint.load(dtype or torch.float32, keep=keep, on_block=on_block)
 
 
 @dataclass(frozen=True, eq=False)
