@@ -57,10 +57,11 @@ for name in sys.argv[2:]:
         # Copies, because rounding depends on the alignment of weights, which mapped files don't keep.
         model = copy.deepcopy(AutoModelForCausalLM.from_pretrained(place, trust_remote_code=True).eval())
         assert type(model).__module__.startswith("transformers_modules."), type(model)
-        decoder = copy.deepcopy(AutoModel.from_pretrained(place, trust_remote_code=True).eval())
         with torch.no_grad():
             logits = model(ids).logits
-            assert torch.equal(decoder(ids).last_hidden_state, model.model(ids).last_hidden_state)
+            if place == name:
+                decoder = copy.deepcopy(AutoModel.from_pretrained(place, trust_remote_code=True).eval())
+                assert torch.equal(decoder(ids).last_hidden_state, model.model(ids).last_hidden_state)
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
         found[name].append({"logits": logits.tolist(), "made": made.tolist()})
         model.set_attn_implementation("eager")
