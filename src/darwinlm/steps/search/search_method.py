@@ -1,7 +1,8 @@
 """What a search method is: how the children of a generation are proposed.
 
-To add one, register a `SearchMethod` in a module of its own and import that in `search_settings.py`, or register it in a script;
-`search.method` names it. The loop around it, the budget, selection, resuming and the report are the same for all.
+To add one, register a `SearchMethod` in a module of its own and import that in `search_settings.py`, or register it in
+a script; `search.method` names it. The loop around it, the budget, selection, resuming and the report are the same for
+all.
 """
 
 from __future__ import annotations
