@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.runtime.errors import ModelError, RecipeError
+from darwinlm.runtime.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,14 +30,3 @@ def check_teacher(teacher: Checkpoint, student: Checkpoint, tokenizer: PreTraine
 
 def _spoken(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], list[int]]:
     return tokenizer.get_vocab(), tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
-
-
-def check_length(length: int, *checkpoints: Checkpoint) -> None:
-    """Refuse sequences longer than a model allows. Raises RecipeError."""
-    for checkpoint in checkpoints:
-        longest = getattr(checkpoint.config, "max_position_embeddings", None)
-        if longest and length > longest:
-            raise RecipeError(
-                f"text.sequence_length is {length}, but {checkpoint.source} allows {longest} tokens: "
-                f"--set text.sequence_length={longest}"
-            )
