@@ -8,16 +8,13 @@ can cause is a `DarwinLMError`. Names are loaded on first use, so that `import d
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from darwinlm.runtime.spinning import load_torch
 from darwinlm.runtime.version import VERSION
 
 __version__ = VERSION
-
-os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # before PyTorch: what Apple's GPUs lack runs on the CPU
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # threads that wait for others soon leave the processor to them
 
 if TYPE_CHECKING:
     from darwinlm.recipe import Recipe as Recipe
@@ -51,7 +48,13 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - they are strings
 
 
+_WITH_TORCH = frozenset({"plan", "prune", "prune_sweep", "recover"})
+"""Names whose modules import PyTorch."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _WITH_TORCH:
+        load_torch()
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'darwinlm' has no attribute '{name}'")

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,51 @@ def test_nothing_heavy_is_imported_before_there_is_work(arguments: list[str], st
     assert n_modules < 800, n_modules
 
 
-def test_threads_of_pytorch_wait_without_holding_the_processor() -> None:
-    count = "import os, sys, darwinlm; assert 'torch' not in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
-    forget = "import os; os.environ.pop('GOMP_SPINCOUNT', None); "
-    assert python("-c", forget + count).stdout == "1000\n"
-    assert python("-c", count, GOMP_SPINCOUNT="7").stdout == "7\n"
+SPINS = r"""
+import os, re, sys
+os.environ.pop("GOMP_SPINCOUNT", None)
+os.environ |= dict(word.split("=") for word in sys.argv[2:])
+before = dict(os.environ)
+import darwinlm
+assert "torch" not in sys.modules
+exec(sys.argv[1])
+assert "torch" in sys.modules
+assert dict(os.environ) == before
+"""
+
+
+def test_importing_changes_no_environment() -> None:
+    assert python("-c", SPINS.replace('assert "torch" in', 'assert "torch" not in'), "darwinlm.Recipe").stderr == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch's OpenMP is another one")
+@pytest.mark.parametrize(("first", "chosen", "spins"), [("", (), 1000), ("import torch", (), 300000), ("", (7,), 7)])
+def test_threads_of_pytorch_wait_without_holding_the_processor(first: str, chosen: tuple[int, ...], spins: int) -> None:
+    """The library tells its settings when it is loaded."""
+    words = [f"GOMP_SPINCOUNT={number}" for number in chosen]
+    told = python("-c", SPINS, f"{first}\ndarwinlm.prune", *words, OMP_DISPLAY_ENV="verbose").stderr
+    assert f"GOMP_SPINCOUNT = '{spins}'" in told
+
+
+LATE = """
+import os, time, torch
+torch.set_num_threads(2)
+import darwinlm
+from darwinlm.runtime.torch_state import in_usual_state
+count = lambda: len(os.listdir("/proc/self/task"))
+before, processors = count(), len(os.sched_getaffinity(0))
+during = in_usual_state(lambda: in_usual_state(count)())()
+ends = time.monotonic() + 20
+while count() > before and time.monotonic() < ends:
+    time.sleep(0.01)
+print(during - before - 1 == processors, count() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch's OpenMP is another one")
+def test_a_library_that_is_loaded_has_sleeping_threads_meanwhile() -> None:
+    """More threads than processors: then GNU's OpenMP lets those that wait sleep at once."""
+    assert python("-c", LATE).stdout == "True 0\n"
 
 
 def test_help_lists_all_commands_in_order(command) -> None:

@@ -58,6 +58,7 @@ def command_runner(
         capsys.readouterr()
         code: Any = 0
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell lets the tests ignore it
         try:
             main()
         except SystemExit as stop:

@@ -27,6 +27,7 @@ from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, Parallel
 from darwinlm.runtime.limits import MESSAGE, shorten
 from darwinlm.runtime.lock import release_all
 from darwinlm.runtime.safe_console import Terminal
+from darwinlm.runtime.spinning import SPINS
 
 SHARED = frozenset({"prune", "demo", "recover", "evaluate"})
 """Commands that several processes of torchrun can share."""
@@ -43,6 +44,8 @@ SILENT = {
     "TRANSFORMERS_VERBOSITY": "error",
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # it would print stacks of C++ when another process has ended
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # a GPU's memory then has fewer gaps
+    "PYTORCH_ENABLE_MPS_FALLBACK": "1",  # what Apple's GPUs lack runs on the CPU
+    **SPINS,
     "USE_HUB_KERNELS": "NO",  # native code that transformers would fetch unasked
 }
 """Environment variables for libraries, set before their import."""

@@ -116,6 +116,9 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> Mo
     `source` is the output folder of a run, the folder of a model, a hub id or a GGUF file. `device` is auto, cpu,
     cuda ..., `dtype` auto, bfloat16, float16 or float32. Raises ModelError, RecipeError, MissingExtraError.
     """
+    from darwinlm.runtime.spinning import load_torch
+
+    load_torch()
     from darwinlm.formats.opened import open_model
     from darwinlm.runtime.torch_state import in_usual_state
 

@@ -9,6 +9,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from darwinlm.runtime.spinning import soon_asleep
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -39,6 +41,7 @@ def usual_state() -> Iterator[None]:
         if precision != EXACT:
             stack.callback(torch.set_float32_matmul_precision, precision)
             torch.set_float32_matmul_precision(EXACT)
+        stack.enter_context(soon_asleep())
         yield
 
 
