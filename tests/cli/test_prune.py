@@ -17,7 +17,7 @@ from tests.tiny.damage import assert_nothing_half_written
 from darwinlm.planning import run_plan as planning
 from darwinlm.runtime import memory
 from darwinlm.runtime.run import Run
-from darwinlm.steps.recover.train import Training
+from darwinlm.steps.recover.train import TrainingLoop
 
 
 def test_prune_prints_its_plan_three_lines_and_where_things_are_and_then_that_it_reuses(prune, command, tmp_path):
@@ -123,11 +123,11 @@ def test_one_message_names_stage_and_setting(error, command, tiny_llama, tiny_te
     common = ("prune", tiny_llama, "--keep", "60%", "--text", tiny_text_file, "--out", tmp_path / "out")
     arguments = (*common, *sets(settings))
 
-    def full(self: Training, step: int) -> None:
+    def full(self: TrainingLoop, step: int) -> None:
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "update", full)
+        patch.setattr(TrainingLoop, "update", full)
         ended = command(*arguments)
         ended.refused(
             "recovery: the memory of cpu is full: lower compute.batch_tokens (128)", "; finished work is kept"
