@@ -75,7 +75,7 @@ def measure_tradeoff(
     mark(out)
     dense = resolve_model(str(first.model), out / "dense")
     sequence_length = first.text.sequence_length
-    text = pack(held_out, dense.tokenizer(), sequence_length=sequence_length, max_tokens=tokens)
+    text = pack(held_out, dense.tokenizer(), sequence_length=sequence_length, max_tokens=tokens).tokens
     given = Path(str(first.model)).expanduser()
     like = given if given.suffix == ".gguf" else None
     maker = FileMaker(out / FILES, dense, text, quantisations, like, timed.threads, reporter)

@@ -15,6 +15,7 @@ import torch
 
 from darwinlm.evaluation import harness, score_tables
 from darwinlm.evaluation.evaluation_text import pack, share_vocabulary
+from darwinlm.evaluation.seen_text import Overlap, run_of, without_run
 from darwinlm.evaluation.suites import SuiteTask, parse_suite
 from darwinlm.formats.opened import Opened, open_model
 from darwinlm.model.walk.hidden import HiddenMemory
@@ -87,6 +88,7 @@ class Evaluated:
 
     Attributes:
         texts: Figures on each text, with the names of the JSON.
+        overlaps: What of each text the run that made the model has read.
         copying: Scores of the model, and of the dense one if there is one, by name.
         left_out: The kinds of sequences without scores, and the reasons.
     """
@@ -96,6 +98,7 @@ class Evaluated:
     engine: str = ""
     scores: list[harness.TaskScore] = field(default_factory=list)
     texts: list[JsonObject] = field(default_factory=list)
+    overlaps: list[Overlap] = field(default_factory=list)
     copying: dict[str, list[CopyingScore]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     chats: ChatFigures | None = None
@@ -103,7 +106,7 @@ class Evaluated:
     def tables(self) -> Iterator[Table]:
         """The tables of what was measured, in the order in which it is measured."""
         if self.texts:
-            yield _text_table(self.texts, self.engine)
+            yield _text_table(self.texts, self.overlaps, self.engine)
         if self.copying:
             names = [score.name for score in next(iter(self.copying.values()))]
             rows = []
@@ -134,7 +137,7 @@ class Evaluated:
         }
 
 
-def _text_table(texts: list[JsonObject], engine: str) -> Table:
+def _text_table(texts: list[JsonObject], overlaps: list[Overlap], engine: str) -> Table:
     """The token metrics on each text; metrics that don't compare two models are shown for the dense one too."""
     headings, rows = ["text", "tokens"], [[str(text["source"]), str(text["tokens"])] for text in texts]
     remarks = [f"run by {engine}"]
@@ -149,6 +152,8 @@ def _text_table(texts: list[JsonObject], engine: str) -> Table:
     compared = [text for text in texts if text[Divergence.name] is not None]
     if len(compared) > 1:
         remarks.append(f"the highest KL is on {max(compared, key=itemgetter(Divergence.name))['source']}")
+    for text, overlap in zip(texts, overlaps, strict=True):
+        remarks += overlap.remarks(str(text["source"]))
     return Table(headings, rows, remarks)
 
 
@@ -241,25 +246,31 @@ def _measure_texts(request: EvaluationRequest, models: dict[str, Opened], result
         source: pack(source, opened.tokenizer, sequence_length=request.sequence_length, max_tokens=request.tokens)
         for source in request.texts
     }
-    for tokens in packed.values():
-        opened.check_tokens(tokens)
+    for text in packed.values():
+        opened.check_tokens(text.tokens)
+    run = run_of(request.model)
     longest = longest_sequence(opened.config)
     if longest is not None and request.sequence_length > longest:
         raise RecipeError(
             f"--sequence-length is {request.sequence_length}, but {opened.source} takes {longest} tokens at most"
         )
     batch_tokens = request.batch_size * request.sequence_length
-    sequences, result.left_out = all_copying(opened.tokenizer, next(iter(packed.values())), longest)
-    read = torch.cat([text.flatten() for text in (*packed.values(), *(sequence.tokens for sequence in sequences))])
+    sequences, result.left_out = all_copying(opened.tokenizer, next(iter(packed.values())).tokens, longest)
+    measured = (*(text.tokens for text in packed.values()), *(sequence.tokens for sequence in sequences))
+    read = torch.cat([tokens.flatten() for tokens in measured])
     readers = {name: model.decoder(read) for name, model in models.items()}
     with TemporaryDirectory(prefix="darwinlm-") as folder:  # for text whose streams have no room in memory
         memory = HiddenMemory(Path(folder))
-        for source, tokens in packed.items():
+        for source, text in packed.items():
+            tokens = text.tokens
             dense = [*readers.values()][-1]
             qualities = measure_quality(dense, readers, tokens, batch_tokens=batch_tokens, memory=memory)
             quality, *of_dense = qualities.values()
             dense_quality = of_dense[0] if of_dense else None
-            result.texts.append(_text_figures(source, tokens, token_metrics(), quality, dense_quality))
+            figures = _text_figures(source, tokens, token_metrics(), quality, dense_quality)
+            overlap = without_run(text) if run is None else run.overlap(text)
+            result.overlaps.append(overlap)
+            result.texts.append(figures | {"seen": overlap.as_json()})
     result.copying = measure_copying(readers, sequences, batch_tokens=batch_tokens)
 
 

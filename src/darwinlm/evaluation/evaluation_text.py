@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,14 +11,30 @@ from torch import Tensor
 from darwinlm.formats.opened import Opened
 from darwinlm.model.surgery.fewer_tokens import rows_in
 from darwinlm.runtime.errors import DataError, ModelError
-from darwinlm.steps.text.packing import added_bos, token_ids
+from darwinlm.steps.text.packing import added_bos, document_hash, token_ids
 from darwinlm.steps.text.sources import read_documents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, max_tokens: int) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class EvaluationText:
+    """Text to measure a model on.
+
+    Attributes:
+        tokens: Sequences, int64 [n, t].
+        document_hashes: `document_hash` of every document that was read.
+        special: Share of special tokens in the documents.
+    """
+
+    source: str
+    tokens: Tensor
+    document_hashes: tuple[str, ...]
+    special: float
+
+
+def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, max_tokens: int) -> EvaluationText:
     """Join the documents of a text, with the end token after each, and cut them into sequences [n, t] of token ids.
 
     If the tokenizer adds bos, it replaces the first token of every sequence. t is `sequence_length`; at most
@@ -25,9 +42,15 @@ def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: in
     """
     needed = max(1, max_tokens // sequence_length) * sequence_length
     ids: list[int] = []
+    hashes: list[str] = []
+    special, known = [0, 0], set(tokenizer.all_special_ids)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for document in read_documents(source, tokenizer=tokenizer):
-        ids += [*token_ids(tokenizer, [document])[0], *end]
+        (own,) = token_ids(tokenizer, [document])
+        ids += [*own, *end]
+        hashes.append(document_hash(document))
+        special[0] += sum(token in known for token in own)
+        special[1] += len(own)
         if len(ids) >= needed:
             break
     count = len(ids[:needed]) // sequence_length
@@ -40,7 +63,7 @@ def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: in
     bos = added_bos(tokenizer)
     if bos is not None:
         sequences[:, 0] = bos
-    return sequences
+    return EvaluationText(source, sequences, tuple(hashes), special[0] / max(special[1], 1))
 
 
 def share_vocabulary(model: Opened, dense: Opened) -> bool:
