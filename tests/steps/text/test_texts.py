@@ -50,10 +50,10 @@ def test_blocks_begin_with_bos_in_the_text_that_is_trained_on(bos, tmp_path, mon
 
 def test_blocks_begin_with_bos_in_the_text_that_is_measured_on(bos):
     _, text, adds = bos
-    blocks = pack(str(text), tiny_tokenizer(add_bos=adds), sequence_length=32, max_tokens=512)
+    blocks = pack(str(text), tiny_tokenizer(add_bos=adds), sequence_length=32, max_tokens=512).tokens
     assert blocks.shape == (16, 32)
     assert bool((blocks[:, 0] == BOS_ID).all()) == adds
-    plain = pack(str(text), tiny_tokenizer(), sequence_length=32, max_tokens=512)
+    plain = pack(str(text), tiny_tokenizer(), sequence_length=32, max_tokens=512).tokens
     assert torch.equal(blocks[:, 1:], plain[:, 1:])
 
 
