@@ -81,7 +81,12 @@ torch.set_num_threads(2)
 import darwinlm
 from darwinlm.runtime.torch_state import in_usual_state
 count = lambda: len(os.listdir("/proc/self/task"))
-before, processors = count(), len(os.sched_getaffinity(0))
+processors, steady = len(os.sched_getaffinity(0)), 0
+before = count()
+while steady < 20:  # threads of the imports have ended
+    time.sleep(0.05)
+    steady = steady + 1 if count() == before else 0
+    before = count()
 during = in_usual_state(lambda: in_usual_state(count)())()
 ends = time.monotonic() + 20
 while count() > before and time.monotonic() < ends:

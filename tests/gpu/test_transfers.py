@@ -54,7 +54,7 @@ def test_a_stream_waits_once_for_a_block_and_reads_the_next_one_meanwhile(gpu, t
     assert batches == 4
     assert begun == order, "the next block is on its way before this one runs"
     assert gpu.tally.inside(stream)["waits"] == count
-    assert not decoder._coming
+    assert not decoder._arriving
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory can be pinned")

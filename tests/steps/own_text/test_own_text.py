@@ -42,7 +42,7 @@ def written(out, name="own_text"):
 
 
 def test_a_run_needs_no_text(command, chatting, tmp_path, monkeypatch):
-    monkeypatch.setattr("darwinlm.steps.text.step.LEAST_FOR_ANSWERS", 64)
+    monkeypatch.setattr("darwinlm.steps.text.text_settings.LEAST_FOR_ANSWERS", 64)
     out = tmp_path / "run"
     first = command("prune", chatting, "--keep", "75%", "--out", out, *sets(SMALL)).succeeded()
     chats = written(out)

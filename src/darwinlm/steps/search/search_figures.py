@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, TypedDict
+from typing import ClassVar, TypedDict
 
 from darwinlm.runtime.amounts import duration, nats, plural
 from darwinlm.runtime.figures import StepFigures
-from darwinlm.steps.search.paper_method import PaperMethod  # noqa: F401 - it registers itself
-
-if TYPE_CHECKING:
-    pass
 
 
 class SearchFigures(StepFigures):

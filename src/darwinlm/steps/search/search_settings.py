@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import model_validator
 
-import darwinlm.steps.search.paper_method  # noqa: F401 - registers it
 from darwinlm.steps.search.gradient_method import GradientMethod
+from darwinlm.steps.search.paper_method import PaperMethod  # noqa: F401 - its import registers it
 from darwinlm.steps.search.search_amounts import SearchAmounts
 from darwinlm.steps.search.search_method import SEARCH_METHODS, SearchMethod
 

@@ -10,7 +10,6 @@ from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task, Uses
 from darwinlm.steps.budget.budget_settings import BudgetSettings
-from darwinlm.steps.search.paper_method import PaperMethod  # noqa: F401 - it registers itself
 from darwinlm.steps.search.search_figures import SearchFigures, SearchRecord
 from darwinlm.steps.search.search_method import SEARCH_METHODS
 from darwinlm.steps.search.search_settings import SearchSettings
