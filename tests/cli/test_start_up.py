@@ -76,7 +76,9 @@ def test_threads_of_pytorch_wait_without_holding_the_processor(first: str, chose
 
 
 LATE = """
-import os, time, torch
+import os, time
+os.environ.pop("GOMP_SPINCOUNT", None)  # which commands in this process have set
+import torch
 torch.set_num_threads(2)
 import darwinlm
 from darwinlm.runtime.torch_state import in_usual_state
