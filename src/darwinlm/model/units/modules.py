@@ -13,6 +13,8 @@ from darwinlm.model.layer_sizes import LayerSizes, Place
 from darwinlm.model.units.levels import Kept, Level, ModuleLevels, kept_groups, module_levels, with_owners
 from darwinlm.model.units.unit_settings import UnitsSettings
 
+_NO_METHOD = "only a reader of a method of pruning has levels between removed and whole"
+
 
 class ModuleReader:
     """Modules of the dense model, with its weights, whole or removed.
@@ -35,11 +37,11 @@ class ModuleReader:
 
     def best_columns(self, block: int, kind: ModuleKind, level: Level) -> Tensor:
         """Columns of the output projection, [k] int64 (or [e, k] of kept experts), ascending, for 0 < k < all."""
-        raise NotImplementedError
+        raise NotImplementedError(_NO_METHOD)
 
     def best_experts(self, block: int, level: Level) -> Tensor:
         """Experts of a mixture, [e] int64, ascending, for 0 < e < all."""
-        raise NotImplementedError
+        raise NotImplementedError(_NO_METHOD)
 
     def weight(self, block: int, kind: ModuleKind, level: Level) -> Tensor | None:
         """The output projection on kept columns, [r, k] float32 (or [e, r, k]); None if it is the dense one."""
