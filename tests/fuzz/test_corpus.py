@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ from tests.fuzz.case import REFUSED, Case
 from tests.fuzz.cases import corpus
 
 SECONDS, MEMORY = 2.0, 600 << 20
-"""Processor time and memory that a case may take beyond the imports."""
+"""Processor time and memory that a case may take. A slow one is tried again: the first run may import modules."""
 PART = 12
 """CI takes every so many cases of a reader."""
 SLOW = ("many zeros", "a long line", "80 MB", "inside a character")
@@ -100,8 +101,8 @@ def outcome(case: Case, folder: Path, model: Path) -> str | None:
             raise
         return f"{type(error).__name__}: {shorten(error, 200)}"
     seconds, more = time.process_time() - begun, _memory() - memory
-    if seconds > SECONDS:
-        return f"{seconds:.1f} s"
+    if seconds > SECONDS and (again := _seconds(case, folder)) > SECONDS:
+        return f"{seconds:.1f} s, then {again:.1f} s"
     if more > MEMORY:
         return f"{more >> 20} MiB"
     if (folder / "RAN").exists() or Path("RAN").exists():
@@ -109,6 +110,13 @@ def outcome(case: Case, folder: Path, model: Path) -> str | None:
     if {path.name for path in folder.iterdir()} - before:
         return f"left behind: {sorted({path.name for path in folder.iterdir()} - before)}"
     return "accepted" if case.outcome == REFUSED and refused is None else None
+
+
+def _seconds(case: Case, folder: Path) -> float:
+    begun = time.process_time()
+    with suppress(DarwinLMError):
+        READERS[case.reader](folder)
+    return time.process_time() - begun
 
 
 def _memory() -> int:
