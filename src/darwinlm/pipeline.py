@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from darwinlm.runtime.run import Run
     from darwinlm.steps.budget.problem import Problem
     from darwinlm.steps.database.step import PruningDatabase
-    from darwinlm.steps.refit.step import Refitted
     from darwinlm.steps.search.step import SearchResult
     from darwinlm.steps.stitch.step import Stitched
 
@@ -164,8 +163,7 @@ def correct(run: Run[AnyRecipe], inputs: Inputs, stitched: Stitched, *, reserved
 
     recipe, dense, text = run.recipe, inputs.dense, inputs.text
     validation = text["validation"]
-    name: str = STITCHED
-    smaller: Stitched | Refitted = stitched
+    name, smaller = STITCHED, stitched
     if recipe.section(RefitSettings).tokens:
         name, smaller = "refit", run(Refit(stitched, dense, text["calibration"], validation))
     if recipe.section(RecoverySettings).tokens:

@@ -17,6 +17,24 @@ Place = tuple[int, ModuleKind]
 
 
 @dataclass(frozen=True)
+class PlacedModule:
+    """A module of a model, by its place: the index of its block, and its kind."""
+
+    block: int
+    kind: ModuleKind
+
+    @property
+    def place(self) -> Place:
+        """Its block and kind."""
+        return self.block, self.kind
+
+    @property
+    def name(self) -> str:
+        """Name for messages: `block 3 mlp`."""
+        return f"block {self.block} {self.kind}"
+
+
+@dataclass(frozen=True)
 class LayerSizes:
     """Sizes of one module. A removed module has only its kind.
 

@@ -68,5 +68,5 @@ def test_none_of_it_is_taken_where_all_is_worse(whole, refitted, monkeypatch):
     assert found.record["kept"] == "stitched"
     assert found.record["strength"] == 0
     assert (found.record["kl_before"], found.record["kl_after"]) == (1.0, 1.5)
-    stitched = found.stitched.checkpoint.read(found.stitched.checkpoint.block_prefix(0))
+    stitched = found.checkpoint.read(found.checkpoint.block_prefix(0))
     assert all(torch.equal(weight, stitched[name]) for name, weight in found.block(0).items())

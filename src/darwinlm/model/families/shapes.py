@@ -14,7 +14,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.expert_tensors import experts_with, row_axis, shape_by_rows
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import Mixer, Mlp, ModuleKind, Part, RowUnit, Tail
-from darwinlm.model.layer_sizes import LayerSizes, Place
+from darwinlm.model.layer_sizes import LayerSizes, PlacedModule
 from darwinlm.runtime.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,11 +24,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class ModuleShape:
+class ModuleShape(PlacedModule):
     """One module in a checkpoint: its sizes and its tensors.
 
     Attributes:
-        block: Index of its block.
         sizes: Its sizes.
         tensors: Shape of each of its tensors, norms included, by name inside the block; those of experts as [experts,
             rows, columns].
@@ -38,28 +37,12 @@ class ModuleShape:
         fixed: Whether it is never cut or removed.
     """
 
-    block: int
     sizes: LayerSizes
     tensors: Shapes
     output: str
     chosen: int = 0
     droppable: bool = True
     fixed: bool = False
-
-    @property
-    def kind(self) -> ModuleKind:
-        """Kind of the module."""
-        return self.sizes.kind
-
-    @property
-    def place(self) -> Place:
-        """Its block and kind."""
-        return self.block, self.kind
-
-    @property
-    def name(self) -> str:
-        """Name for messages: `block 3 mlp`."""
-        return f"block {self.block} {self.kind}"
 
 
 def module_shapes(checkpoint: Checkpoint, shapes: Shapes | None = None) -> list[ModuleShape]:
@@ -115,7 +98,7 @@ def _module_shape(
     names = [name for name in inside if part.owns(name) or name.partition(".")[0] in part.norms]
     tensors = {name: shape_by_rows(part, name.removeprefix(part.prefix), inside[name]) for name in names}
     width = tensors[output][-1]
-    plain = ModuleShape(block, LayerSizes(kind, width), tensors, output)
+    plain = ModuleShape(block, kind, LayerSizes(kind, width), tensors, output)
     if isinstance(part, Mixer | Tail):
         return plain
     if isinstance(part, Mlp):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from darwinlm.model.families.family import Family
-from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.families.shapes import ModuleShape, module_parameters
-from darwinlm.model.layer_sizes import LayerSizes, Place
+from darwinlm.model.layer_sizes import LayerSizes, PlacedModule
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import RecipeError
 
@@ -28,22 +27,10 @@ class Level:
 
 
 @dataclass(frozen=True)
-class ModuleLevels:
+class ModuleLevels(PlacedModule):
     """A module and its levels by ascending size: removed to dense, or only dense for a module that is never cut."""
 
-    block: int
-    kind: ModuleKind
     levels: tuple[Level, ...]
-
-    @property
-    def place(self) -> Place:
-        """Its block and kind."""
-        return self.block, self.kind
-
-    @property
-    def name(self) -> str:
-        """Name for messages: `block 3 mlp`."""
-        return f"block {self.block} {self.kind}"
 
 
 def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> ModuleLevels:

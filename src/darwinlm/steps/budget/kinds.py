@@ -130,14 +130,23 @@ class Params(Bound):
         return _in_units(self.value, ((10**9, "B"), (10**6, "M"), (10**3, "k")))
 
 
-@BUDGETS.register("bytes")
-class Bytes(Bound):
-    """Weights, and the KV cache of `context` tokens, both in the saved type: 4GiB, 900MB."""
+class _Size(Bound):
+    """A bound on a number of bytes."""
 
     metavar = "SIZE"
-    help = "Bytes of the smaller model's weights and KV cache: 4GiB or 900MB."
 
     value: Annotated[ByteCount, Field(gt=0)]
+
+    def label(self) -> str:
+        """See `Bound.label`."""
+        return _in_units(self.value, _BYTES)
+
+
+@BUDGETS.register("bytes")
+class Bytes(_Size):
+    """Weights, and the KV cache of `context` tokens, both in the saved type: 4GiB, 900MB."""
+
+    help = "Bytes of the smaller model's weights and KV cache: 4GiB or 900MB."
 
     def costs(self, model: Counted) -> CostModel:
         """Bytes."""
@@ -145,32 +154,21 @@ class Bytes(Bound):
 
         return byte_costs(model)
 
-    def label(self) -> str:
-        """See `Bound.label`."""
-        return _in_units(self.value, _BYTES)
-
 
 @BUDGETS.register("file")
-class File(Bound):
+class File(_Size):
     """The GGUF file, tokenizer included, to 1 %: 95MB.
 
     Its type is `units.quantisation`; without one q3_k_m, if no larger type makes the whole model that small.
     """
 
-    metavar = "SIZE"
     help = "Size of the smaller model's GGUF file: 70MB. Its type is that of --for, or q3_k_m."
-
-    value: Annotated[ByteCount, Field(gt=0)]
 
     def costs(self, model: Counted) -> CostModel:
         """Bytes of the file."""
         from darwinlm.steps.budget.counted import file_costs
 
         return file_costs(model)
-
-    def label(self) -> str:
-        """See `Bound.label`."""
-        return _in_units(self.value, _BYTES)
 
     def check(self, cost: CostModel, model: Counted) -> None:
         """Where quantising alone makes the file small enough, the error has the command."""

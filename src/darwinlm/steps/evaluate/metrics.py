@@ -32,8 +32,16 @@ NOISE = 0.1
 """Least difference of two speeds, as a share, that isn't noise."""
 
 
+class _ParameterCount(SizeMetric):
+    """A number of parameters."""
+
+    def words(self, value: Value) -> str:
+        """A count."""
+        return amounts.count(value)
+
+
 @register
-class Params(SizeMetric):
+class Params(_ParameterCount):
     """Parameters; a tied embedding counts once."""
 
     name, heading = "params", "params"
@@ -42,13 +50,9 @@ class Params(SizeMetric):
         """The number of parameters."""
         return size.params
 
-    def words(self, value: Value) -> str:
-        """A count."""
-        return amounts.count(value)
-
 
 @register
-class BlockParams(SizeMetric):
+class BlockParams(_ParameterCount):
     """Parameters in the blocks, which are what is pruned."""
 
     name, heading = "block_params", "block params"
@@ -56,10 +60,6 @@ class BlockParams(SizeMetric):
     def of(self, size: ModelSize) -> int:
         """The number of parameters in the blocks."""
         return size.block_params
-
-    def words(self, value: Value) -> str:
-        """A count."""
-        return amounts.count(value)
 
     def cell(self, value: Value, dense: Value) -> str:
         """A count, and the share of the dense model's that is kept."""

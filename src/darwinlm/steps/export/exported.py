@@ -19,12 +19,11 @@ from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.version import VERSION
 
 if TYPE_CHECKING:
-    from darwinlm.steps.refit.step import Refitted
     from darwinlm.steps.stitch.step import Stitched
 
 
 def save_final(
-    final: Stitched | Refitted,
+    final: Stitched,
     dense: Checkpoint,
     original: Checkpoint,
     text: Tensor,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
     from darwinlm.model.families.checkpoint import Checkpoint
-    from darwinlm.steps.refit.step import Refitted
     from darwinlm.steps.stitch.step import Stitched
     from darwinlm.steps.text.sequences import TokenSequences
 
@@ -62,7 +61,7 @@ class Export(Step[Exported]):
 
     dense: Checkpoint
     original: Checkpoint
-    final: Stitched | Refitted
+    final: Stitched
     validation: TokenSequences
 
     @classmethod

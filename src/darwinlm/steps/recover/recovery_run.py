@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from darwinlm.steps.own_text.documents import Documents
-    from darwinlm.steps.refit.step import Refitted
     from darwinlm.steps.stitch.step import Stitched
     from darwinlm.steps.text.sequences import TokenSequences
 
@@ -67,7 +66,7 @@ def check_recovery(
 
 def run_recovery(
     task: Task,
-    start: Stitched | Refitted,
+    start: Stitched,
     dense: Checkpoint,
     teacher: Checkpoint,
     validation: TokenSequences,

@@ -18,7 +18,6 @@ from darwinlm.steps.text.text_settings import TextSettings
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.steps.own_text.documents import Documents
-    from darwinlm.steps.refit.step import Refitted
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.workload import Workload
 
@@ -64,7 +63,7 @@ class Recover(Step[Recovered]):
 
     dense: Checkpoint
     teacher: Checkpoint
-    start: Stitched | Refitted
+    start: Stitched
     validation: TokenSequences
     reserved: tuple[str, ...]
     own_text: Documents | None

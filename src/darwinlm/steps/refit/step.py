@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task, Uses
 from darwinlm.steps.refit.refit_figures import RefitFigures, RefitRecord
 from darwinlm.steps.refit.refit_settings import RefitSettings
+from darwinlm.steps.stitch.step import Stitched
 from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
-    from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from torch import Tensor
 
     from darwinlm.model.families.checkpoint import Checkpoint
-    from darwinlm.steps.stitch.step import Stitched
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.workload import Workload
 
@@ -28,40 +26,20 @@ RECORD = "record.json"
 
 
 @dataclass(frozen=True)
-class Refitted:
-    """Result of the refit."""
+class Refitted(Stitched):
+    """The corrected model. Its checkpoint is the model before the correction, which is in `folder`."""
 
-    folder: Path
-    stitched: Stitched
-    record: RefitRecord
-    digest: str
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """The model before the correction."""
-        return self.stitched.checkpoint
+    folder: Path = field(kw_only=True)
+    record: RefitRecord = field(kw_only=True)
 
     def block(self, block: int) -> dict[str, Tensor]:
         """Weights of a block of the corrected model by name in it."""
         from darwinlm.steps.refit.strength import interpolated
 
-        checkpoint = self.stitched.checkpoint
-        stored = checkpoint.read(checkpoint.block_prefix(block))
+        stored = super().block(block)
         if self.record["kept"] == "stitched":
             return stored
-        return stored | interpolated(self.folder, checkpoint, block, self.record["strength"])
-
-    def model(
-        self,
-        dtype: torch.dtype | None = None,
-        *,
-        keep: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-        on_block: Callable[[nn.Module], object] = lambda block: None,
-    ) -> PreTrainedModel:
-        """The corrected model, in float32 without a `dtype`; `keep` and `on_block` as in `Checkpoint.load`."""
-        import torch
-
-        return self.stitched.checkpoint.load(dtype or torch.float32, weights=self.block, keep=keep, on_block=on_block)
+        return stored | interpolated(self.folder, self.checkpoint, block, self.record["strength"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +99,7 @@ class Refit(Step[Refitted]):
         from darwinlm.runtime.artifact import read_record
 
         record = cast("RefitRecord", read_record(task.folder / RECORD))
-        return Refitted(task.folder, self.stitched, record, task.stage.digest)
+        return Refitted(self.stitched.checkpoint, task.stage.digest, folder=task.folder, record=record)
 
     def figures(self, task: Task, result: Refitted) -> RefitFigures:
         """From the record."""

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stitched:
-    """The smaller model before any correction, or any other model that a refit or a recovery starts from.
+    """The smaller model before any correction, or any other model that a correction or a recovery starts from.
+
+    A correction that stores less than the whole model gives a subclass with another `block`.
 
     Attributes:
         step: Digest of the step that made it; empty for a model that was given.
@@ -36,6 +38,10 @@ class Stitched:
         """What identifies it: the step that made it, or its weights and configuration."""
         return self.step or self.checkpoint.digest
 
+    def block(self, block: int) -> dict[str, Tensor]:
+        """Weights of a block by name in it."""
+        return self.checkpoint.read(self.checkpoint.block_prefix(block))
+
     def model(
         self,
         dtype: torch.dtype | None = None,
@@ -46,7 +52,7 @@ class Stitched:
         """The model, in float32 without a `dtype`; `keep` and `on_block` as in `Checkpoint.load`."""
         import torch
 
-        return self.checkpoint.load(dtype or torch.float32, keep=keep, on_block=on_block)
+        return self.checkpoint.load(dtype or torch.float32, weights=self.block, keep=keep, on_block=on_block)
 
 
 @dataclass(frozen=True, eq=False)

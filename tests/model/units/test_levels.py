@@ -1,30 +1,15 @@
-"""Shapes of modules, and the levels that units, grids and quantisations in groups of columns give them."""
-
-import re
+"""The levels that units, grids and quantisations in groups of columns give to modules."""
 
 import pytest
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.stages import run_stages
 
-from darwinlm.formats.gguf.header import ELEMENTS
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
-from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.model.units.levels import module_levels
 from darwinlm.model.units.unit_settings import UnitsSettings
-from darwinlm.recipe import load_recipe, options
-from darwinlm.runtime.errors import CheckpointError, RecipeError
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.steps.stitch.stitch import stitch
-
-
-def test_query_heads_that_do_not_divide_by_the_groups(tiny_llama):
-    checkpoint = Checkpoint.open(tiny_llama)
-    names = checkpoint.skeleton().state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in names.items()}
-    for name in ("k_proj", "v_proj"):
-        shapes[f"model.layers.1.self_attn.{name}.weight"] = (32, 48)
-    with pytest.raises(CheckpointError, match="block 1: 6 query heads don't divide by 4 KV heads"):
-        module_shapes(checkpoint, shapes)
 
 
 def test_units_decide_which_levels_there_are(tiny_llama):
@@ -151,36 +136,3 @@ def test_an_mlp_narrower_than_a_group_is_refused(tiny_llama):
         match=r"with units\.quantisation=w4a16 MLP widths are multiples of 128, but block 0 mlp has only 96 channels",
     ):
         module_levels(checkpoint.family, module_shapes(checkpoint)[1], UnitsSettings(quantisation="w4a16"))
-
-
-@pytest.mark.parametrize("name", ["Q4_K_M", "q4-k-m", " q4_k_m "])
-def test_names_are_read_as_people_write_them(name):
-    assert load_recipe(overrides=options(ready_for=name)).units.quantisation == "q4_k_m"
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("q4_km", "did you mean 'q4_k_m'?"),
-        ("aqw", "did you mean 'awq'?"),
-        ("zzzzzz", "known are q2_k, q3_k_s"),
-        ("", "known"),
-    ],
-)
-def test_an_unknown_name_gets_one_error_with_suggestions(name, hint):
-    with pytest.raises(RecipeError, match=re.escape(f"units.quantisation: there is no quantisation '{name}': {hint}")):
-        load_recipe(overrides=options(ready_for=name))
-
-
-def test_elements_of_gguf_files_fill_the_groups():
-    gguf = pytest.importorskip("gguf", reason="the extra gguf")
-    for name in WRITTEN:
-        each = QUANTISATIONS[name]
-        element = gguf.GGMLQuantizationType[each.element]
-        assert gguf.GGML_QUANT_SIZES[element] == (ELEMENTS[each.element].weights, ELEMENTS[each.element].bytes)
-        assert ELEMENTS[each.element].weights == each.columns
-        if each.by == LLAMA_CPP:
-            assert f"MOSTLY_{name.upper()}" in gguf.LlamaFileType.__members__
-    for name, element in ELEMENTS.items():
-        assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (element.weights, element.bytes)
-        assert not element.narrow or ELEMENTS[element.narrow].weights < element.weights
