@@ -137,14 +137,21 @@ def test_a_token_around_texts_beyond_the_embedding_is_refused(tmp_path, make_run
         result(make_run(folder, tmp_path / "out", "vocabulary=75%"), "vocabulary")
 
 
-def test_too_little_text_is_refused(dense, tmp_path, make_run):
+def test_a_text_without_held_out_documents_is_refused(dense, tmp_path, make_run):
     text = tiny_text(tmp_path / "text.txt", documents=1)
     run = make_run(dense, tmp_path / "out", "vocabulary=320", text=text)
     with pytest.raises(DataError, match="too few documents to choose tokens"):
         result(run, "vocabulary")
-    text.write_text("\n\n\n".join(map(str, range(40))))
-    with pytest.raises(DataError, match=r"has \d+ tokens, too few to choose 320 of"):
-        result(run, "vocabulary")
+
+
+def test_a_short_text_keeps_its_tokens_and_then_the_first_of_the_tokenizer(dense, tmp_path, make_run):
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n\n".join(f"jungle {number}" for number in range(40)))
+    cut = result(make_run(dense, tmp_path / "out", "vocabulary=320", text=text), "vocabulary")
+    assert cut.figures.tokens == 320
+    before, after = (AutoTokenizer.from_pretrained(folder) for folder in (dense, cut.checkpoint.folder))
+    assert before.tokenize("jungle") == after.tokenize("jungle")
+    assert cut.figures.longer == 0
 
 
 def test_the_command_takes_a_share(command, dense, tiny_text_file, tmp_path):

@@ -57,11 +57,11 @@ def cut_vocabulary(
         folder: Where the model is written, in `model`.
         context: Device and element type of the passes.
 
-    Raises DataError if there is too little text, RecipeError if there aren't so many tokens, or more can't be left out.
+    Raises DataError if the text has too few documents, RecipeError if there are fewer tokens or more must stay.
     """
     tokenizer = dense.tokenizer()
     texts, held_out = _documents(source, shares, settings.seed, tokenizer)
-    rows, tree = _choose(keep, source, dense, texts, tokenizer)
+    rows, tree = _choose(keep, dense, texts, tokenizer)
     cut_weights(dense, rows, folder / "model")
     write_tokenizer(tokenizer, tree, rows, folder / "model")
     return _measure(context, settings, dense, Checkpoint.open(folder / "model"), rows, held_out, folder)
@@ -86,7 +86,7 @@ def _documents(
 
 
 def _choose(
-    keep: float, source: str, dense: Checkpoint, texts: ByDomain, tokenizer: PreTrainedTokenizerBase
+    keep: float, dense: Checkpoint, texts: ByDomain, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[int], TokenizerJson]:
     """Old numbers of the kept tokens in their new order, and the smaller tokenizer."""
     tree = TokenizerTree(tokenizer, dense.source)
@@ -108,11 +108,6 @@ def _choose(
     for start in range(0, len(documents), BATCH_DOCUMENTS):
         for ids in token_ids(tokenizer, documents[start : start + BATCH_DOCUMENTS]):
             uses.update(ids)
-    if uses.total() < size:
-        raise DataError(
-            f"text.source {source} has {uses.total():,} tokens, too few to choose {size:,} of "
-            f"{len(tree.tokens):,}: give more text, or leave out --vocab"
-        )
     paths = {token: tree.path(token) for token in tree.tokens}
     rows = tree.ordered(choose_tokens(uses, always, paths, size))
     return rows, tree.cut(rows)
