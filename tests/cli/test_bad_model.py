@@ -94,6 +94,20 @@ def test_a_model_that_is_not_there(prune, tmp_path, model):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("https://huggingface.co/owner/name/tree/main", "give the hub id owner/name"),
+        ("hf.co/owner/name", "give the hub id owner/name"),
+        ("https://example.org/model.gguf", "download the model, and give its folder or GGUF file"),
+        ("https://huggingface.co/datasets/owner/name", "download the model"),
+    ],
+)
+def test_an_address_is_no_model(prune, tmp_path, address, said):
+    prune(model=address).refused(f"there is no model at '{address}', which is an address on the web: {said}")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_place_that_holds_no_model(command, prune, tmp_path):
     command("prune", "--out", tmp_path / "out").refused("no model is given")
     (tmp_path / "model.bin").write_bytes(b"\x00" * 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 
 from darwinlm.formats.all_formats import format_of
@@ -15,6 +16,11 @@ from darwinlm.runtime.limits import shorten
 
 FETCHED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md", *LICENCES]
 """Files of a model that are fetched from the hub."""
+
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?!datasets/|spaces/)(?P<name>[\w.-]+/[\w.-]+)|https?://"
+)
+"""An address on the web, of a model of the hub or elsewhere."""
 
 
 def resolve_model(model: str, work: Path, say: Say = silent) -> Checkpoint:
@@ -102,6 +108,10 @@ def _from_hub(model: str, path: Path, *, weights: bool) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    if address := _ADDRESS.match(model):
+        name = address["name"]
+        instead = f"give the hub id {name}" if name else "download the model, and give its folder or GGUF file"
+        raise ModelError(f"there is no model at '{shorten(model)}', which is an address on the web: {instead}")
     if path.suffix == ".gguf" or path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise ModelError(f"there is no model at '{model}': give a folder, a GGUF file or a hub id such as owner/name")
     name, _, revision = model.partition("@")

@@ -73,6 +73,12 @@ SHORT = "[user]Which river?[assistant]The Rhine."
         ),
         ({"conversations": CHAT, "system": "Be brief."}, f"[system]Be brief.{SHORT}"),
         ({"prompt": "Which river?", "completion": "The Rhine."}, SHORT),
+        ({"Question": "Which river?", "Answer": "The Rhine."}, SHORT),
+        (
+            {"Instruction": "Which", "Input": "river?", "OUTPUT": "The Rhine."},
+            "[user]Which\n\nriver?[assistant]The Rhine.",
+        ),
+        ({"Messages": CHAT, "System": "Be brief."}, f"[system]Be brief.{SHORT}"),
         ({"prompt": CHAT[:1], "completion": CHAT[1:]}, SHORT),
         ({"messages": CHAT, "tools": None}, SHORT),
         ({"messages": CHAT, "tools": json.dumps(TOOLS)}, f"<depth>{SHORT}"),

@@ -17,6 +17,7 @@ from datasets import IterableDataset
 from datasets.iterable_dataset import ExamplesIterable
 
 from darwinlm.runtime.errors import DataError
+from darwinlm.steps.text import encoding, file_kinds
 from darwinlm.steps.text import local_files as files
 from darwinlm.steps.text.sources import read_documents
 
@@ -81,6 +82,13 @@ ARTICLE = " \n = Title = \n \n A paragraph . \n \n = = Section = = \n \n Another
         ("a.jsonl.gz", gzip.compress(json.dumps(ROWS).encode(), mtime=0), TEXTS),
         ("a.csv", 'id,text\n1,"one, ""quoted""\nin two lines"\n\n2,two\n3\n', ['one, "quoted"\nin two lines', "two"]),
         ("a.csv", b"\xef\xbb\xbftext;id\r\none, two;1\r\n", ["one, two"]),
+        ("a.jsonl", '{"Text ": "hello"}', ["hello"]),
+        ("a.csv", "ID;TEXT\n1;hello\n", ["hello"]),
+        ("a.csv", 'text,id\n"café, €",1\n'.encode("utf-16"), ["café, €"]),
+        ("a.tsv", "id\ttext\n1\tcafé\n".encode("utf-16-be").join([b"\xfe\xff", b""]), ["café"]),
+        ("a.csv", "text\n“It’s a café”\n".encode("cp1252"), ["“It’s a café”"]),
+        ("a.txt", ("\n" * 200_000 + "crème brûlée").encode("cp1252"), ["crème brûlée"]),
+        ("a.txt", ("Всё хорошо, большое спасибо. " * 3).encode("cp1251"), ["Всё хорошо, большое спасибо. " * 3]),
         ("a.jsonl", '{"text": "a\\ud800b \\ud83d\\ude00"}', ["a\ufffdb \U0001f600"]),
     ],
 )
@@ -95,6 +103,9 @@ def test_every_format_is_read_in_any_order(tmp_path, seed):
         ".txt": lambda path: write(path, "\n\n\n".join(TEXTS)),
         ".txt.gz": lambda path: write(path, gzip.compress("\n\n\n".join(TEXTS).encode())),
         ".md": lambda path: write(path, "\n\n\n".join(TEXTS)),
+        ".rst": lambda path: write(path, "\n\n\n".join(TEXTS)),
+        ".html": lambda path: write(path, f"<p>{TEXTS[0]}</p>"),
+        ".htm": lambda path: write(path, f"<title>no</title>{TEXTS[0]}"),
         ".jsonl": lambda path: write(path, json_lines(ROWS)),
         ".jsonl.gz": lambda path: write(path, gzip.compress(json_lines(ROWS).encode())),
         ".json": lambda path: write(path, json.dumps(ROWS)),
@@ -104,14 +115,19 @@ def test_every_format_is_read_in_any_order(tmp_path, seed):
         ".parquet": lambda path: write_parquet(path, ROWS),
         ".arrow": lambda path: write_arrow(path, ROWS, stream=True),
     }
-    assert tuple(makers) == files.EXTENSIONS
+    assert tuple(makers) == file_kinds.EXTENSIONS
+    pages = 0
     for ending, make in makers.items():
         path = make(tmp_path / f"a [1]* {{b}}{ending}")
         found = list(read_documents(str(path), seed=seed))
+        if ending in file_kinds.PAGES:
+            assert found == TEXTS[:1]
+            pages += 1
+            continue
         assert sorted(found) == TEXTS, ending
-        if "txt" not in ending and ending != ".md":
+        if ending not in file_kinds.PROSE:
             assert sorted(read_documents(f"{path}#text", seed=seed)) == TEXTS, ending
-    assert sorted(read_documents(str(tmp_path), seed=seed)) == sorted(TEXTS * len(makers))
+    assert sorted(read_documents(str(tmp_path), seed=seed)) == sorted(TEXTS * (len(makers) - pages) + TEXTS[:1] * pages)
 
 
 def test_nothing_is_written_and_no_network_is_asked(tmp_path):
@@ -193,17 +209,20 @@ def test_order_depends_on_the_seed_and_the_file(tmp_path):
 
 
 NO_TEXT = "there is no text in it"
-NO_UTF8 = "the file can't be read as UTF-8 text ('utf-8' codec can't decode byte 0xe9 in position"
+NO_UTF8 = "the file can't be read as UTF-8 text ('utf-8' codec can't decode byte 0xc3 in position"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.pdf", "hello", "a.pdf: the extension isn't supported. Give a file that ends in .txt"),
+        ("a.pdf", "hello", "a.pdf: the extension isn't supported. Give program code, or a file that ends in .txt"),
         ("README", "hello", "the extension isn't supported"),
         ("a.txt", "", NO_TEXT),
         ("a.txt", "hello".encode("utf-16-le"), "a.txt: there is a zero byte"),
-        ("a.txt", b'{"text": "fine"}\n{"text": "caf\xe9"}\n', NO_UTF8),
+        ("a.txt", "déjà vu, garçon ".encode() + b"cut in caf\xc3", NO_UTF8),
+        ("a.py", b"print(1)\0", "a.py: there is a zero byte"),
+        ("a.html", b"<p>\0", "a.html: there is a zero byte"),
+        ("a.html", "<head><title>Only a title</title></head><script>run()</script>", NO_TEXT),
         ("a.txt.gz", b"not gzip", "the file can't be read as UTF-8 text (Not a gzipped file"),
         ("a.txt.gz", gzip.compress(b"hello" * 99, mtime=0)[:-9], "pack it again"),
         (
@@ -215,7 +234,7 @@ NO_UTF8 = "the file can't be read as UTF-8 text ('utf-8' codec can't decode byte
         ("a.jsonl", '{"text": "a"}\n{"text": "cut', "a.jsonl, line 2: this isn't JSON (Unterminated string"),
         ("a.json", '[{"text": "a"}, 7]', "record 2: this is a int, not a record"),
         ("a.json", '[{"text": "a"}, {"text": "b"', "a.json: this isn't JSON"),
-        ("a.json", b'[{"text": "caf\xe9"}]', "Convert it (for example with iconv)"),
+        ("a.json", b'[{"text": "' + bytes(range(128, 256)) * 9, "Convert it (for example with iconv)"),
         ("a.json", "[]", NO_TEXT),
         ("a.jsonl", '"a"', "line 1: this is a str, not a record"),
         ("a.csv", "id,text\n1,one, two\n", "line 2: there are more cells than columns"),
@@ -267,7 +286,7 @@ def test_field_not_found_names_the_fields_there_are(tmp_path, kind):
         write_arrow(path, rows, stream=True)
     text = message(path)
     assert "no field text, passage" in text
-    assert "prompt+completion; the existing fields are: body, title" in text
+    assert "question+answer; the existing fields are: body, title" in text
     assert "after a '#'" in text
     assert "no field summary; the existing fields are: body, title" in message(f"{path}#summary")
 
@@ -277,7 +296,7 @@ def test_file_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     path = write(tmp_path / "a.txt", "hello")
-    monkeypatch.setattr(files, "open", refuse, raising=False)
+    monkeypatch.setattr(encoding, "open", refuse, raising=False)
     assert "a.txt: the file can't be read as UTF-8 text ([Errno 13] Permission denied)" in message(path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,7 +100,7 @@ def run_recovery(
         steps = check_recovery(context, settings, text_settings, teacher, dense)
     parallel.in_main(_begin, scratch, task.stage.digest)
     pack_documents(
-        _documents(source, seed, tokenizer),
+        _documents(source, seed, tokenizer, context.reporter.say),
         scratch / "text",
         steps.sequences * steps.length,
         tokenizer,
@@ -148,9 +148,11 @@ def remove_scratch(context: Context) -> None:
         remove(scratch)
 
 
-def _documents(source: str, seed: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _documents(
+    source: str, seed: int, tokenizer: PreTrainedTokenizerBase, say: Callable[[str], object]
+) -> Iterator[str]:
     """The documents of a source; nothing is opened before the first one is read, in the process that reads it."""
-    yield from read_documents(source, seed=seed, tokenizer=tokenizer)
+    yield from read_documents(source, seed=seed, tokenizer=tokenizer, say=say)
 
 
 def _begin(scratch: Path, digest: str) -> None:

@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import csv
 import glob
-import gzip
 import random
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
-from darwinlm.runtime.errors import DataError, first_line
+from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.limits import parse_json, shorten
-from darwinlm.steps.text.records import CHAT_COLUMNS, Record, text_fields, text_of
+from darwinlm.steps.text.encoding import UTF8, encoding_of, opened
+from darwinlm.steps.text.file_kinds import JSON, PAGES, TABLES, extension_of, is_code
+from darwinlm.steps.text.html_text import visible_text
+from darwinlm.steps.text.records import CHAT_COLUMNS, Record, same_name, text_fields, text_of
 
 if TYPE_CHECKING:
     from datasets import DatasetBuilder, IterableDataset
     from transformers import PreTrainedTokenizerBase
-
-_TEXT_EXTENSIONS = (".txt", ".txt.gz", ".md")
-_JSON_EXTENSIONS = (".jsonl", ".jsonl.gz", ".json")
-_CSV_EXTENSIONS = (".csv", ".csv.gz", ".tsv")
-EXTENSIONS = (*_TEXT_EXTENSIONS, *_JSON_EXTENSIONS, *_CSV_EXTENSIONS, ".parquet", ".arrow")
-"""Supported file extensions."""
 
 OPEN_FILES = 64
 """Maximum number of files of a folder that are read at once."""
@@ -43,7 +37,10 @@ PASSAGE_CHARACTERS = 1 << 14
 """Length from which a text file is divided at single blank lines too, and from twice as much anywhere."""
 CELL_CHARACTERS = 1 << 22
 """Maximum length of a cell of a CSV table."""
+PAGE_CHARACTERS = 1 << 24
+"""Maximum length of an HTML page, of which the rest isn't read."""
 
+_BINARY = (".parquet", ".arrow")
 _SAMPLE = 32
 _ROWS_PER_BATCH = 64
 
@@ -62,25 +59,24 @@ class Row(TypedDict):
     record: Record
 
 
-def extension_of(path: Path) -> str | None:
-    """The extension of a file among `EXTENSIONS`."""
-    name = path.name.lower()
-    return next((extension for extension in EXTENSIONS if name.endswith(extension)), None)
-
-
 def read_files(
-    files: Sequence[Path], field: str | None, seed: int | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    files: Sequence[Path],
+    field: str | None,
+    seed: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
     """Read the documents of files, one from each file in turn, so that the first documents come from all files.
 
     At most `OPEN_FILES` are read at once; when one ends, the next one is opened. `field` holds the text of a record;
-    None finds it by its name. Without `seed`, the order is kept. Only chats need the tokenizer. Raises DataError.
+    None finds it by its name. Without `seed`, the order is kept. Only chats need the tokenizer. `say` hears of files
+    whose encoding had to be guessed. Raises DataError.
     """
     order = list(files)
     if seed is not None:
         random.Random(seed).shuffle(order)  # noqa: S311 - no secret depends on it
     at_once = min(len(files), OPEN_FILES)
-    waiting = [_documents(path, field, seed, tokenizer, at_once) for path in order]
+    waiting = [_documents(path, field, seed, tokenizer, at_once, say) for path in order]
     while waiting:
         ended = []
         for documents in waiting[:OPEN_FILES]:
@@ -92,13 +88,22 @@ def read_files(
 
 
 def _documents(
-    path: Path, field: str | None, seed: int | None, tokenizer: PreTrainedTokenizerBase | None, files: int
+    path: Path,
+    field: str | None,
+    seed: int | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    files: int,
+    say: Callable[[str], object] | None,
 ) -> Iterator[str]:
-    rows: Iterable[Row] = _rows(str(path), field)
+    encoding = UTF8 if path.suffix.lower() in _BINARY else encoding_of(path)
+    if say is not None and encoding not in (UTF8, "utf-16"):
+        say(f"text: {path} isn't UTF-8 and is read as {encoding}; if letters come out wrong, convert it to UTF-8")
+    rows: Iterable[Row] = _rows(str(path), field, encoding)
     if seed is not None:
         from datasets.packaged_modules.generator.generator import Generator
 
-        stream = _stream(Generator, generator=_rows, gen_kwargs={"path": str(path), "field": field})
+        arguments = {"path": str(path), "field": field, "encoding": encoding}
+        stream = _stream(Generator, generator=_rows, gen_kwargs=arguments)
         rows = shuffled(stream, f"{seed} {path.name}", files)
     for row in rows:
         yield text_of(row["record"], row["fields"], row["where"], tokenizer)
@@ -125,63 +130,63 @@ def _stream(builder: type[DatasetBuilder], **options: object) -> IterableDataset
         return rows
 
 
-def _rows(path: str, field: str | None) -> Iterator[Row]:
+def _rows(path: str, field: str | None, encoding: str) -> Iterator[Row]:
     """The records of a file, without what isn't text. All have the text fields of the first."""
-    for location, record in _records(Path(path), field):
+    for location, record in _records(Path(path), field, encoding):
         fields = text_fields(list(record), field, location)
         field = "+".join(fields)
-        text = {name: record[name] for name in (*fields, *CHAT_COLUMNS) if name in record}
+        columns = (*fields, *(same_name(name, record) for name in CHAT_COLUMNS))
+        text = {name: record[name] for name in columns if name in record}
         yield {"where": location, "fields": fields, "record": text}
 
 
-def _records(path: Path, field: str | None) -> Iterator[tuple[str, Record]]:
+def _records(path: Path, field: str | None, encoding: str) -> Iterator[tuple[str, Record]]:
     """Yield (location, record) of a file of any supported kind."""
     extension = extension_of(path)
-    if extension in _TEXT_EXTENSIONS:
-        if field is not None:
-            raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
-        return _passages(path)
-    if extension in _JSON_EXTENSIONS:
-        return json_records(path)
-    if extension in _CSV_EXTENSIONS:
-        return _csv_records(path)
-    return _table_records(path, field)
+    if extension in JSON:
+        return json_records(path, encoding)
+    if extension in TABLES:
+        return _csv_records(path, encoding)
+    if path.suffix.lower() in _BINARY:
+        return _table_records(path, field)
+    if field is not None:
+        raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
+    return _page(path, encoding) if extension in PAGES else _passages(path, encoding)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
-    """Open a text file, unpacked if its name ends in ``.gz``; errors of reading become a `DataError`."""
-    open_text = gzip.open if path.name.lower().endswith(".gz") else open
-    try:
-        with cast("IO[str]", open_text(path, "rt", encoding="utf-8-sig")) as file:
-            yield file
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: the file can't be read as UTF-8 text ({first_line(error)}). Convert it (for example with iconv), "
-            "pack it again, or check its permissions."
-        ) from error
+def _page(path: Path, encoding: str) -> Iterator[tuple[str, Record]]:
+    """The visible text of an HTML page, as a record."""
+    with opened(path, encoding) as file:
+        yield str(path), {"text": visible_text(_without_zeros(file.read(PAGE_CHARACTERS), path))}
 
 
-def _passages(path: Path) -> Iterator[tuple[str, Record]]:
-    """The documents of a text file, which two or more blank lines separate, as records.
+def _without_zeros(text: str, path: Path) -> str:
+    if "\0" in text:
+        raise DataError(f"{path}: there is a zero byte, so this isn't text. Give a text file.")
+    return text
+
+
+def _passages(path: Path, encoding: str) -> Iterator[tuple[str, Record]]:
+    """The documents of a text file, which two or more blank lines separate, as records. Program code is one document.
 
     Where they are rare, as in a book, `PASSAGE_CHARACTERS` or a little more are a document, up to the next blank line.
     """
     lines: list[str] = []
     length, blank = 0, 0
-    with _opened(path) as file:
+    separates = not is_code(path)
+    with opened(path, encoding) as file:
         while line := file.readline(PASSAGE_CHARACTERS):
-            if "\0" in line:
-                raise DataError(f"{path}: there is a zero byte, so this isn't text. Give a text file.")
+            _without_zeros(line, path)
             if line.isspace():
                 blank += 1
                 continue
-            ends = blank >= 2 or (blank and length >= PASSAGE_CHARACTERS) or length >= 2 * PASSAGE_CHARACTERS
+            apart = separates and blank >= 2
+            ends = apart or (blank and length >= PASSAGE_CHARACTERS) or length >= 2 * PASSAGE_CHARACTERS
             if lines and ends:
                 yield str(path), {"text": "".join(lines).rstrip("\n")}
                 lines, length = [], 0
             if lines and blank:
-                lines.append("\n")
+                lines.append("\n" * (1 if separates else blank))
             lines.append(line)
             length += len(line)
             blank = 0
@@ -189,12 +194,12 @@ def _passages(path: Path) -> Iterator[tuple[str, Record]]:
         yield str(path), {"text": "".join(lines).rstrip("\n")}
 
 
-def json_records(path: Path) -> Iterator[tuple[str, Record]]:
+def json_records(path: Path, encoding: str | None = None) -> Iterator[tuple[str, Record]]:
     """Yield (location, record) of a file with one record per line, or with one list of records, read whole.
 
-    Raises DataError.
+    Without an encoding, it is found out. Raises DataError.
     """
-    with _opened(path) as file:
+    with opened(path, encoding) as file:
         for number, line in enumerate(file, start=1):
             location = f"{path}, line {number}"
             if line.lstrip().startswith("["):
@@ -225,10 +230,10 @@ def _record(record: object, location: str) -> tuple[str, Record]:
     return location, record
 
 
-def _csv_records(path: Path) -> Iterator[tuple[str, Record]]:
+def _csv_records(path: Path, encoding: str) -> Iterator[tuple[str, Record]]:
     """Yield (location, record) of a table with commas, semicolons or tabs, whose first line names the columns."""
     csv.field_size_limit(CELL_CHARACTERS)
-    with _opened(path) as file:
+    with opened(path, encoding) as file:
         first = file.readline()
         table = csv.DictReader(chain([first], file), delimiter=max(",;\t", key=first.count), strict=True)
         reason: object = "there are more cells than columns in the first line"
@@ -268,5 +273,6 @@ def _table(path: Path, field: str | None) -> IterableDataset:
 
     names = pq.read_schema(path).names
     fields = text_fields(names, field, str(path))
-    columns = [name for name in names if name in (*fields, *CHAT_COLUMNS)]
+    wanted = (*fields, *(same_name(name, names) for name in CHAT_COLUMNS))
+    columns = [name for name in names if name in wanted]
     return _stream(Parquet, data_files=files, columns=columns, batch_size=_ROWS_PER_BATCH)

@@ -48,10 +48,17 @@ def _split(
 ) -> dict[str, TokenSequences]:
     """Text for every purpose; a short text is divided in the recipe's proportions."""
     shares, first = requested, None
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
     while True:
         try:
             sequences = split_documents(
-                read_documents(source, seed=settings.seed, tokenizer=tokenizer),
+                read_documents(source, seed=settings.seed, tokenizer=tokenizer, say=say_once),
                 shares,
                 tokenizer,
                 settings.sequence_length,

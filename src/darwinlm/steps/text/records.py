@@ -9,7 +9,7 @@ from darwinlm.runtime.limits import parse_json, shorten
 from darwinlm.steps.text.packing import added_bos
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -33,8 +33,8 @@ class Tool(TypedDict):
 
 CHAT_FIELDS = ("messages", "conversations")
 """Fields for the chat of a record without text, as OpenAI's API and ShareGPT name them."""
-PAIRS = (("instruction", "output"), ("prompt", "completion"))
-"""Fields for a question and its answer, as Alpaca and TRL name them."""
+PAIRS = (("instruction", "output"), ("prompt", "completion"), ("question", "answer"))
+"""Fields for a question and its answer, as Alpaca, TRL and tables of questions name them."""
 TEXT_FIELDS = ("text", "passage", "page", "content")
 """Fields that may hold a record's text, in order of preference, before those of chats and pairs."""
 CHAT_COLUMNS = ("system", "input", "tools")
@@ -59,11 +59,20 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else names[0]
 
 
+def same_name(name: str, names: Iterable[object]) -> str | None:
+    """The name among `names` that is `name`, or else the only one that differs from it in case or outer spaces."""
+    existing = [str(other) for other in names]
+    if name in existing:
+        return name
+    alike = [other for other in existing if other.strip().casefold() == name.strip().casefold()]
+    return alike[0] if len(alike) == 1 else None
+
+
 def text_fields(names: Sequence[str], field: str | None, location: str) -> tuple[str, ...]:
     """Choose the text fields: the given one, or two joined by a plus, a question and its answer.
 
-    None takes the first existing of `TEXT_FIELDS`, `CHAT_FIELDS` and `PAIRS`. `location` names the record or file in
-    errors. Raises DataError.
+    None takes the first existing of `TEXT_FIELDS`, `CHAT_FIELDS` and `PAIRS`. Names may differ in case. `location`
+    names the record or file in errors. Raises DataError.
     """
     choices: list[tuple[str, ...]]
     if field is None:
@@ -73,11 +82,12 @@ def text_fields(names: Sequence[str], field: str | None, location: str) -> tuple
         if field.count("+") == 1:
             choices.append(tuple(field.split("+")))
     for choice in choices:
-        if all(name in names for name in choice):
-            return choice
+        found = tuple(same for name in choice if (same := same_name(name, names)) is not None)
+        if len(found) == len(choice):
+            return found
     missing = ["+".join(choice) for choice in choices]
     if field is not None:
-        missing = [name for name in choices[-1] if name not in names]
+        missing = [name for name in choices[-1] if same_name(name, names) is None]
     existing = shorten(", ".join(sorted(map(str, names))), 200) or "none"
     raise DataError(
         f"{location}: there is no field {listed(missing)}; the existing fields are: {existing}. "
@@ -98,23 +108,27 @@ def text_of(
         (value,) = values
         if value is None:
             return ""
-        if not isinstance(value, list) and fields[0] not in CHAT_FIELDS:
+        if not isinstance(value, list) and fields[0].strip().casefold() not in CHAT_FIELDS:
             return _string(value, fields[0], location)
         messages = value
     elif all(isinstance(value, list) for value in values):
         messages = [message for value in values if isinstance(value, list) for message in value]
     else:
         question, answer = (_string(value or "", name, location) for value, name in zip(values, fields, strict=True))
-        more = record.get("input") if fields[0] == "instruction" else None
+        more = _value(record, "input") if fields[0].strip().casefold() == "instruction" else None
         if more:
             question = f"{question}\n\n{_string(more, 'input', location)}"
         if not question.strip() or not answer.strip():
             return ""
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    system = record.get("system")
+    system = _value(record, "system")
     if isinstance(messages, list) and messages and system and isinstance(system, str):
         messages = [{"role": "system", "content": system}, *messages]
-    return chat_text(messages, tokenizer, location, record.get("tools"))
+    return chat_text(messages, tokenizer, location, _value(record, "tools"))
+
+
+def _value(record: Mapping[str, object], name: str) -> object:
+    return record.get(same_name(name, record) or name)
 
 
 def _string(value: object, field: str, location: str) -> str:

@@ -2,14 +2,16 @@
 
 A source is one of
 
-- a text file, ``.txt``, ``.txt.gz`` or ``.md``, with documents between two or more blank lines;
+- a text file, ``.txt``, ``.txt.gz``, ``.md`` or ``.rst``, with documents between two or more blank lines;
+- an HTML page, of which the visible text is a document, or a file of program code, which is one document;
 - a file of records: ``.jsonl``, ``.jsonl.gz`` or ``.json`` (one record per line, or one list of records), ``.csv``,
   ``.csv.gz``, ``.tsv``, ``.parquet`` or ``.arrow`` (stream or file format). The text is the field named after a ``#``,
   as in ``reviews.jsonl#body``, else ``text``, ``passage``, ``page`` or ``content``. Chats are rendered by the model's
   chat template: ``messages`` (OpenAI), ``conversations`` (ShareGPT), ``instruction``, ``input`` and ``output``
-  (Alpaca), ``prompt`` and ``completion`` (TRL), or a question and its answer, ``faq.csv#question+answer``. ``system``
-  and ``tools`` in the same record become part of the chat;
-- a folder of such files, read in sorted order, subfolders included, without ``README.md``;
+  (Alpaca), ``prompt`` and ``completion`` (TRL), ``question`` and ``answer``, or two fields that are named,
+  ``faq.csv#ask+reply``. ``system`` and ``tools`` in the same record become part of the chat. Names may differ in case;
+- a folder of such files, read in sorted order, subfolders included, without ``README.md``. It is refused if most of its
+  files can't be read;
 - a data set of the Hugging Face hub, ``hf:owner/name[:config][@split][#field]``, streamed;
 - several of these, separated by commas: equal parts of each.
 
@@ -21,31 +23,36 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darwinlm.runtime.errors import DataError, first_line
-from darwinlm.runtime.limits import is_utf8, shorten
-from darwinlm.steps.text.local_files import EXTENSIONS, extension_of, read_files, shuffled
+from darwinlm.runtime.limits import shorten
+from darwinlm.steps.text.file_kinds import EXTENSIONS, extension_of, is_code
+from darwinlm.steps.text.folder import FolderFiles, list_folder
+from darwinlm.steps.text.local_files import read_files, shuffled
 from darwinlm.steps.text.packing import pieces
 from darwinlm.steps.text.records import Record, listed, text_fields, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import PreTrainedTokenizerBase
 
 DOCUMENT_CHARACTERS = 1 << 20
 """Maximum length of a document in characters; longer ones are divided."""
-_DATASET_METADATA = frozenset(
-    {"README.md", "dataset_info.json", "dataset_dict.json", "dataset_infos.json", "state.json"}
-)
 _USED_CHARACTERS = 2048
 """Characters of a document that splits use, about 512 tokens."""
 _HUB_PATTERN = re.compile(
     r"hf:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^:@#]+))?(?:@(?P<split>[^@#]+))?(?:#(?P<field>.+))?"
 )
+
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?P<hub>huggingface\.co|hf\.co)/(?:datasets/(?P<name>[\w.-]+/[\w.-]+))?|https?://"
+)
+"""An address on the web, of a data set of the hub, of something else there, or elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +63,10 @@ class LocalSource:
     field: str | None = None
 
     def files(self) -> list[Path]:
-        """List the files to read, sorted by path, without hidden files and metadata of `datasets`.
+        """List the files to read, sorted by path.
 
         Raises DataError if the file's extension isn't supported, it is a pipe or a device, or the folder has no
-        readable file.
+        readable file, or mostly others.
         """
         if not self.path.is_dir():
             if not self.path.is_file():
@@ -67,31 +74,21 @@ class LocalSource:
                     f"Text source {self.path}: this is a pipe or a device, which can't be read twice. Write the text "
                     "into a file."
                 )
-            if extension_of(self.path) is None:
+            if extension_of(self.path) is None and not is_code(self.path):
                 raise DataError(
                     f"Text source {self.path}: the extension isn't supported. "
-                    f"Give a file that ends in {listed(EXTENSIONS)}."
+                    f"Give program code, or a file that ends in {listed(EXTENSIONS)}."
                 )
             return [self.path]
-        try:
-            inside = {path.relative_to(self.path).parts: path for path in self.path.rglob("*") if path.is_file()}
-        except RecursionError:
-            nested = "its folders are nested too deeply. Name the one with the text."
-            raise DataError(f"Text source {self.path}: {nested}") from None
-        paths = [
-            path
-            for parts, path in sorted(inside.items())
-            if extension_of(path) and path.name not in _DATASET_METADATA and not any(p.startswith(".") for p in parts)
-        ]
-        odd = next((path for path in paths if not is_utf8(path.name)), None)
-        if odd is not None:
-            raise DataError(f"Text source {odd}: its name isn't UTF-8. Rename it.")
-        if not paths:
-            raise DataError(
-                f"Text source {self.path}: the folder has no readable file. "
-                f"Put files there that end in {listed(EXTENSIONS)}."
-            )
-        return paths
+        return list(self._in_folder().read)
+
+    def told(self) -> str | None:
+        """What a user should know of a folder's files, such as how many are skipped. Raises DataError, as `files`."""
+        told = self._in_folder().told() if self.path.is_dir() else None
+        return told and f"text: {self.path} {told}"
+
+    def _in_folder(self) -> FolderFiles:
+        return list_folder(self.path, with_prose=self.field is None)
 
 
 @dataclass(frozen=True)
@@ -126,10 +123,21 @@ def parse_source(source: str) -> LocalSource | HubSource:
     stem, _, field = source.rpartition("#")
     if field and stem and (path := _reached(stem)):
         return LocalSource(path, field)
+    if address := _ADDRESS.match(source):
+        raise DataError(f"Text source '{shorten(source)}': this is an address on the web. {_instead(source, address)}")
     raise DataError(
         f"Text source '{shorten(source)}': there is no such file or folder, or it can't be reached. Check the path, or "
         "name a data set as hf:owner/name."
     )
+
+
+def _instead(source: str, address: re.Match[str]) -> str:
+    """What to give instead of an address on the web."""
+    if address["name"]:
+        return f"Name the data set of the hub as hf:{address['name']}."
+    if address["hub"]:
+        return "Name a data set of the hub as hf:owner/name."
+    return f"Download the file first (for example with curl -LO {shlex.quote(source)}), and give its path."
 
 
 def parts_of(source: str) -> list[str]:
@@ -151,7 +159,11 @@ def _reached(name: str) -> Path | None:
 
 
 def read_documents(
-    source: str, *, seed: int | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    source: str,
+    *,
+    seed: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    say: Callable[[str], object] | None = None,
 ) -> Iterator[str]:
     """Read a source as documents, lazily and always in the same order.
 
@@ -164,6 +176,7 @@ def read_documents(
         source: See the module's description.
         seed: Random order of the documents within each file, from a bounded buffer; None keeps the order.
         tokenizer: Renders chats; other text doesn't need it.
+        say: Hears which files of a folder are skipped, and whose encoding had to be guessed.
 
     Returns:
         Iterator over the documents, files of a folder in turn, and sources separated by commas by equal amounts of
@@ -174,12 +187,14 @@ def read_documents(
             a record has no text, a chat can't be rendered, or the hub can't be reached.
     """
     if len(parts := parts_of(source)) > 1:
-        return _in_balance([read_documents(part, seed=seed, tokenizer=tokenizer) for part in parts])
+        return _in_balance([read_documents(part, seed=seed, tokenizer=tokenizer, say=say) for part in parts])
     parsed = parse_source(source)
     if isinstance(parsed, HubSource):
         documents = _read_hub(parsed, seed, tokenizer)
     else:
-        documents = read_files(parsed.files(), parsed.field, seed, tokenizer)
+        if say is not None and (told := parsed.told()):
+            say(told)
+        documents = read_files(parsed.files(), parsed.field, seed, tokenizer, say)
     return _visible(documents, source)
 
 

@@ -21,9 +21,10 @@ class TextSettings(Section):
     """Text for calibration, search, training and evaluation; the parts are disjoint by document."""
 
     source: str | None = "self"
-    """`self`: text that the dense model writes itself, chats if it has a chat template. Or a local .txt, .md, .jsonl,
-    .json, .csv or .parquet file, a folder of them, or `hf:owner/name[:config][@split]`. A field with the text or a chat
-    can follow: `#field`, `#question+answer`. Several sources, separated by commas, give equal parts."""
+    """`self`: text that the dense model writes itself, chats if it has a chat template. Or a local .txt, .md, .html,
+    .jsonl, .json, .csv or .parquet file or program code, a folder of them, or `hf:owner/name[:config][@split]`. A field
+    with the text or a chat can follow: `#field`, `#question+answer`. Several sources, separated by commas, give equal
+    parts."""
     sequence_length: Repeats = Field(512, ge=8)
     """Length in tokens of the sequences into which the text is cut."""
     looking_back: Share = Field(0.2, ge=0, le=0.5)
