@@ -99,6 +99,20 @@ def test_an_answer_ends_at_the_tokens_that_the_model_and_the_tokenizer_name(open
     assert written[1] == free[: free.index(last) + 1]
 
 
+def test_without_a_temperature_the_most_likely_token_is_taken(opened: Opened) -> None:
+    """It is what the model's own `generate` writes; a hidden penalty changed the answers of every model."""
+    opened.model.generation_config.repetition_penalty = 1.2
+    talk = Conversation(opened, AnswerSettings(24, 0.0))
+    ids = talk._prompt("hello hello hello")
+    with torch.no_grad():
+        for _ in range(24):
+            ids = torch.cat([ids, opened.model(ids).logits[:, -1:].argmax(-1)], dim=1)
+    expected = opened.tokenizer.decode(ids[0, -24:], skip_special_tokens=True)
+    assert talk.answer("hello hello hello") == expected
+    penalised = Conversation(opened, AnswerSettings(24, 0.0, repetition_penalty=5.0)).answer("hello hello hello")
+    assert penalised != expected
+
+
 def test_drawing_follows_the_seed(opened: Opened) -> None:
     answers = [Conversation(opened, AnswerSettings(12, 1.5, seed=seed)).answer("hello") for seed in (0, 0, 1)]
     assert answers[0] == answers[1] != answers[2]
@@ -109,6 +123,7 @@ def test_drawing_follows_the_seed(opened: Opened) -> None:
     [
         ("{model} --against nowhere", "hello", ["there is no model at 'nowhere'"]),
         ("{model} --temperature -1", "hello", ["--temperature -1: must be from 0"]),
+        ("{model} --repetition-penalty 0", "hello", ["--repetition-penalty 0: must be above 0"]),
         ("{model}", "refuse", ["chat template refuses", "roles must alternate"]),
         ("{model}", "x" * 5000, ["shorten the message"]),
     ],

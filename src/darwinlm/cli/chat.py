@@ -44,6 +44,14 @@ def chat(
             "model's own.",
         ),
     ] = None,
+    repetition_penalty: Annotated[
+        float,
+        typer.Option(
+            metavar="NUMBER",
+            help="Above 1, such as 1.1, tokens that are in the conversation become less likely. The default, 1, "
+            "changes nothing.",
+        ),
+    ] = 1.0,
     seed: Annotated[int, arguments.number("NUMBER", "Seed of the sampling", least=0)] = 0,
     device: arguments.Device = "auto",
     dtype: arguments.Dtype = "auto",
@@ -55,7 +63,7 @@ def chat(
     from darwinlm.evaluation.conversation import AnswerSettings, Conversation
     from darwinlm.formats.opened import open_model
 
-    settings = AnswerSettings(max_tokens, temperature, seed, system)
+    settings = AnswerSettings(max_tokens, temperature, seed, system, repetition_penalty)
     console, typed, talks = terminal.console(), sys.stdin.isatty(), {}
     for source in (model,) if against is None else (model, against):
         opened = open_model(source, dtype=dtype, device=device)

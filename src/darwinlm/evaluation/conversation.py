@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 GenerationArguments: TypeAlias = dict[str, int | float | list[int] | None]
 """Keyword arguments of transformers' `generate`."""
 
-REPETITION_PENALTY = 1.1
-"""Makes tokens that were used before less likely."""
-
 
 @dataclass(frozen=True)
 class AnswerSettings:
     """Settings of answers. Raises RecipeError if one is out of range.
 
-    A temperature of 0 is greedy, None uses the model's generation config. The system prompt is for models with a chat
-    template.
+    A temperature of 0 is greedy, None uses the model's generation config. A repetition penalty above 1 makes tokens
+    less likely that are in the conversation; 1 changes nothing. The system prompt is for models with a chat template.
     """
 
     max_tokens: int = 256
     temperature: float | None = None
     seed: int = 0
     system: str | None = None
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise RecipeError(f"--max-tokens {self.max_tokens}: must be 1 or more")
         if self.temperature is not None and not 0 <= self.temperature < 100:
             raise RecipeError(f"--temperature {self.temperature:g}: must be from 0 to below 100")
+        if not 0 < self.repetition_penalty < 100:
+            raise RecipeError(f"--repetition-penalty {self.repetition_penalty:g}: must be above 0 and below 100")
 
 
 class Conversation:
@@ -121,7 +121,7 @@ class Conversation:
         temperature = self.settings.temperature
         sampling: GenerationArguments = {
             "max_new_tokens": self.settings.max_tokens,
-            "repetition_penalty": REPETITION_PENALTY,
+            "repetition_penalty": self.settings.repetition_penalty,
             "eos_token_id": list(end_tokens(self.model, self.tokenizer)) or None,
             "pad_token_id": self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0,
         }

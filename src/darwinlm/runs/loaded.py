@@ -24,16 +24,26 @@ class Model:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     _opened: Opened = field(repr=False)
 
-    def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 128,
+        temperature: float | None = None,
+        repetition_penalty: float = 1.0,
+    ) -> str:
         """Answer a prompt, with the chat template if the model has one.
 
-        A temperature of 0 is greedy, None uses the model's generation config. Raises RecipeError if a number is out of
+        A temperature of 0 is greedy, None uses the model's generation config. A repetition penalty above 1 makes tokens
+        less likely that are in the conversation. Raises RecipeError if a number is out of
         range, DataError if the prompt doesn't fit into the model's context.
         """
         from darwinlm.evaluation.conversation import AnswerSettings, Conversation
         from darwinlm.runtime.torch_state import in_usual_state
 
-        conversation = Conversation(self._opened, AnswerSettings(max_tokens, temperature))
+        conversation = Conversation(
+            self._opened, AnswerSettings(max_tokens, temperature, repetition_penalty=repetition_penalty)
+        )
         return in_usual_state(conversation.answer)(prompt)
 
     def evaluate(
