@@ -85,6 +85,13 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return command_runner(monkeypatch, capsys)
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for what commands keep between runs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def make_run(tiny_text_file: Path) -> MakeRun:
     """Open a run with tiny settings: make_run(model, folder, *assignments, keep="60%", text=None, reporter=None)."""

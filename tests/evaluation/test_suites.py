@@ -19,6 +19,11 @@ def score(task: str, value: float | None, stderr: float | None = 0.02, items: in
     return TaskScore(task, task.upper(), 0, "acc", value, stderr, items, total, error=error)
 
 
+def test_unknown_measure() -> None:
+    with pytest.raises(RecipeError, match=r"--measure: there is no task 'xyzzy': give a task .*, a file of questions"):
+        check_names([SuiteTask("xyzzy")], KNOWN, "--measure")
+
+
 def test_paper_suite_has_the_papers_shots() -> None:
     without = dict.fromkeys(("sciq", "piqa", "arc_easy", "logiqa", "boolq"), 0)
     some = {"winogrande": 5, "arc_challenge": 25, "hellaswag": 10, "mmlu": 5}

@@ -142,4 +142,29 @@ DataDir = Annotated[
     ),
 ]
 Limit = Annotated[int | None, number("ITEMS", "Number of items of each task (the default is all)")]
+Measure = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--measure",
+        metavar="NAMES",
+        help="Score on your own items: benchmark tasks (sciq,piqa:5), a file of questions (answers.jsonl), or a Python "
+        "function score(model, tokenizer) that returns a number for each item (check.py:score). Can be repeated.",
+    ),
+]
+RunCode = Annotated[
+    bool,
+    typer.Option(
+        "--run-code",
+        help="Run code that a model writes with the tests of --measure: on this machine, with limits on time and "
+        "memory, but without a sandbox.",
+    ),
+]
+MeasureTime = Annotated[
+    str,
+    typer.Option(
+        "--measure-time",
+        metavar="DURATION",
+        help="Longest time of a function of --measure until it returns, or yields its next score: 10m or 1h.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]

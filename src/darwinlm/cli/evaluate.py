@@ -1,4 +1,4 @@
-"""`darwinlm evaluate`: benchmark tasks, perplexity, and KL to a dense model, of any model."""
+"""`darwinlm evaluate`: benchmark tasks, perplexity, KL to a dense model, and measures of one's own, of any model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from darwinlm.cli.app import LOOK, command
     "darwinlm evaluate runs/half --suite quick --out quick.json",
     "darwinlm evaluate runs/half --text TEXT --against MODEL",
     "darwinlm evaluate runs/half --chat --against MODEL",
+    "darwinlm evaluate runs/half --measure sciq,answers.jsonl,check.py:score",
 )
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, finished run, hub id or GGUF file.")],
@@ -33,12 +34,15 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Original (dense) model to compare with on texts and chats. The default is that of the run.",
+            help="Original (dense) model to compare with on texts, chats and measures. The default is that of the run.",
         ),
     ] = None,
     chat: Annotated[
         bool, typer.Option("--chat", help="Measure KL, agreement and code on new answers of the model of --against.")
     ] = False,
+    measure: arguments.Measure = None,
+    run_code: arguments.RunCode = False,
+    measure_time: arguments.MeasureTime = "1h",
     tokens: Annotated[int, arguments.number("TOKENS", "Number of tokens of each text")] = 16384,
     sequence_length: Annotated[int, arguments.number("TOKENS", "Number of tokens in a sequence", least=2)] = 512,
     batch_size: Annotated[int, arguments.number("SEQUENCES", "Number of sequences in a forward pass")] = 8,
@@ -54,25 +58,29 @@ def evaluate(
 ) -> None:
     """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, and KL to the original model.
 
-    A finished run is compared with its dense model on texts and chats. Give the run's folder `model` to leave this out.
+    A finished run is compared with its dense model on texts, chats and measures. Give the run's folder `model` to
+    leave this out.
     """
     from darwinlm.evaluation.evaluate_model import EvaluationRequest, evaluate_model
+    from darwinlm.evaluation.measures.named import MeasureRequest
     from darwinlm.runs.finished import dense_of
     from darwinlm.runtime.errors import DataError
 
+    measures = MeasureRequest(tuple(measure or ()), run_code, measure_time, data_dir, limit) if measure else None
     request = EvaluationRequest(
         model=model,
         suite=suite,
         data_dir=data_dir,
         limit=limit,
         texts=tuple(text or ()),
-        against=against or (dense_of(model) if text or chat else None),
+        against=against or (dense_of(model) if text or chat or measure else None),
         tokens=tokens,
         sequence_length=sequence_length,
         batch_size=batch_size,
         device=device,
         dtype=dtype,
         chat=chat,
+        measures=measures,
     )
     result = evaluate_model(request, out, None if as_json else terminal.console())
     if as_json:

@@ -15,6 +15,12 @@ import torch
 
 from darwinlm.evaluation import harness, score_tables
 from darwinlm.evaluation.evaluation_text import pack, share_vocabulary
+from darwinlm.evaluation.measures.item_measure import Measure
+from darwinlm.evaluation.measures.measured import MeasuredScore, measure_model, score_table
+from darwinlm.evaluation.measures.named import MeasureRequest
+from darwinlm.evaluation.measures.score_store import ScoreStore
+from darwinlm.evaluation.measures.scored_model import ScoredModel
+from darwinlm.evaluation.measures.seen_items import check_unseen
 from darwinlm.evaluation.seen_text import Overlap, run_of, without_run
 from darwinlm.evaluation.suites import SuiteTask, parse_suite
 from darwinlm.formats.opened import Opened, open_model
@@ -55,13 +61,17 @@ class EvaluationRequest:
     device: str = "auto"
     dtype: str = "auto"
     chat: bool = False
+    measures: MeasureRequest | None = None
 
     def check(self) -> tuple[SuiteTask, ...]:
         """The tasks, after all checks that don't need a model. Raises DarwinLMError."""
-        if self.suite is None and not self.texts and not self.chat:
-            raise RecipeError("nothing to measure: give --suite, --text or --chat")
-        if self.against is not None and not self.texts and not self.chat:
-            raise RecipeError("--against is for --text and --chat: measure the benchmarks of each model by itself")
+        compares = self.texts or self.chat or self.measures
+        if self.suite is None and not compares:
+            raise RecipeError("nothing to measure: give --suite, --text, --chat or --measure")
+        if self.against is not None and not compares:
+            raise RecipeError(
+                "--against is for --text, --chat and --measure: --measure compares the benchmarks of two models too"
+            )
         if self.chat and self.against is None:
             raise RecipeError("--chat compares answers with the original model's: name it with --against")
         tasks = () if self.suite is None else parse_suite(self.suite)
@@ -102,6 +112,7 @@ class Evaluated:
     copying: dict[str, list[CopyingScore]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     chats: ChatFigures | None = None
+    measured: list[MeasuredScore] = field(default_factory=list)
 
     def tables(self) -> Iterator[Table]:
         """The tables of what was measured, in the order in which it is measured."""
@@ -116,6 +127,8 @@ class Evaluated:
             yield Table(("copied, %, and loss in nats", *(names or [""])), rows, self.left_out)
         if self.chats is not None:
             yield from self.chats.tables()
+        if self.measured:
+            yield score_table(self.measured)
         if self.scores:
             yield Table(score_tables.HEADINGS, score_tables.rows(self.scores), score_tables.notes(self.scores))
 
@@ -132,6 +145,7 @@ class Evaluated:
                 for model, row in self.copying.items()
             ],
             "chat": None if self.chats is None else self.chats.as_json(),
+            "measures": [measured.as_json() for measured in self.measured],
             "tasks": harness.as_json(self.scores),
             "average": {"value": value, "stderr": stderr} if len(self.scores) > 1 else None,
         }
@@ -186,6 +200,7 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
                 stack.enter_context(hold_target(out))
             request.key()  # refuses an unknown device or type
             tasks = request.check()
+            measures = [] if request.measures is None else request.measures.open()
             if parallel.is_main():
                 finished = _resumed(request, out)
         finished = parallel.broadcast(finished)
@@ -199,6 +214,9 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         if request.chat:
             batch_tokens = request.batch_size * request.sequence_length
             result.chats = measure_chats(models, tokens=request.tokens // 2, batch_tokens=batch_tokens)
+        if measures:
+            del models
+            result.measured = _measure(request, measures)
         if not finished or not tasks:
             save(list(finished.values()))
         if tasks:
@@ -272,6 +290,20 @@ def _measure_texts(request: EvaluationRequest, models: dict[str, Opened], result
             result.overlaps.append(overlap)
             result.texts.append(figures | {"seen": overlap.as_json()})
     result.copying = measure_copying(readers, sequences, batch_tokens=batch_tokens)
+
+
+def _measure(request: EvaluationRequest, measures: list[Measure]) -> list[MeasuredScore]:
+    """Scores on measures, beside those of the dense model if there is one. Raises MeasureError, DataError."""
+    opened = [request.open(source, dequantised=True) for source in (request.model, request.against) if source]
+    scored = []
+    for model in opened:
+        if model.checkpoint is None:
+            raise RecipeError(f"--measure: PyTorch can't run {model.source}: give a folder instead of a GGUF file")
+        scored.append(ScoredModel(model.checkpoint, model.dtype, model.device))
+    run = run_of(request.model)
+    if run is not None:
+        check_unseen(measures, run.purposes, opened[0].tokenizer)
+    return measure_model(measures, scored[0], scored[1] if len(scored) > 1 else None, ScoreStore())
 
 
 def _resumed(request: EvaluationRequest, out: Path | None) -> dict[str, harness.TaskScore]:

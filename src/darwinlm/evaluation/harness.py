@@ -90,7 +90,7 @@ def run_suite(
     in `finished` without an error are kept. `save` gets all scores so far, after each task. Raises as `check_suite`.
     """
     check_suite(tasks, data_dir)
-    lm = _harness_model(model, tokenizer, batch_size)
+    lm = harness_model(model, tokenizer, batch_size)
     scores: list[TaskScore] = []
     for number, task in enumerate(tasks):
         score = (finished or {}).get(task.name)
@@ -103,14 +103,14 @@ def run_suite(
     return scores
 
 
-def check_suite(tasks: Sequence[SuiteTask], data_dir: Path | None) -> None:
+def check_suite(tasks: Sequence[SuiteTask], data_dir: Path | None, *, option: str = "--suite") -> None:
     """Check the names of tasks, and their local files; run before a model is loaded.
 
     Raises MissingExtraError, RecipeError if the harness doesn't know a task or a task has no layout of local files, or
     DataError if such a file is missing or wrong.
     """
     _require_harness()
-    check_names(tasks, _manager(all(task.name in KNOWN for task in tasks)).task_index)
+    check_names(tasks, _manager(all(task.name in KNOWN for task in tasks)).task_index, option)
     if data_dir is not None:
         for task in tasks:
             read_local(data_dir, task)
@@ -140,7 +140,7 @@ def _manager(only_known: bool) -> TaskManager:
     return lm_eval.tasks.TaskManager(include_path=[str(folder / name) for name in HOMES], include_defaults=False)
 
 
-def _harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
+def harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int) -> HFLM:
     """The harness's wrapper of a model, without progress bars.
 
     Processes share the requests of a task. The harness would share its items, and then draw other examples.
@@ -161,22 +161,35 @@ def _harness_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, b
     return Shared(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
 
 
+def load_task(task: SuiteTask, data_dir: Path | None) -> tuple[JsonObject, str]:
+    """The harness's tasks of a name, with their examples drawn as by `lm_eval`, and a remark as in `read_local`."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+
+    remark = ""
+    if data_dir is None:
+        loaded = _manager(task.name in KNOWN).load(task.name)
+    else:
+        rows, remark = read_local(data_dir, task)
+        loaded = _local_tasks(task, rows)
+    for loaded_task in loaded["tasks"].values():
+        if task.shots is not None or loaded_task.get_config("num_fewshot") is None:
+            loaded_task.set_config("num_fewshot", task.shots or 0)
+        loaded_task.set_fewshot_seed(DEFAULT_OTHER_SEED)
+    return loaded, remark
+
+
+def items_of_each(limit: int | None, loaded: JsonObject) -> int | None:
+    """Number of items of each task of a group, so that it has at least `limit` items in all; None takes all."""
+    return None if limit is None else -(-limit // len(loaded["tasks"]))
+
+
 def _score(lm: HFLM, task: SuiteTask, data_dir: Path | None, limit: int | None) -> TaskScore:
     from lm_eval import evaluate
-    from lm_eval.defaults import DEFAULT_OTHER_SEED
 
     score = TaskScore(task.name, task.title, task.shots)
     try:
-        if data_dir is None:
-            loaded = _manager(task.name in KNOWN).load(task.name)
-        else:
-            rows, score.remark = read_local(data_dir, task)
-            loaded = _local_tasks(task, rows)
-        for loaded_task in loaded["tasks"].values():
-            if task.shots is not None or loaded_task.get_config("num_fewshot") is None:
-                loaded_task.set_config("num_fewshot", task.shots or 0)
-            loaded_task.set_fewshot_seed(DEFAULT_OTHER_SEED)
-        share = None if limit is None else -(-limit // len(loaded["tasks"]))
+        loaded, score.remark = load_task(task, data_dir)
+        share = items_of_each(limit, loaded)
         # `simple_evaluate` also describes the machine, for which it runs git, pip and lscpu.
         results = evaluate(lm, loaded, limit=share, bootstrap_iters=1000)
     except Exception as error:  # tasks are other people's code
@@ -273,9 +286,7 @@ def _read_result(score: TaskScore, results: JsonObject) -> None:
     table = results["results"]
     metrics = next(table[name] for name in (score.task, LOCAL, *table) if name in table)
     score.metrics = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
-    preferred = KNOWN[score.task].metric if score.task in KNOWN else None
-    names = [name for name in score.metrics if "_stderr," not in name and "," in name]
-    key = next((name for name in names if name.partition(",")[0] == preferred), names[0] if names else None)
+    key = chosen_metric(score.task, [name for name in score.metrics if "_stderr," not in name and "," in name])
     if key is None:
         score.error = "the harness reported no metric"
         return
@@ -286,6 +297,12 @@ def _read_result(score: TaskScore, results: JsonObject) -> None:
     score.total = sum(int(count["original"]) for count in counts)
     if score.shots is None:
         score.shots = next((int(shots) for shots in results.get("n-shot", {}).values()), None)
+
+
+def chosen_metric(task: str, names: Sequence[str]) -> str | None:
+    """The figure of a task for tables, of those named `metric,filter`: the suites' own or the first; None if none."""
+    preferred = KNOWN[task].metric if task in KNOWN else None
+    return next((name for name in names if name.partition(",")[0] == preferred), names[0] if names else None)
 
 
 def as_json(scores: Sequence[TaskScore]) -> list[JsonObject]:

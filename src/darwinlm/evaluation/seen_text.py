@@ -84,21 +84,22 @@ class RunText:
         self._stages = stages
 
     @cached_property
-    def _purposes(self) -> dict[str, TokenSequences]:
+    def purposes(self) -> dict[str, TokenSequences]:
+        """Its sequences by purpose, without the evaluation text."""
         folders = sorted(path.parent for path in self._stages.glob("text/*/blocks.json"))
         return {path.name: TokenSequences.load(path) for path in folders if path.name != HELD_OUT}
 
     @cached_property
     def _passages(self) -> NDArray[np.uint64]:
         """Hashes of all passages, sorted."""
-        parts = [hashes(sequence) for part in self._purposes.values() for sequence in part.tokens.numpy()]
+        parts = [hashes(sequence) for part in self.purposes.values() for sequence in part.tokens.numpy()]
         return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
 
     def overlap(self, text: EvaluationText) -> Overlap:
         """What of a text, in the tokens of the run's model, the run has read. Raises ArtifactError."""
-        read = {hashed: purpose for purpose, part in self._purposes.items() for hashed in part.document_hashes}
+        read = {hashed: purpose for purpose, part in self.purposes.items() for hashed in part.document_hashes}
         purposes = [read[hashed] for hashed in text.document_hashes if hashed in read]
-        seen = {purpose: purposes.count(purpose) for purpose in self._purposes if purpose in purposes}
+        seen = {purpose: purposes.count(purpose) for purpose in self.purposes if purpose in purposes}
         within = [covered(sequence, self._passages) for sequence in text.tokens.numpy()]
         passages = float(np.mean(within)) if within else 0.0
         return Overlap(len(text.document_hashes), seen, passages, self._trained_on(text.source), text.special)

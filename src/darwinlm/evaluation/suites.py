@@ -84,7 +84,7 @@ SUITES: dict[str, tuple[SuiteTask, ...]] = {
 }
 
 
-def parse_suite(text: str) -> tuple[SuiteTask, ...]:
+def parse_suite(text: str, *, option: str = "--suite") -> tuple[SuiteTask, ...]:
     """Read the name of a suite, or tasks: `piqa,arc_challenge:25`; names are checked later. Raises RecipeError."""
     if text in SUITES:
         return SUITES[text]
@@ -92,21 +92,23 @@ def parse_suite(text: str) -> tuple[SuiteTask, ...]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, shots = item.partition(":")
         if shots and not shots.isdigit():
-            raise RecipeError(f"--suite: '{item}' should be TASK or TASK:SHOTS, such as arc_challenge:25")
+            raise RecipeError(f"{option}: '{item}' should be TASK or TASK:SHOTS, such as arc_challenge:25")
         tasks.append(SuiteTask(name, int(shots) if shots else None))
     names = [task.name for task in tasks]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise RecipeError(f"--suite names {', '.join(sorted(twice))} twice")
+        raise RecipeError(f"{option} names {', '.join(sorted(twice))} twice")
     if not tasks:
-        raise RecipeError(f"--suite is empty: give {' or '.join(SUITES)}, or tasks such as piqa,arc_challenge:25")
+        raise RecipeError(f"{option} is empty: give {' or '.join(SUITES)}, or tasks such as piqa,arc_challenge:25")
     return tuple(tasks)
 
 
-def check_names(tasks: Sequence[SuiteTask], harness_tasks: Collection[str]) -> None:
+def check_names(tasks: Sequence[SuiteTask], harness_tasks: Collection[str], option: str = "--suite") -> None:
     """Refuse unknown tasks, and suggest a similar name. Raises RecipeError."""
     for task in tasks:
         if task.name not in harness_tasks:
             otherwise = f"give {' or '.join(SUITES)}, or the harness's task names"
+            if option == "--measure":
+                otherwise = "give a task of the harness, a file of questions such as answers.jsonl, or check.py:score"
             hint = suggestion(task.name, [*harness_tasks, *SUITES], otherwise)
-            raise RecipeError(f"--suite: there is no task '{task.name}': {hint}")
+            raise RecipeError(f"{option}: there is no task '{task.name}': {hint}")

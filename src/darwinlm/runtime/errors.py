@@ -9,6 +9,7 @@
     ├── RecipeError           a field of the recipe or an option of the command is wrong
     │   └── BudgetError       the budget can't be met
     ├── DataError             text is missing, empty, too short or unreadable
+    ├── MeasureError          a measure of the user's own fails, or its scores can't be used
     ├── NumericsError         a tensor isn't finite or a matrix can't be factorised
     ├── TimeLimitError        a time limit has passed; the search then returns its best result
     ├── ArtifactError         a folder of an earlier stage is damaged or belongs to something else
@@ -94,6 +95,13 @@ class DataError(DarwinLMError):
     """Text is missing, empty, too short or unreadable.
 
     What to do: give more or other text with `--text`, or lower the settings that the message names.
+    """
+
+
+class MeasureError(DarwinLMError):
+    """A measure of the user's own fails, or its scores can't be used.
+
+    What to do: correct the item that the message names, and rerun the command; finished scores are kept.
     """
 
 

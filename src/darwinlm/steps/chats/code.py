@@ -56,6 +56,13 @@ def greedy_answers(
         raise ModelError(f"{parts}: coding tasks are for chat models")
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
     inputs = tokenizer.apply_chat_template(chats, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return [answer.strip() for answer in continued(model, tokenizer, inputs, new_tokens)]
+
+
+def continued(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Sequence[int]], new_tokens: int
+) -> list[str]:
+    """Greedy continuations of prompts of tokens, of at most `new_tokens` tokens; processes share the prompts."""
     ends = end_tokens(model, tokenizer)
     share = list(parallel.mine(range(len(inputs))))
     answers: dict[int, str] = {}
@@ -79,7 +86,7 @@ def greedy_answers(
             )
         for index, new in zip(batch, output[:, longest:].tolist(), strict=True):
             end = next((place for place, token in enumerate(new) if token in ends), len(new))
-            answers[index] = str(tokenizer.decode(new[:end], skip_special_tokens=True)).strip()
+            answers[index] = str(tokenizer.decode(new[:end], skip_special_tokens=True))
     gathered = {index: answer for part in parallel.gather(answers) for index, answer in part.items()}
     return [gathered[index] for index in range(len(inputs))]
 
@@ -87,11 +94,13 @@ def greedy_answers(
 def write_code(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str | None]:
     """The first block of code in the answer to each task, None without one. Raises ModelError as `greedy_answers`."""
     prompts = [f"Write a Python function that {task}." for task in TASKS]
-    blocks = [
-        re.search(r"```(?:python3?|py)?[ \t]*\n(.*?)```", answer, re.DOTALL | re.IGNORECASE)
-        for answer in greedy_answers(model, tokenizer, prompts, NEW_TOKENS)
-    ]
-    return [block and block[1] for block in blocks]
+    return [first_block(answer) for answer in greedy_answers(model, tokenizer, prompts, NEW_TOKENS)]
+
+
+def first_block(answer: str) -> str | None:
+    """The first block of Python code in an answer; None without one."""
+    block = re.search(r"```(?:python3?|py)?[ \t]*\n(.*?)```", answer, re.DOTALL | re.IGNORECASE)
+    return block and block[1]
 
 
 def compare_code(codes: Sequence[str | None], dense: Sequence[str | None]) -> CodeFigures | None:

@@ -144,7 +144,14 @@ def _string(value: object, field: str, location: str) -> str:
     return value
 
 
-def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, location: str, tools: object = None) -> str:
+def chat_text(
+    messages: object,
+    tokenizer: PreTrainedTokenizerBase | None,
+    location: str,
+    tools: object = None,
+    *,
+    answering: bool = False,
+) -> str:
     """Render a chat with the model's template, without a bos token that packing adds.
 
     Args:
@@ -153,6 +160,7 @@ def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, locat
         tokenizer: Tokenizer with the template.
         location: Name of the record in errors.
         tools: A list of tools as JSON schemas, also as JSON text; None or empty without tools.
+        answering: Whether the beginning of the model's answer is added.
 
     Raises:
         DataError: This is no chat, or the template can't render it, tools included.
@@ -169,7 +177,9 @@ def chat_text(messages: object, tokenizer: PreTrainedTokenizerBase | None, locat
     if not chat:
         return ""
     try:
-        text = str(tokenizer.apply_chat_template(chat, tools=schemas or None, tokenize=False))
+        text = str(
+            tokenizer.apply_chat_template(chat, tools=schemas or None, add_generation_prompt=answering, tokenize=False)
+        )
     except Exception as error:  # a template is a program; it may raise anything
         raise DataError(
             f"{location}: the model's chat template refuses this chat ({first_line(error)}). Correct or remove it."

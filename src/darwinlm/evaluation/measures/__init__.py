@@ -1,0 +1,1 @@
+"""Measures of one's own: benchmark tasks, files of questions, and functions, all with one score for each item."""

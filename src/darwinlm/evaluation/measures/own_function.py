@@ -1,0 +1,158 @@
+"""A measure that is a function of the caller: `check.py:score`.
+
+The function gets a model and its tokenizer, and returns a list of scores, or yields them one after the other. Only a
+name that the caller gives on the command line or in Python leads here: no recipe, record or model folder does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING
+
+from darwinlm.evaluation.measures.item_measure import Measure
+from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import duration
+from darwinlm.runtime.artifact import digest_of, file_digest
+from darwinlm.runtime.errors import DarwinLMError, MeasureError, RecipeError, first_line
+from darwinlm.runtime.limits import shorten
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Score = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Iterable[float]]
+
+AGAIN = 1.0
+"""Seconds after which a function that has caught the end of its time is interrupted again."""
+
+
+class _Overdue(BaseException):
+    """The function's time is up; no Exception, so that its own handlers let it pass."""
+
+
+class FunctionMeasure(Measure):
+    """A function in a file of Python.
+
+    Args:
+        path: The file, which is run once.
+        function: Name of the function in it.
+        seconds: Longest time until the list is returned, or until the next score is yielded.
+
+    Raises RecipeError if there is no such file or function, MeasureError if the file itself fails.
+    """
+
+    def __init__(self, path: Path, function: str, seconds: float) -> None:
+        self.name = f"{path.name}:{function}"
+        self.path, self.function, self.seconds = path, function, seconds
+        if not path.is_file():
+            raise RecipeError(f"--measure {path}:{function}: there is no file {path}")
+        self._digest = digest_of([file_digest(path), function])
+        found = getattr(self._module(), function, None)
+        if not callable(found):
+            raise RecipeError(f"--measure {path}:{function}: the file has no function '{function}'")
+        self._score: Score = found
+
+    @property
+    def digest(self) -> str:
+        """The file's content, without the modules that it imports."""
+        return self._digest
+
+    def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: int = 0) -> Iterator[float]:
+        """What the function gives in the first process. Raises MeasureError."""
+        assert known == 0, "a function begins with its first item"
+        yield from parallel.decide(lambda: list(self._scores(model, tokenizer)))
+
+    def _scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[float]:
+        streams, done = inspect.isgeneratorfunction(self._score), 0
+        with self._guarded("item 1" if streams else "before it returned its scores"):
+            values = iter(self._listed(self._score(model, tokenizer)))
+        while True:
+            with self._guarded(f"item {done + 1}"):
+                try:
+                    value = next(values)
+                except StopIteration:
+                    break
+            done += 1
+            yield self._number(value, done)
+        if not done:
+            raise MeasureError(f"{self.name} gave no scores: it must return or yield one number for each item")
+
+    def _listed(self, values: object) -> Iterable[object]:
+        if isinstance(values, Iterable) and not isinstance(values, str | bytes | dict):
+            return values
+        raise MeasureError(
+            f"{self.name} returned {shorten(repr(values))}: it must return a list with one number for each item"
+        )
+
+    def _number(self, value: object, item: int) -> float:
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, RuntimeError):
+            raise MeasureError(f"{self.name}: item {item} has the score {shorten(repr(value))}, not a number") from None
+        if not math.isfinite(number):
+            raise MeasureError(f"{self.name}: item {item} has the score {number}: scores must be finite")
+        return number
+
+    @contextmanager
+    def _guarded(self, where: str) -> Iterator[None]:
+        """Run a part of the function: its errors become one line, and it ends in time."""
+        try:
+            with _limited(self.seconds):
+                yield
+        except _Overdue:
+            raise MeasureError(
+                f"{self.name}: {where}: not finished after {duration(self.seconds)}: look for an endless loop, or give "
+                "it more time with --measure-time"
+            ) from None
+        except (DarwinLMError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            raise MeasureError(f"{self.name}: {where}: {self._told(error)}") from error
+
+    def _told(self, error: BaseException) -> str:
+        """An error of the function in one line, with the line of its file."""
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(self.path)
+        ]
+        place = f" (line {lines[-1]})" if lines else ""
+        return f"{type(error).__name__}: {shorten(first_line(error), 300)}{place}".replace(":  ", " ")
+
+    def _module(self) -> ModuleType:
+        folder, name = str(self.path.absolute().parent), f"darwinlm_measure_{self._digest}"
+        spec = importlib.util.spec_from_file_location(name, self.path)
+        assert spec is not None, "a file that ends with .py can be loaded"
+        assert spec.loader is not None, "it has a loader"
+        module = importlib.util.module_from_spec(spec)
+        if folder not in sys.path:  # as for a script, which imports what lies beside it
+            sys.path.insert(0, folder)
+        with self._guarded("when it was loaded"):
+            spec.loader.exec_module(module)
+        return module
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Raise `_Overdue` in the body after some seconds; only the main thread of a Unix process can be interrupted."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _Overdue
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,120 @@
+"""Functions of the caller: lists and generators, and one line for each way in which they fail."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from darwinlm.evaluation.measures.named import MeasureRequest
+from darwinlm.evaluation.measures.own_function import FunctionMeasure
+from darwinlm.runtime.errors import MeasureError, RecipeError
+
+
+@pytest.fixture
+def function(tmp_path):
+    """Make check.py:score with this body."""
+
+    def make(body: str, seconds: float = 60.0) -> FunctionMeasure:
+        lines = "".join(f"    {line}\n" for line in body.splitlines())
+        (tmp_path / "check.py").write_text(f"def score(model, tokenizer):\n{lines}", encoding="utf-8")
+        return FunctionMeasure(tmp_path / "check.py", "score", seconds)
+
+    return make
+
+
+def scores(measure: FunctionMeasure) -> list[float]:
+    return list(measure.score("model", "tokenizer"))  # type: ignore[arg-type]
+
+
+def test_lists_and_generators_are_taken(function):
+    assert scores(function("return [1, True, 0.25]")) == [1.0, 1.0, 0.25]
+    assert scores(function("yield from (float(len(model)), len(tokenizer))")) == [5.0, 9.0]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "raise ValueError('no data')",
+            r"check\.py:score: before it returned its scores: ValueError: no data \(line 2\)",
+        ),
+        ("yield 1\nyield 1\n1 / 0", r"check\.py:score: item 3: ZeroDivisionError: division by zero \(line 4\)"),
+        ("return [1, float('nan')]", r"item 2 has the score nan: scores must be finite"),
+        ("yield float('inf')", r"item 1 has the score inf"),
+        ("return [1, 'good', 1]", r"item 2 has the score 'good', not a number"),
+        ("return [1, None]", r"item 2 has the score None, not a number"),
+        ("return 0.5", r"returned 0\.5: it must return a list with one number for each item"),
+        ("return None", r"returned None: it must return a list"),
+        ("return 'abc'", r"returned 'abc': it must return a list"),
+        ("return []", r"gave no scores"),
+        ("import sys\nsys.exit(3)", r"before it returned its scores: SystemExit: 3 \(line 3\)"),
+        ("raise RuntimeError", r"RuntimeError"),
+    ],
+)
+def test_a_fault_is_one_line_with_the_items_number(function, body, message):
+    with pytest.raises(MeasureError, match=message) as caught:
+        scores(function(body))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        ("while True: pass", "before it returned its scores"),
+        ("yield 1\nwhile True: pass", "item 2"),
+    ],
+)
+def test_an_endless_loop_ends(function, body, where):
+    begun = time.monotonic()
+    with pytest.raises(MeasureError, match=rf"{where}: not finished after .*endless loop.*--measure-time"):
+        scores(function(body, 0.2))
+    assert time.monotonic() - begun < 5
+
+
+def test_what_lies_beside_the_file_can_be_imported(tmp_path):
+    (tmp_path / "items_beside.py").write_text("ITEMS = [1, 0]\n", encoding="utf-8")
+    (tmp_path / "check.py").write_text(
+        "from items_beside import ITEMS\ndef score(model, tokenizer):\n    return ITEMS\n", encoding="utf-8"
+    )
+    assert scores(FunctionMeasure(tmp_path / "check.py", "score", 60)) == [1.0, 0.0]
+
+
+def test_what_is_missing_is_named_before_any_work(tmp_path):
+    path = tmp_path / "check.py"
+    with pytest.raises(RecipeError, match="there is no file"):
+        FunctionMeasure(path, "score", 1)
+    path.write_text("def other(): pass\nvalue = 3\n", encoding="utf-8")
+    for name in ("score", "value"):
+        with pytest.raises(RecipeError, match=f"the file has no function '{name}'"):
+            FunctionMeasure(path, name, 1)
+    path.write_text("import nothing_like_this\n", encoding="utf-8")
+    with pytest.raises(MeasureError, match=r"when it was loaded: ModuleNotFoundError: .* \(line 1\)"):
+        FunctionMeasure(path, "score", 1)
+    path.write_text("def score(:\n", encoding="utf-8")
+    with pytest.raises(MeasureError, match=r"when it was loaded: SyntaxError"):
+        FunctionMeasure(path, "score", 1)
+
+
+def test_a_changed_file_is_another_measure(function):
+    assert function("return [1]").digest == function("return [1]").digest != function("return [0]").digest
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ((" , ",), {}, "--measure is empty"),
+        (("check.py",), {}, r"check\.py: name a function of the file, as in check\.py:score"),
+        (("piqa:few",), {}, "--measure: 'piqa:few' should be TASK or TASK:SHOTS"),
+        (("sciq",), {"time": "3 days"}, "--measure-time 3 days: "),
+        (("sciq",), {"time": "0"}, "--measure-time 0: needs a unit"),
+    ],
+)
+def test_names_of_measures(names, options, message):
+    with pytest.raises(RecipeError, match=message):
+        MeasureRequest(names, **options).open()
+
+
+def test_the_same_name_twice(tmp_path: Path):
+    (tmp_path / "q.jsonl").write_text('{"question": "x", "answer": "y"}\n', encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"--measure names q\.jsonl twice"):
+        MeasureRequest((f"{tmp_path}/q.jsonl,{tmp_path}/q.jsonl",)).open()
