@@ -6,7 +6,9 @@ import yaml
 
 from darwinlm.report import wording
 from darwinlm.report.comparison import comparison, file_table, passages
-from darwinlm.report.render import render
+from darwinlm.report.pictures.blocks import blocks_picture
+from darwinlm.report.pictures.sizes import compared_picture
+from darwinlm.report.render import charts, render
 from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.runtime.published import without_folders
 from darwinlm.steps.evaluate.metric import tiles
@@ -29,6 +31,8 @@ def render_page(summary: Summary) -> str:
         compared=comparison(summary),
         files=file_table(summary),
         passages=passages(summary),
+        compared_charts=charts(compared_picture(summary)),
+        block_charts=charts(blocks_picture(summary.allocation)),
         block_rows=[(entry.block, _kept_cells(entry)) for entry in summary.allocation],
         samples=_samples(summary),
         recipe=yaml.safe_dump(without_folders(summary.recipe), sort_keys=False, allow_unicode=True),

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from darwinlm.report import wording
 from darwinlm.report.comparison import sweep_table
-from darwinlm.report.render import render
+from darwinlm.report.pictures.sizes import sweep_picture
+from darwinlm.report.render import charts, render
 from darwinlm.report.summary import Summary
 
 
@@ -20,4 +21,5 @@ def sweep_page(sizes: Mapping[str, Summary]) -> str:
         table=table,
         rows=list(zip((None, *sizes), table.rows, strict=True)),
         first=largest,
+        size_charts=charts(sweep_picture(sizes)),
     )

@@ -10,6 +10,7 @@ from typing import ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from darwinlm.runtime.artifact import read_json
+from darwinlm.runtime.charts import Picture
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.tables import Table
@@ -80,6 +81,10 @@ class StepFigures(Figures):
     def passages(self, name: ModelNames) -> tuple[Passage, ...]:
         """Sections for the page, the card and the terminal; `name` gives a model's name for people."""
         del name
+        return ()
+
+    def pictures(self) -> tuple[Picture, ...]:
+        """Pictures for the page, below `account`, and for Python."""
         return ()
 
     def account(self) -> tuple[str, ...]:

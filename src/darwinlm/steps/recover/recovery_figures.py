@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from collections.abc import Sequence
+from typing import ClassVar, Literal, TypedDict
 
-from darwinlm.runtime.amounts import count, duration, nats
+from darwinlm.runtime.amounts import count, duration, nats, perplexity
+from darwinlm.runtime.charts import Axis, Chart, Curve, Picture, counted
 from darwinlm.runtime.figures import Extract, StepFigures
 from darwinlm.runtime.published import short_source
-
-if TYPE_CHECKING:
-    pass
 
 
 class TrainingPoint(Extract):
@@ -18,6 +17,7 @@ class TrainingPoint(Extract):
     tokens: int
     loss: float | None = None
     eval_kl: float | None = None
+    eval_perplexity: float | None = None
 
 
 class RecoveryFigures(StepFigures):
@@ -58,6 +58,21 @@ class RecoveryFigures(StepFigures):
         ]
         return (trained, f"KL on held-out text: {', '.join(points)}.") if points else (trained,)
 
+    def pictures(self) -> tuple[Picture, ...]:
+        """The loss of the training, and what held-out text says of the model, by the tokens read so far."""
+        losses = [(point.tokens, point.loss) for point in self.log if point.loss is not None]
+        kls = [(point.tokens, point.eval_kl) for point in self.log if point.eval_kl is not None]
+        perplexities = [
+            (point.tokens, point.eval_perplexity) for point in self.log if point.eval_perplexity is not None
+        ]
+        charts = [_by_tokens("Loss of the training", Axis("loss, nats per token", nats), losses)]
+        if kls:
+            charts.append(_by_tokens("KL on held-out text", Axis("KL, nats per token", nats), kls))
+        else:
+            charts.append(_by_tokens("Perplexity on held-out text", Axis("perplexity", perplexity), perplexities))
+        known = tuple(chart for chart in charts if chart is not None)
+        return (Picture("training", known),) if known else ()
+
     def card(self) -> str:
         """The amount of training, unless nothing was kept of it."""
         if self.kept == "before":
@@ -75,6 +90,16 @@ class RecoveryFigures(StepFigures):
             f"It was trained on {self.tokens:,} tokens after pruning. Facts and other abilities that this text does "
             "not teach have not returned."
         )
+
+
+def _by_tokens(title: str, axis: Axis, points: Sequence[tuple[int, float]]) -> Chart | None:
+    """A curve over the tokens of the training; None with fewer than two points."""
+    if len(points) < 2:
+        return None
+    xs, ys = zip(*((float(tokens), value) for tokens, value in sorted(points)), strict=True)
+    what = axis.label.partition(",")[0]
+    tips = tuple(f"after {count(x)} tokens: {what} {axis.words(y)}" for x, y in zip(xs, ys, strict=True))
+    return Chart(title, counted("training tokens"), axis, (Curve("", xs, ys, tips),))
 
 
 class TrainingRecord(TypedDict, total=False):

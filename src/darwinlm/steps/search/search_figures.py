@@ -5,14 +5,24 @@ from __future__ import annotations
 from typing import ClassVar, TypedDict
 
 from darwinlm.runtime.amounts import duration, nats, plural
-from darwinlm.runtime.figures import StepFigures
+from darwinlm.runtime.charts import Axis, Bars, Chart, Curve, Level, Picture, whole
+from darwinlm.runtime.figures import Extract, StepFigures
+
+
+class GenerationFigures(Extract):
+    """The parent after a generation: its KL, how many of its modules changed, and the evaluations so far."""
+
+    number: int
+    kl: float
+    moved: int
+    evaluations: int
 
 
 class SearchFigures(StepFigures):
     """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
 
     It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer.
-    `described` is what the method says of itself, to end a sentence.
+    `described` is what the method says of itself, to end a sentence. `history` begins with the first parent.
     """
 
     heading: ClassVar[str] = "Search"
@@ -26,6 +36,7 @@ class SearchFigures(StepFigures):
     seconds: float
     ended: str
     generations: int
+    history: tuple[GenerationFigures, ...] = ()
 
     @property
     def label(self) -> str:
@@ -47,6 +58,38 @@ class SearchFigures(StepFigures):
             f"{self.evaluations:,} evaluations in {duration(self.seconds)}: {self.ended}. The best model with equal "
             f"layers has {nats(self.uniform_kl)} on that text.",
         )
+
+    def pictures(self) -> tuple[Picture, ...]:
+        """KL by generation beside that of the uniform model, and how many modules each generation changed."""
+        if len(self.history) < 2:
+            return ()
+        numbers = tuple(float(generation.number) for generation in self.history)
+        tips = tuple(
+            f"generation {generation.number}: KL {nats(generation.kl)} after {generation.evaluations:,} evaluations"
+            for generation in self.history
+        )
+        generations = Axis("generation", whole, steps=True)
+        losses = Chart(
+            "KL of the best model so far",
+            generations,
+            Axis("KL, nats per token", nats),
+            (
+                Curve("", numbers, tuple(generation.kl for generation in self.history), tips),
+                Level(self.uniform_kl, f"uniform model {nats(self.uniform_kl)}"),
+            ),
+        )
+        moved = tuple(float(generation.moved) for generation in self.history[1:])
+        changed = tuple(
+            f"generation {generation.number}: {plural(generation.moved, 'module')} changed"
+            for generation in self.history[1:]
+        )
+        changes = Chart(
+            "Modules that a generation changed",
+            generations,
+            Axis("attention and MLP modules", whole, steps=True),
+            (Bars(numbers[1:], moved, moved, changed),),
+        )
+        return (Picture("search", (losses, changes)),)
 
     def card(self) -> str:
         """What chose the sizes, and what it gained."""
