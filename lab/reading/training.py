@@ -47,7 +47,7 @@ def base_folder(out: Path) -> Path:
 
 def with_head(given: argparse.Namespace) -> Path:
     """The base with a new head of one label; of a language model, CrossEncoder would take the tokens yes and no."""
-    base, folder = base_folder(given.out), given.out / "with-head"
+    base, folder = base_folder(given.out), Path(given.out) / "with-head"
     set_seed(given.seed)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
     model.save_pretrained(folder)
