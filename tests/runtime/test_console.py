@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from darwinlm.runtime import console
+from darwinlm.runtime import console, notebook_line
 from darwinlm.runtime.console import Reporter
 
 
@@ -73,3 +73,46 @@ def test_quick_steps_do_not_flood_a_log(moved: Clock) -> None:
     lines = stream.getvalue().splitlines()
     assert len(lines) == 12
     assert lines[:2] == ["recovery  80/1000", "recovery  160/1000 · 1 min 45 s left"]
+
+
+def test_a_notebook_shows_a_line_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In IPython itself, whose messages to the browser are caught."""
+    interactiveshell = pytest.importorskip("IPython.core.interactiveshell", reason="IPython isn't installed")
+    from IPython.core.displaypub import CapturingDisplayPublisher
+
+    shell = interactiveshell.InteractiveShell.instance()
+    monkeypatch.setattr(shell, "display_pub", CapturingDisplayPublisher(shell=shell))
+    monkeypatch.setattr(notebook_line, "PAUSE", 0.0)
+    try:
+        reporter = Reporter(Console(force_jupyter=True))
+        with reporter.stage("search"), reporter.stage("inside"):
+            reporter.step(1, 4, what="<generation>", kl=(1.4, 1.2))
+            reporter.advance(4, 4)
+        shown = [(output["data"]["text/html"], output.get("update")) for output in shell.display_pub.outputs]
+    finally:
+        interactiveshell.InteractiveShell.clear_instance()
+    pages = [html for html, update in shown if update]
+    assert 'value="1" max="4"' in pages[0]
+    assert "inside  &lt;generation&gt; 1/4 · KL 1.400 → 1.200" in pages[0]
+    assert pages[-1] == "", "it vanishes at the end"
+    assert len(pages) == 3
+
+
+def test_a_line_of_a_notebook_is_not_updated_too_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("IPython", reason="IPython isn't installed")
+    line = notebook_line.NotebookLine()  # outside of IPython there is nowhere to show it
+    line.show("words", 1, 2)
+    line.end()
+    updates: list[str] = []
+    monkeypatch.setattr(line, "_handle", type("Handle", (), {"update": lambda _, html: updates.append(html.data)})())
+    for number in range(1, 11):
+        line.show("words", number, 10)
+    assert len(updates) == 2, "the first one and the end"
+
+
+def test_messages_are_logged_for_programs_that_call_ours(caplog: pytest.LogCaptureFixture) -> None:
+    reporter, stream = piped(quiet=True)
+    with caplog.at_level("INFO", logger="darwinlm"):
+        reporter.say("search: ended 100 %s")
+    assert caplog.messages == ["search: ended 100 %s"]
+    assert stream.getvalue() == ""

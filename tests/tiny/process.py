@@ -11,7 +11,12 @@ import tempfile
 from pathlib import Path
 from subprocess import CompletedProcess
 
-IMPORTED = ["torch.distributed.fsdp", "transformers.models.llama.modeling_llama", "darwinlm.runs.recovery"]
+IMPORTED = [
+    "torch.distributed.fsdp",
+    "transformers.models.llama.modeling_llama",
+    "darwinlm.runs.recovery",
+    "darwinlm.report.pictures.vector",
+]
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(IMPORTED)
 """Its forks start in milliseconds, where a new process imports PyTorch and transformers for seconds."""

@@ -223,6 +223,12 @@ class Summary(Figures):
         assert figures is not None, "every summary has them"
         return figures
 
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        from darwinlm.report.notebook import notebook_html
+
+        return notebook_html(self)
+
     def name(self, key: str) -> str:
         """What a model is called: the name lists the steps that created it, and no others."""
         if key == BEFORE:

@@ -17,6 +17,7 @@ from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.loaded import Model, load
 from darwinlm.runs.opening import check_inputs, named_here, open_run
 from darwinlm.runs.same_model import same_model, same_value
+from darwinlm.runs.shown import Shown
 from darwinlm.runtime.artifact import read_record, validated
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
@@ -27,7 +28,7 @@ from darwinlm.runtime.torch_state import in_usual_state
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Shown):
     """A run in its output folder: the smaller model, the report, and its figures."""
 
     folder: Path
@@ -50,6 +51,14 @@ class Result:
     def load(self, *, device: str = "auto", dtype: str = "auto") -> Model:
         """Load the smaller model, as `darwinlm.load` with the run's folder does. Raises as it does."""
         return load(self.folder, device=device, dtype=dtype)
+
+    def generate(self, prompt: str, *, max_tokens: int = 128, temperature: float | None = None) -> str:
+        """Answer a prompt with the smaller model, which the first call loads. Raises as `Model.generate` and `load`."""
+        return self._loaded.generate(prompt, max_tokens=max_tokens, temperature=temperature)
+
+    @cached_property
+    def _loaded(self) -> Model:
+        return self.load()
 
 
 SIZED_BY = ("model", "budget", "vocabulary")

@@ -1,11 +1,12 @@
 """Progress of a run in the terminal: one line for the current stage, then one line when it is finished.
 
-In a terminal the line is redrawn in place. Elsewhere each step is a separate line, at a limited rate, so that log files
-stay short.
+In a terminal and in a notebook the line is redrawn in place. Elsewhere each step is a separate line, at a limited rate,
+so that log files stay short. The logger `darwinlm` gets all messages too, for programs that call ours.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
 from darwinlm.runtime.amounts import duration
+from darwinlm.runtime.notebook_line import NotebookLine
 from darwinlm.runtime.safe_console import Terminal
+
+LOGGER = logging.getLogger("darwinlm")
+LOGGER.addHandler(logging.NullHandler())
 
 SECONDS = 10.0
 """Least time between two lines of a stage without a terminal, and after the slower first step before a time is told."""
@@ -74,13 +79,17 @@ class Reporter:
         self.on_progress = on_progress
         self.console = Terminal(quiet=True) if quiet else console or Terminal()
         self._current: _StageProgress | None = None
+        self._line: NotebookLine | None = None
         self._last_line = time.monotonic()
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
         """Show the progress of a stage while the block runs."""
         outer, current = self._current, _StageProgress(title, time.monotonic())
-        live = self.console.is_terminal and not self.console.quiet and outer is None
+        first = outer is None and not self.console.quiet
+        live = first and self.console.is_terminal
+        if first and self.console.is_jupyter:
+            self._line = NotebookLine()
         column = Column(no_wrap=True, overflow="ellipsis")
         columns = (SpinnerColumn(), TextColumn("{task.fields[current]}", markup=False, table_column=column))
         with Progress(*columns, console=self.console, transient=True, disable=not live) as progress:
@@ -90,6 +99,9 @@ class Reporter:
                 yield
             finally:
                 self._current = outer
+                if outer is None and self._line is not None:
+                    self._line.end()
+                    self._line = None
 
     def advance(self, done: int, total: int) -> None:
         """Report the number of finished steps of the stage or of its current part; 0 starts the clock."""
@@ -107,7 +119,9 @@ class Reporter:
         elif progress.first is None:
             progress.first = (now, done)
         progress.done, progress.total, progress.at = done, total, now
-        if done and not self.console.is_terminal and now - self._last_line >= SECONDS:
+        if self._line is not None:
+            self._line.show(str(progress), done, total)
+        elif done and not self.console.is_terminal and now - self._last_line >= SECONDS:
             self.say(str(progress))
 
     def step(
@@ -131,6 +145,7 @@ class Reporter:
             self._current.resumes = True
 
     def say(self, message: str) -> None:
-        """Print one line."""
+        """Print one line, and log it."""
+        LOGGER.info("%s", message)
         self.console.print(message, highlight=False, markup=False, soft_wrap=not self.console.is_terminal)
         self._last_line = time.monotonic()

@@ -64,5 +64,17 @@ def markdown(table: Table) -> str:
     return "\n\n".join([text, *map(_plain, table.remarks)]) + "\n"
 
 
+def html(table: Table) -> str:
+    """An HTML table for notebooks, with its remarks below; names from outside become no markup."""
+    head = "".join(f"<th>{_shown(heading)}</th>" for heading in table.headings)
+    rows = [f"<tr>{''.join(f'<td>{_shown(cell)}</td>' for cell in row)}</tr>" for row in table.rows]
+    remarks = "".join(f"<p>{_shown(remark)}</p>" for remark in table.remarks)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{remarks}"
+
+
+def _shown(text: str) -> str:
+    return escape(visible(text))
+
+
 def _plain(text: str) -> str:
     return escape(visible(" ".join(text.split())), quote=False).replace("|", "\\|")

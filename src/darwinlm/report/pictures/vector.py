@@ -29,14 +29,15 @@ def inline(picture: Picture, name: str) -> list[tuple[str, Markup]]:
     ]
 
 
-def stand_alone(picture: Picture) -> str:
-    """The charts side by side as a file of their own, which has dark colours where the reader's window is dark."""
+def stand_alone(picture: Picture, *, dark: bool = True) -> str:
+    """The charts side by side as a file of their own; `dark`: with dark colours where the reader's window is dark."""
     figure = drawn(picture.charts, titled=True)
     tree = _themed(_parsed(_svg(figure)), figure.tips, picture.name, ", ".join(chart.title for chart in picture.charts))
-    dark = " ".join(f"--{name}: {colour};" for name, colour in DARK.items())
-    rule = ET.Element(f"{{{SVG}}}style")
-    rule.text = f"@media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}"
-    tree.insert(0, rule)
+    if dark:
+        colours = " ".join(f"--{name}: {colour};" for name, colour in DARK.items())
+        rule = ET.Element(f"{{{SVG}}}style")
+        rule.text = f"@media (prefers-color-scheme: dark) {{ svg {{ {colours} }} }}"
+        tree.insert(0, rule)
     return _text(tree) + "\n"
 
 
