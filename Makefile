@@ -26,8 +26,7 @@ demo: $(VENV)/demo.stamp
 
 # It ends with a table of the lines of src that no test reaches, by file.
 test: $(VENV)/dev.stamp check
-	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
-		$(BIN)/python -m pytest --cov --cov-report=term
+	COVERED_LINES=report $(BIN)/python -m pytest
 
 # The whole corpus of hostile inputs; `make test` runs a part of it.
 fuzz: $(VENV)/dev.stamp

@@ -14,9 +14,11 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
+from tests.tiny import lines
 from tests.tiny.shapes import check_formulas
 
-check_formulas()
+if lines.LINES is None:
+    check_formulas()
 
 import shutil
 import subprocess
@@ -46,6 +48,13 @@ speed.NEW_TOKENS, speed.SPEED_ROUNDS = 4, 1  # as little as there can be to meas
 text_settings.LEAST_FOR_ANSWERS = 64
 
 MakeRun = Callable[..., Run]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The lines that no test reaches, if they are measured."""
+    if lines.LINES is not None and not hasattr(config, "workerinput"):
+        terminalreporter.section("lines that no test reaches")
+        terminalreporter.write(lines.report(lines.LINES))
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +162,7 @@ from pathlib import Path
 from darwinlm.runtime import lock
 held = getattr(lock, sys.argv[1])(Path(sys.argv[2]))
 print("held", flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 

@@ -18,13 +18,15 @@ IMPORTED = [
     "darwinlm.report.pictures.vector",
 ]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(IMPORTED)
+SERVER.set_forkserver_preload([*(["tests.tiny.lines"] if "COVERED_LINES" in os.environ else []), *IMPORTED])
 """Its forks start in milliseconds, where a new process imports PyTorch and transformers for seconds."""
 MEETINGS = itertools.count()
+PATIENCE = 900.0
+"""Seconds after which a process hangs; on a busy machine, one that works can take minutes."""
 
 
 def python(
-    *arguments: object, status: int = 0, seconds: float = 240, cwd: Path | None = None, **environment: str
+    *arguments: object, status: int = 0, seconds: float = PATIENCE, cwd: Path | None = None, **environment: str
 ) -> CompletedProcess[str]:
     """Run `python *arguments` as this process does; it must end with `status`, and its output is captured."""
     where = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
@@ -56,7 +58,7 @@ class Forked:
     def running(self) -> bool:
         return self._process.is_alive()
 
-    def wait(self, seconds: float = 240) -> CompletedProcess[str]:
+    def wait(self, seconds: float = PATIENCE) -> CompletedProcess[str]:
         """Its status, negative for a signal, and its output."""
         self._process.join(seconds)
         if self._process.is_alive():
