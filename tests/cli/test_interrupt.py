@@ -18,6 +18,8 @@ kill()
 """,
 }
 """What a command does after Ctrl-C, whose process gets it by `kill()`."""
+HANGS = 800
+"""Seconds for which a command hangs that nothing ends."""
 COMMAND = """
 import os, signal, sys, time
 import darwinlm.runs.finished
@@ -45,8 +47,8 @@ def test_a_command_ends_with_one_line(tmp_path: Path, end: str) -> None:
 
 
 def test_a_command_that_does_not_end_is_killed_by_another_one(tmp_path: Path) -> None:
-    hangs = "import time\ntry:\n    kill()\nfinally:\n    kill()\n    time.sleep(60)\n"
-    (line,) = python("-c", COMMAND, hangs, cwd=tmp_path, status=-signal.SIGINT, seconds=40).stderr.splitlines()
+    hangs = f"import time\ntry:\n    kill()\nfinally:\n    kill()\n    time.sleep({HANGS})\n"
+    (line,) = python("-c", COMMAND, hangs, cwd=tmp_path, status=-signal.SIGINT, seconds=HANGS).stderr.splitlines()
     assert line.startswith("interrupted; finished work is kept")
 
 
@@ -54,7 +56,7 @@ WITH_TEMPORARIES = """
 import tempfile
 with tempfile.TemporaryDirectory(dir="."):
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(10)
+    time.sleep(3600)
 """
 """What reading text, opening a GGUF file and starting an engine have in common."""
 

@@ -39,7 +39,7 @@ def assert_trained(model, folder):
     assert any("mlp" in name for name in changed)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[title for title, _ in EXAMPLES])
 def test_an_example_trains_and_its_model_loads_again(code, model, tiny_llama, tmp_path):
     code = code.replace('"runs/mine/model"', repr(str(tmp_path / "model")))
@@ -52,7 +52,7 @@ def test_an_example_trains_and_its_model_loads_again(code, model, tiny_llama, tm
     assert_trained(model, folder.parent)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(3600)
 def test_the_configuration_for_axolotl_trains_and_its_model_loads_again(model, tmp_path):
     pytest.importorskip("axolotl", reason="axolotl is not installed: make test-axolotl")
     (said,) = re.findall(r"^```yaml\n(.*?)```", TEXT, flags=re.M | re.S)

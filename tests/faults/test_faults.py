@@ -15,7 +15,7 @@ KILLS, DISKS = (35, 8) if WHOLE else (3, 1)
 PART = ["prune", "recover", "import over a folder", "evaluate"]
 
 
-@pytest.mark.timeout(7200 if WHOLE else 300)
+@pytest.mark.timeout(7200 if WHOLE else 3600)
 def test_the_same_command_again_ends_as_if_nothing_had_happened(tmp_path):
     words = [sys.executable, "-m", "tests.faults.harness", tmp_path / "work", KILLS, DISKS]
     words += [] if WHOLE else PART

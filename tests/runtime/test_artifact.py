@@ -72,7 +72,7 @@ def test_a_folder_is_complete_once_its_manifest_is_there(tmp_path):
 
 def test_another_machine_waits_for_the_manifest(tmp_path, monkeypatch):
     """It shows late there, with what the stage has read, which identifies the result; without it, that is an error."""
-    monkeypatch.setattr(artifact, "SEEN_LATE", 30.0)
+    monkeypatch.setattr(artifact, "SEEN_LATE", 900.0)
     made, reads = stage(tmp_path / "s"), {"model": {"tokenizer": "abc"}}
     made.begin()
     seen = stage(tmp_path / "s")
@@ -80,7 +80,7 @@ def test_another_machine_waits_for_the_manifest(tmp_path, monkeypatch):
         waiting = threads.submit(seen.await_manifest)
         assert wait([waiting], timeout=0.3).not_done
         made.finish(reads=reads)
-        waiting.result(timeout=10)
+        waiting.result(timeout=900)
     assert seen.reads == reads
     assert seen.digest == made.digest != stage(tmp_path / "s").digest
     monkeypatch.setattr(artifact, "SEEN_LATE", 0.0)

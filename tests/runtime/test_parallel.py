@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from tests.tiny.process import SERVER
+from tests.tiny.process import PATIENCE, SERVER
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DarwinLMError, DataError, NumericsError, ParallelError, install, missing_extra
@@ -22,7 +22,7 @@ def in_processes(work, tmp_path, count=2):
 
 def _one(rank, work, place, results, count):
     torch.set_num_threads(1)
-    meeting = {"init_method": f"file://{place}", "timeout": timedelta(seconds=60)}
+    meeting = {"init_method": f"file://{place}", "timeout": timedelta(seconds=PATIENCE)}
     dist.init_process_group("gloo", rank=rank, world_size=count, **meeting)
     try:
         results.put((rank, work(rank)))

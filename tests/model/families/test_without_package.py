@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tests.tiny.cutting import cut, logits, tokens
 from tests.tiny.models import FAMILIES
+from tests.tiny.process import PATIENCE
 from transformers import AutoTokenizer
 
 from darwinlm.model.families.family import family_of
@@ -82,7 +83,7 @@ def run_elsewhere(script: str, arguments: list[str], work: Path) -> dict:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         env=environment,
         cwd=work,
         check=False,
