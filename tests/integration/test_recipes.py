@@ -59,7 +59,7 @@ def test_a_run_is_trained_in_the_phases_of_the_bundled_recipes(finished_llama, t
         tree["recovery"] |= {"tokens": tokens, "batch_tokens": 64, "text": text}
         path = tmp_path / f"{phase}.yaml"
         path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-        summary = recover(run, tmp_path / phase, recipe=path, reporter=Reporter(quiet=True))
+        summary = recover(run, tmp_path / phase, recipe=path, reporter=Reporter(quiet=True)).summary
         steps.append(summary.of(RecoveryFigures).steps)
         run = tmp_path / phase
     assert steps == [8, 3]

@@ -11,6 +11,7 @@ from tests.tiny.published import PARAMETERS, published_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
+import darwinlm
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.planning import run_plan as planning
@@ -18,7 +19,8 @@ from darwinlm.planning.rate import measure_rate
 from darwinlm.planning.run_plan import OF_PEAK, Plan, Row, check_memory, plan_card, plan_here
 from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import large_embedding
-from darwinlm.runs.plan_model import notes_of
+from darwinlm.runs import plan_model
+from darwinlm.runs.plan_model import notes_of, sweep_seconds
 from darwinlm.runs.plan_model import plan as plan_of
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import count
@@ -183,6 +185,50 @@ def test_the_command_measures_this_machine_and_takes_another_ones_memory(command
     for words in ("2 x cpu: 450 MB", "recover", "passes", "with the search's caches", "doesn't fit: "):
         assert words in ended.out
     assert "range" not in ended.out
+
+
+def test_the_line_of_prune_is_planned_with_another_verb(
+    command: Command, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path
+) -> None:
+    """Every option of prune, also those that a plan has no use for."""
+    line = (
+        *(tiny_llama, "--keep", "75%,50%", "--preset", "quick", "--text", tiny_text_file, "--layers", "unequal"),
+        *("--for", "gguf", "--vocab", "90%", "--out", tmp_path / "out", "--until", "search", "--overwrite"),
+    )
+    out = command("plan", *line, *sets(("units.mlp_multiple=8",))).succeeded().out
+    assert out.count("at most") == 2
+    assert "all sizes: " in out
+    assert "evaluate" not in out
+    assert not (tmp_path / "out").exists()
+    missing = tmp_path / "nowhere.txt"
+    command("plan", tiny_llama, "--keep", "50%", "--text", missing).refused("nowhere.txt': there is no such file")
+
+
+def test_commands_of_prune_are_options_of_plan() -> None:
+    from inspect import signature
+
+    from darwinlm.cli.plan import plan as planned
+    from darwinlm.cli.prune import prune as pruned
+
+    assert signature(pruned).parameters.keys() <= signature(planned).parameters.keys()
+    functions = [signature(each).parameters.keys() for each in (darwinlm.prune, plan_of)]
+    assert functions[0] - functions[1] == {"out", "overwrite", "reporter", "begun"}
+
+
+def test_a_time_limit_chooses_the_preset_of_a_plan(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_model, "measure_rate", lambda *_: 1e9)
+    quick, ample = (plan_of(tiny_llama, keep=0.5, time=time) for time in ("1s", "100h"))
+    assert (quick.preset, ample.preset) == ("quick", "thorough")
+    assert any("the run ends after 1.0 s" in note and "preset quick" in note for note in notes_of(quick))
+    card = plan_of(tiny_llama, keep=0.5, time="30m", device="h100", assignments=SETTINGS)
+    assert any("after 30 min if nothing else runs; that machine chooses" in note for note in notes_of(card))
+
+
+def test_sizes_share_what_comes_before_the_search(tiny_llama: Path) -> None:
+    plans = [plan_of(tiny_llama, keep=keep, device="h100", assignments=SETTINGS) for keep in (0.75, 0.5)]
+    before = [row for row in plans[0].rows if row.step in ("own_text", "gradients", "database")]
+    together = sum(plan.seconds()[0] for plan in plans)
+    assert sweep_seconds(plans)[0] == pytest.approx(together - plans[0].seconds(*before)[0], rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.pruned import plain_checkpoint, word_tokenizer
 
 import darwinlm
@@ -40,5 +41,22 @@ def test_what_is_refused(result: Result, tmp_path: Path) -> None:
     gone = Result(tmp_path)
     with pytest.raises(ModelError, match="holds no model"):
         darwinlm.load(gone.folder)
-    with pytest.raises(ArtifactError, match=r"summary\.json"):
+    with pytest.raises(ArtifactError, match="is not a run: give the output folder of darwinlm prune or recover"):
         _ = gone.summary
+
+
+def test_a_run_that_ended_early_is_not_damaged(tiny_llama: Path, tiny_text_file: Path, tmp_path: Path) -> None:
+    """Several sources of text as a list, and a preset, as the function takes them."""
+    few = (*SETTINGS, "text.calibration_tokens=512", "text.evaluation_tokens=128", "refit.tokens=0")
+    result = darwinlm.prune(
+        tiny_llama,
+        tmp_path / "out",
+        keep=0.6,
+        preset="quick",
+        text=[tiny_text_file, str(tiny_text_file)],
+        until="text",
+        assignments=few,
+        reporter=darwinlm.Reporter(quiet=True),
+    )
+    with pytest.raises(ArtifactError, match=r"isn't finished \(done: text\): rerun its command to resume"):
+        _ = result.summary

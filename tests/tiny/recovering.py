@@ -85,7 +85,7 @@ def recover_tiny(small: Path, teacher: Path, text: Path, out: Path, *assignments
     quiet = Reporter(quiet=True)
     often = mock.patch.multiple(recovery_settings, SAVED_EVERY=2048, LONG_TRAINING=0)
     with mock.patch.object(train, "LOG_EVERY", 1), often:
-        return recover(small, out, teacher=str(teacher), text=str(text), assignments=settings, reporter=quiet)
+        return recover(small, out, teacher=str(teacher), text=str(text), assignments=settings, reporter=quiet).summary
 
 
 def main() -> None:

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
+from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import AHEAD, command
 from darwinlm.steps.budget.kinds import BudgetArguments
 
 if TYPE_CHECKING:
-    from darwinlm.planning.run_plan import Row
+    from darwinlm.planning.run_plan import Plan, Row
+
+_AS_FOR_PRUNE = "As for prune, so that the same line can be planned. Nothing is written."
 
 
 @command(
     AHEAD,
     "darwinlm plan MODEL --keep 50%",
+    "darwinlm plan MODEL --keep 75%,50% --preset quick --text TEXT --out runs/sizes",
     "darwinlm plan meta-llama/Llama-2-7b-hf --recipe llama2-7b-2.7b-fast --device h100",
 )
 @arguments.with_budget
 def plan(
     model: arguments.Model = None,
-    recipe: arguments.RecipeFile = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help=_AS_FOR_PRUNE)] = None,
+    vocab: arguments.Vocab = None,
+    time: arguments.Time = None,
+    preset: arguments.Preset = None,
     ready_for: arguments.For = None,
+    layers: arguments.Layers = None,
+    text: arguments.Text = None,
+    recipe: arguments.RecipeFile = None,
     device: Annotated[
         str,
         typer.Option(
@@ -35,24 +46,51 @@ def plan(
     ] = "auto",
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
     assignments: arguments.Set = None,
+    until: arguments.Until = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help=_AS_FOR_PRUNE)] = False,
     **budget: Unpack[BudgetArguments],
 ) -> None:
-    """Predict what each stage of a run takes: passes of the model, time and memory. No weights are read."""
-    from darwinlm.runs.plan_model import notes_of
-    from darwinlm.runs.plan_model import plan as plan_run
-    from darwinlm.runtime import tables  # with PyTorch, which takes seconds
-    from darwinlm.runtime.amounts import count, duration, size
+    """Predict what each stage of a run takes: passes of the model, time and memory.
+
+    It takes the options of prune: type the same line with another verb. No weights are read.
+    """
+    del out, overwrite
+    from darwinlm.recipe import load_recipes, options
+
+    settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
+    recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **settings))
+    from darwinlm.pipeline import REPORT
+    from darwinlm.runs.plan_model import plan as plan_run  # with PyTorch, which takes seconds
+    from darwinlm.runs.plan_model import sweep_seconds
 
     console = terminal.console()
-    predicted = plan_run(
-        model,
-        **budget,
-        device=device,
-        processes=processes,
-        ready_for=ready_for,
-        recipe=recipe,
-        assignments=assignments or (),
-    )
+    plans = [
+        plan_run(recipe=each, device=device, processes=processes, until=until or REPORT, text=text) for each in recipes
+    ]
+    for number, predicted in enumerate(plans):
+        if number:
+            console.print()
+        _show(console, predicted)
+    if len(plans) > 1:
+        console.print(
+            f"\nall sizes: {_range(sweep_seconds(plans))}, because they share the stages before the search",
+            soft_wrap=True,
+        )
+
+
+def _range(seconds: tuple[float, float]) -> str:
+    """The shortest and the longest time, or the only one."""
+    from darwinlm.runtime.amounts import duration
+
+    return " to ".join(dict.fromkeys(map(duration, seconds)))
+
+
+def _show(console: Console, predicted: Plan) -> None:
+    """Print the plan of one size."""
+    from darwinlm.runs.plan_model import notes_of
+    from darwinlm.runtime import tables
+    from darwinlm.runtime.amounts import count, size
+
     sizes = predicted.sizes
     smaller = count(sizes.kept_blocks[1] + sizes.outside)
     console.print(
@@ -61,17 +99,18 @@ def plan(
         soft_wrap=True,
     )
     console.print(
-        f"{processes} x {predicted.device}: {size(predicted.memory)} of memory for each process", soft_wrap=True
+        f"{sizes.processes} x {predicted.device}: {size(predicted.memory)} of memory for each process", soft_wrap=True
     )
 
     def times(*rows: Row) -> str:
-        return " to ".join(dict.fromkeys(map(duration, predicted.seconds(*rows))))
+        return _range(predicted.seconds(*rows))
 
     cells = [(row.step, f"{predicted.passes(row):,.0f}", times(row), size(row.cost.bytes)) for row in predicted.rows]
     total = ("all", f"{predicted.passes():,.0f}", times(), size(predicted.peak.cost.bytes))
     console.print(tables.terminal(tables.Table(("stage", "passes", "time", "memory"), [*cells, total])))
-    most_memory = size(max(row.cost.bytes + row.cost.caches for row in predicted.rows))
-    console.print(f"up to {most_memory} with the search's caches; compute.memory limits both", soft_wrap=True)
+    console.print(
+        f"up to {size(predicted.most_memory)} with the search's caches; compute.memory limits both", soft_wrap=True
+    )
     if predicted.rates[0] != predicted.rates[1]:
         console.print(
             "times are a range, because this GPU can't be measured: it is assumed to work at 50 % to 2 % of its peak",

@@ -46,14 +46,14 @@ def recover(
     """
     from darwinlm.runs.recovery import recover as run_recovery
 
-    summary = run_recovery(
+    result = run_recovery(
         model,
         out,
         teacher=teacher,
         tokens=tokens,
-        text=",".join(text) if text else None,
+        text=text,
         recipe=recipe,
         assignments=tuple(assignments or ()),
         reporter=terminal.reporter(),
     )
-    show_result(terminal.console(), summary, out)
+    show_result(terminal.console(), result.summary, out)

@@ -36,13 +36,13 @@ def show(
     ] = False,
 ) -> None:
     """Show what is kept of every block, what was lost, and next steps."""
-    from darwinlm.runs.finished import read_summary
+    from darwinlm.runs.finished import read_summary, summary_of
     from darwinlm.runtime.artifact import damaged
 
     if verify:
         _verify(terminal.console(), run)
         return
-    summary = read_summary(path := _summary_of(run))
+    summary = read_summary(path := summary_of(run))
     try:
         if as_json:
             terminal.print_json(summary.as_json())
@@ -63,25 +63,6 @@ def _verify(console: Console, path: Path) -> None:
     if failed:
         raise ArtifactError(f"{path}: {len(failed)} of {len(findings)} checks failed; the first is {failed[0]}")
     console.print(f"{path}: all checks passed ({len(findings)})", soft_wrap=True)
-
-
-def _summary_of(run: Path) -> Path:
-    """Path of the run's summary. Raises ArtifactError if there is none."""
-    from darwinlm.runtime.artifact import MARKER
-
-    path = run / "summary.json"
-    if path.is_file():
-        return path
-    if (run / "index.html").is_file():
-        sizes = ", ".join(str(member.parent) for member in sorted(run.glob("*/summary.json")))
-        raise ArtifactError(f"{run} holds several sizes: show one of {sizes}; {run / 'index.html'} compares them")
-    if (run / MARKER).is_file():
-        finished = sorted(manifest.parent.name for manifest in run.glob("stages/*/manifest.json"))
-        raise ArtifactError(
-            f"the run in {run} isn't finished (done: {', '.join(finished) or 'nothing yet'}): "
-            "rerun its command to resume"
-        )
-    raise ArtifactError(f"{run} is not a run: give the output folder of darwinlm prune or recover")
 
 
 def _show(console: Console, run: Path, summary: Summary) -> None:

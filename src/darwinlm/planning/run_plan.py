@@ -62,6 +62,8 @@ class Plan:
     Attributes:
         memory: Bytes of the device for one process.
         free: Whether `memory` is what is free now, rather than all of it.
+        limit: Seconds after which the run ends; None for no limit.
+        preset: Preset that the limit chose; None if it hasn't.
     """
 
     sizes: RunSizes
@@ -70,6 +72,8 @@ class Plan:
     memory: float
     rates: tuple[float, float]
     free: bool = False
+    limit: float | None = None
+    preset: str | None = None
 
     def seconds(self, *rows: Row) -> tuple[float, float]:
         """The shortest and the longest time of some steps, or of all; equal if the rate was measured."""
@@ -86,6 +90,11 @@ class Plan:
     def passes(self, *rows: Row) -> float:
         """Work of some steps, or of all, in tokens that the dense model reads."""
         return sum(row.cost.operations for row in rows or self.rows) / self.sizes.operations(1, heads=1)
+
+    @property
+    def most_memory(self) -> float:
+        """Bytes that the run takes at most, caches included."""
+        return max(row.cost.bytes + row.cost.caches for row in self.rows)
 
     @property
     def peak(self) -> Row:
@@ -155,4 +164,7 @@ def announce(run: Run[AnyRecipe], steps: Steps, original: Checkpoint) -> None:
     if limit is not None:
         amounts = f"with the amounts of the preset {limit.preset}"
         time = f"{duration(limit.seconds)} at most if nothing else runs, {amounts}"
-    run.context.reporter.say(f"planned: {time}, {size(planned.peak.cost.bytes)} of memory beside caches")
+    run.context.reporter.say(
+        f"planned: {time}, up to {size(planned.most_memory)} of memory, {size(planned.peak.cost.bytes)} of it without "
+        "caches"
+    )

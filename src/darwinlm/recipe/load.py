@@ -50,9 +50,15 @@ def options(**arguments: object) -> JsonObject:
     fields = {**OPTIONS, **{kind: f"budget.{kind}" for kind in BUDGETS}}
     if unknown := arguments.keys() - fields.keys():
         raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(fields)}")
-    if isinstance(texts := arguments.get("text"), list | tuple):
-        arguments["text"] = ",".join(map(os.fspath, texts)) if texts else None
+    arguments["text"] = text_source(arguments.get("text"))
     return {fields[name]: plain_path(value) for name, value in arguments.items()}
+
+
+def text_source(text: object) -> object:
+    """A source of text, or several in a list, as a recipe names them; None if there is none."""
+    if isinstance(text, list | tuple):
+        return ",".join(map(os.fspath, text)) or None
+    return plain_path(text)
 
 
 def plain_path(value: object) -> object:

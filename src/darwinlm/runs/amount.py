@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from darwinlm.formats.resolve import describe_model
+from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.planning.rate import measure_rate
 from darwinlm.planning.run_plan import plan_here
@@ -30,25 +31,49 @@ def fitted(recipe: Recipe, folder: Path, device: torch.device, begun: float) -> 
     """
     if recipe.time is None or recipe.model is None:
         return recipe, None
-    sized, seconds, file = recipe, 60 * recipe.time, folder / STAGES / FILE
-    ending = frozenset(step.name for step in STEPS if step.ends_early)
-    limit = TimeLimit(seconds, begun, {}, ending, recipe.preset)
+    seconds, file = 60 * recipe.time, folder / STAGES / FILE
+    limit = TimeLimit(seconds, begun, {}, frozenset(), recipe.preset)
     with parallel.agree():
         if parallel.is_main():
             source = describe_model(recipe.model)
             rate = measure_rate(RunSizes(source, recipe), device)
             record = read_record(file) if file.is_file() else {}
-            names = [recipe.preset] if "preset" in recipe.model_fields_set else [*AMOUNTS]
-            if record.get("seconds") == seconds and record.get("preset") in names:
-                names = [record["preset"]]
-            for name in names:
-                sized = load_recipe(recipe, (), {"preset": name})
-                plan = plan_here(STEPS, RunSizes(source, sized, parallel.size()), device, rate)
-                planned = {row.step: plan.seconds(row)[0] for row in plan.rows}
-                limit = TimeLimit(seconds, begun, planned, ending, sized.preset)
-                if limit.fixed <= FIXED * seconds:
-                    break
+            kept = record.get("preset") if record.get("seconds") == seconds else None
+            limit = limit_of(recipe, source, device, rate, begun, kept)
             mark(folder)
-            write_json(file, {"seconds": seconds, "preset": sized.preset})
+            write_json(file, {"seconds": seconds, "preset": limit.preset})
     limit = parallel.broadcast(limit)
     return load_recipe(recipe, (), {"preset": limit.preset}), limit
+
+
+def limit_of(
+    recipe: Recipe,
+    source: Checkpoint,
+    device: torch.device,
+    rate: float,
+    begun: float,
+    kept: str | None = None,
+    processes: int | None = None,
+) -> TimeLimit:
+    """The time limit of a recipe that has one, with its preset: the largest that fits, or the one that is named.
+
+    Args:
+        recipe: Recipe with a time limit.
+        source: The model.
+        device: Device of this machine.
+        rate: Its operations per second.
+        begun: Start of the limit.
+        kept: Preset that a resumed run began with.
+        processes: Number of processes; None counts those of this run.
+    """
+    assert recipe.time is not None, "there is a limit"
+    seconds, ending = 60 * recipe.time, frozenset(step.name for step in STEPS if step.ends_early)
+    names = [recipe.preset] if "preset" in recipe.model_fields_set else [*AMOUNTS]
+    for name in [kept] if kept in names else names:
+        sized = load_recipe(recipe, (), {"preset": name})
+        plan = plan_here(STEPS, RunSizes(source, sized, processes or parallel.size()), device, rate)
+        planned = {row.step: plan.seconds(row)[0] for row in plan.rows}
+        limit = TimeLimit(seconds, begun, planned, ending, sized.preset)
+        if limit.fixed <= FIXED * seconds:
+            break
+    return limit

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -10,10 +11,14 @@ import torch
 
 from darwinlm.formats.resolve import describe_model
 from darwinlm.model.units.space import kept_whole
-from darwinlm.pipeline import STEPS
+from darwinlm.pipeline import ORDER, REPORT, STEPS
+from darwinlm.planning.rate import measure_rate
 from darwinlm.planning.run_plan import DEVICES, Plan, plan_card, plan_here
 from darwinlm.recipe import BudgetArguments, BudgetSettings, Recipe, load_recipe, options
 from darwinlm.report.wording import large_embedding
+from darwinlm.runs.amount import limit_of
+from darwinlm.runtime.amounts import duration
+from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import resolve_device
 from darwinlm.runtime.context import settled
 from darwinlm.runtime.errors import RecipeError
@@ -21,6 +26,8 @@ from darwinlm.runtime.limits import suggestion
 from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.steps.budget.layers import choose_layers
 from darwinlm.steps.run_sizes import RunSizes
+from darwinlm.steps.search.step import Search
+from darwinlm.steps.text.text_source import check_source, given_source
 from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 
@@ -30,26 +37,55 @@ def plan(
     *,
     device: str = "auto",
     processes: int = 1,
+    vocab: float | str | None = None,
+    time: float | str | None = None,
+    preset: str | None = None,
     ready_for: str | None = None,
+    layers: str | None = None,
+    text: str | Path | Sequence[str | Path] | None = None,
+    until: str = REPORT,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
     **budget: Unpack[BudgetArguments],
 ) -> Plan:
     """Predict what each stage of a run takes, from the model's configuration alone.
 
+    The other arguments are those of `darwinlm.prune`.
+
     Args:
         model: Hub id, folder or GGUF file.
         device: A device here, which is measured: "auto", "cpu", "cuda" ...; or a card such as "h100".
         processes: Number of processes.
+        vocab: Tokens to keep.
+        time: Time limit of the run. On a device here, it chooses the preset.
+        preset: Amount of work.
         ready_for: Quantisation that will follow.
+        layers: "equal" or "unequal".
+        text: Source of the text, or several. Whether it is there is checked, but it isn't read.
+        until: Last stage.
         recipe: Recipe, path of a recipe, or name of a bundled one.
         assignments: "section.field=value" strings.
-        budget: One bound, as for `darwinlm.prune`.
+        budget: One bound.
 
     Raises:
-        RecipeError, ModelError, FamilyError: The input is wrong, or this machine has no such device.
+        RecipeError, ModelError, FamilyError, DataError: The input is wrong, or this machine has no such device.
     """
-    resolved = load_recipe(recipe, assignments, options(model=model, **budget, ready_for=ready_for))
+    settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
+    resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
+    if until not in ORDER:
+        raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(ORDER)}")
+    if text is not None:
+        check_source(given_source(resolved.text))
+    return _ended(_plan(resolved, device, processes), until)
+
+
+def _ended(plan: Plan, until: str) -> Plan:
+    """The plan of a run that ends after a stage."""
+    rows = [row for row in plan.rows if row.step not in ORDER or ORDER.index(row.step) <= ORDER.index(until)]
+    return replace(plan, rows=rows)
+
+
+def _plan(resolved: Recipe, device: str, processes: int) -> Plan:
     if resolved.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
     if resolved.budget.kind == "file" and not Path(resolved.model).expanduser().is_dir():
@@ -60,14 +96,31 @@ def plan(
     if device in DEVICES:
         bfloat16 = resolved.compute.model_copy(update={"dtype": "bfloat16"} if resolved.compute.dtype == "auto" else {})
         sizes = RunSizes(checkpoint, resolved.model_copy(update={"compute": bfloat16}), processes)
-        return plan_card(STEPS, sizes, device)
+        return replace(plan_card(STEPS, sizes, device), limit=resolved.time and 60 * resolved.time)
     try:
         local_device = resolve_device(device)
     except RecipeError as error:
         hint = suggestion(device, DEVICES, f"cards are {', '.join(DEVICES)}")
         raise RecipeError(f"--device {device}: it isn't here ({error}), and no known card: {hint}") from error
     resolved = resolved.model_copy(update={"compute": settled(resolved.compute, local_device)})
-    return plan_here(STEPS, RunSizes(checkpoint, resolved, processes), local_device)
+    if resolved.time is None:
+        return plan_here(STEPS, RunSizes(checkpoint, resolved, processes), local_device)
+    rate = measure_rate(RunSizes(checkpoint, resolved), local_device)
+    limit = limit_of(resolved, checkpoint, local_device, rate, working_time(), processes=processes)
+    resolved = load_recipe(resolved, (), {"preset": limit.preset})
+    timed = plan_here(STEPS, RunSizes(checkpoint, resolved, processes), local_device, rate)
+    return replace(timed, limit=limit.seconds, preset=limit.preset)
+
+
+def sweep_seconds(plans: Sequence[Plan]) -> tuple[float, float]:
+    """The shortest and the longest time of a sweep over several sizes, which share all stages up to the database."""
+    times = [plans[0].seconds()] + [
+        plan.seconds(*(row for row in plan.rows if row.step in _OF_EACH_SIZE)) for plan in plans[1:]
+    ]
+    return sum(time[0] for time in times), sum(time[1] for time in times)
+
+
+_OF_EACH_SIZE = frozenset(ORDER[ORDER.index(Search.name) :])
 
 
 def plan_of(sizes: RunSizes, device: torch.device, rate: float | None = None) -> Plan:
@@ -75,11 +128,20 @@ def plan_of(sizes: RunSizes, device: torch.device, rate: float | None = None) ->
     return plan_here(STEPS, sizes, device, rate)
 
 
+def _limit_of(plan: Plan) -> str:
+    """What a time limit does to a run."""
+    if plan.limit is None:
+        return ""
+    amounts = f"it has the amounts of the preset {plan.preset}" if plan.preset else "that machine chooses the preset"
+    return f"the run ends after {duration(plan.limit)} if nothing else runs; {amounts}"
+
+
 def notes_of(plan: Plan) -> list[str]:
     """What is never cut, whether layers are equal, widths that don't fit, and a large embedding."""
     sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
     budget, has_other_parts = recipe.section(BudgetSettings), checkpoint.whole_config is not None
     notes = (
+        _limit_of(plan),
         f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
         kept_whole(sizes.space, checkpoint.family),
         "its parts around the language model are kept, and not counted here" if has_other_parts else "",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from darwinlm import pipeline
 from darwinlm.pipeline import ORDER, REPORT
 from darwinlm.recipe import BudgetArguments, Recipe, load_recipe, options
 from darwinlm.report.summary import FILE, Summary
-from darwinlm.runs.finished import read_summary
+from darwinlm.runs.finished import read_summary, summary_of
 from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.loaded import Model, load
 from darwinlm.runs.opening import check_inputs, named_here, open_run
@@ -46,7 +46,7 @@ class Result(Shown):
     @cached_property
     def summary(self) -> Summary:
         """The figures, as in summary.json. Raises ArtifactError if the run ended before its report."""
-        return read_summary(self.folder / FILE)
+        return read_summary(summary_of(self.folder))
 
     def load(self, *, device: str = "auto", dtype: str = "auto") -> Model:
         """Load the smaller model, as `darwinlm.load` with the run's folder does. Raises as it does."""
@@ -72,9 +72,10 @@ def prune(
     *,
     vocab: float | str | None = None,
     time: float | str | None = None,
+    preset: str | None = None,
     ready_for: str | None = None,
     layers: str | None = None,
-    text: str | Path | None = None,
+    text: str | Path | Sequence[str | Path] | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
     overwrite: bool = False,
@@ -93,9 +94,10 @@ def prune(
         vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
         time: Time limit of the whole run, in minutes or as "90s" or "1h". It chooses the amount of
             text, and ends search and recovery.
+        preset: Amount of work: "quick", "default" or "thorough"; or "paper".
         ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
         layers: "equal" gives all layers the same sizes, for engines that need them; "unequal" loses less.
-        text: Source of the text; overrides the recipe's.
+        text: Source of the text, or several, of which each gives an equal part; overrides the recipe's.
         recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
         overwrite: Whether a finished run of another model or size in `out` may be replaced.
@@ -108,7 +110,7 @@ def prune(
     Raises:
         DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
     """
-    settings = {"vocab": vocab, "time": time, "ready_for": ready_for, "layers": layers, "text": text}
+    settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
     run = open_size(
         resolved,

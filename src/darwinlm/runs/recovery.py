@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from darwinlm.formats.resolve import model_folder
@@ -11,13 +11,13 @@ from darwinlm.model.families.origin import Origin, origin_of
 from darwinlm.pipeline import text_shares
 from darwinlm.planning.recovery_memory import check_recovery_memory
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
-from darwinlm.recipe.load import plain_path
+from darwinlm.recipe.load import plain_path, text_source
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.report.write import summary_of, write_report
 from darwinlm.runs.finished import read_summary
 from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.opening import open_run
-from darwinlm.runs.pruning import check_replaced
+from darwinlm.runs.pruning import Result, check_replaced
 from darwinlm.runtime.artifact import MANIFEST, STAGES
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
@@ -43,7 +43,7 @@ BARE = ("validation", "evaluation")
 """Purposes of text for a model without a run, whose other text isn't known."""
 
 
-def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_run: bool) -> Summary:
+def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_run: bool) -> None:
     """Train and measure a smaller model; `pruned` is the summary of the run that pruned it, if there is one."""
     recipe, context = run.recipe, run.context
     original = open_model(context, recipe.model)
@@ -81,7 +81,6 @@ def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_
     budget = None if pruned is None else pruned.budget
     summary = summary_of(run, teacher, exported, measured, origin=origin, budget=budget, earlier=earlier)
     write_report(context.folder, exported.folder, summary)
-    return summary
 
 
 @in_usual_state
@@ -91,11 +90,11 @@ def recover(
     *,
     teacher: str | Path | None = None,
     tokens: int | str | None = None,
-    text: str | Path | None = None,
+    text: str | Path | Sequence[str | Path] | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
     reporter: Reporter | None = None,
-) -> Summary:
+) -> Result:
     """Train a smaller model, as `darwinlm recover`. Repeating the call resumes or reuses the training.
 
     Args:
@@ -104,14 +103,15 @@ def recover(
         out: Output folder.
         teacher: The dense model; overrides the recipe's `model`.
         tokens: Number of training tokens, 300000 or "10B"; overrides the recipe.
-        text: Source of the training text; overrides the recipe's.
+        text: Source of the training text, or several; overrides the recipe's.
         recipe: Recipe or path of one; None starts from that of the run, or from the defaults. The run's dense model and
             text are used if the recipe names none.
         assignments: "section.field=value" strings, applied to the recipe.
         reporter: Receiver of progress; None prints to the terminal.
 
-    Returns the contents of summary.json: figures of the dense model and of the smaller one before and after training,
-    the record of the training, and search and refit of the pruning run. Raises DarwinLMError.
+    Returns the run, as `darwinlm.prune` does. Its summary has the figures of the dense model and of the smaller one
+    before and after training, the record of the training, and search and refit of the pruning run. Raises
+    DarwinLMError.
     """
     folder = Path(model).expanduser()
     target = output_folder(out)
@@ -122,10 +122,10 @@ def recover(
     overrides: dict[str, object] = {
         "model": plain_path(teacher),
         "recovery.tokens": tokens,
-        "recovery.text": plain_path(text),
+        "recovery.text": text_source(text),
     }
     if not of_a_run and text is not None:
-        overrides["text.source"] = plain_path(text)
+        overrides["text.source"] = text_source(text)
     of_run = parse_recipe(pruned.recipe, str(folder / FILE)) if pruned is not None else Recipe()
     resolved = load_recipe(of_run if recipe is None else recipe, assignments, overrides)
     settings = resolved.text
@@ -145,4 +145,5 @@ def recover(
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     check_replaced(resolved, target, "delete that one")
     run = open_run(resolved, target, reporter or Reporter())
-    return _train(run, student, pruned, of_a_run=of_a_run)
+    _train(run, student, pruned, of_a_run=of_a_run)
+    return Result(run.folder)
