@@ -64,6 +64,21 @@ def test_a_stage_that_was_interrupted_says_where_it_goes_on_and_counts_from_ther
     ]
 
 
+def test_the_time_left_is_told_when_it_is_known(moved: Clock) -> None:
+    """In the first minutes of ten, a text of its own was told to take 35 minutes, an hour, and 18 minutes."""
+    reporter, stream = piped()
+    with reporter.stage("own_text"):
+        for seconds, done in ((0, 0), (12, 300), (11, 900), (11, 1500), (11, 3600)):
+            moved.now += seconds
+            reporter.advance(done, 60_000)
+    assert stream.getvalue().splitlines() == [
+        "own_text  300/60000",
+        "own_text  900/60000",
+        "own_text  1500/60000",
+        "own_text  3600/60000 · 9 min 24 s left",
+    ]
+
+
 def test_quick_steps_do_not_flood_a_log(moved: Clock) -> None:
     reporter, stream = piped()
     with reporter.stage("recovery"):

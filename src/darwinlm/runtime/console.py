@@ -27,6 +27,10 @@ SECONDS = 10.0
 """Least time between two lines of a stage without a terminal, and after the slower first step before a time is told."""
 
 
+KNOWN_SHARE, KNOWN_SECONDS = 0.05, 60.0
+"""Share of the steps, or time, after which the time that is left is told: the rate of the first few is no guide."""
+
+
 @dataclass
 class _StageProgress:
     title: str
@@ -58,8 +62,10 @@ class _StageProgress:
         if self.first is None or self.done >= self.total:
             return None
         estimates = [] if self.left is None else [self.left]
-        if self.done > self.first[1] and self.at - self.first[0] >= SECONDS:
-            estimates.append((self.total - self.done) * (self.at - self.first[0]) / (self.done - self.first[1]))
+        seconds, steps = self.at - self.first[0], self.done - self.first[1]
+        known = steps >= KNOWN_SHARE * self.total or seconds >= KNOWN_SECONDS
+        if steps > 0 and seconds >= SECONDS and known:
+            estimates.append((self.total - self.done) * seconds / steps)
         return max(0.0, min(estimates) - (time.monotonic() - self.at)) if estimates else None
 
 

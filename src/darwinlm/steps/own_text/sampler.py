@@ -12,7 +12,7 @@ Letters: B rows, L positions, S segments, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -71,7 +71,8 @@ class Sampler:
     """Samples sequences that begin with the same `prefix`, of at most `length` tokens.
 
     `rows` is the number of sequences at once; None chooses it from the device's memory. The model's own element type is
-    used, and float32 for probabilities.
+    used, and float32 for probabilities. `on_steps` is called every few steps, with the number of tokens in the
+    sequences that have begun and not ended.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class Sampler:
         length: int,
         seed: int,
         rows: int | None = None,
+        on_steps: Callable[[int], object] = lambda unfinished: None,
     ) -> None:
         self.model = model
+        self._on_steps = on_steps
         self.device: torch.device = next(model.parameters()).device
         self.prefix = tuple(prefix)
         self.segments = segments
@@ -135,7 +138,12 @@ class Sampler:
                 self._step(state)
             done, positions = state.done.tolist(), state.positions.tolist()
             finished = [row for row, over in enumerate(done) if over and state.numbers[row] is not None]
+            begun = [
+                position + 1 for position, number in zip(positions, state.numbers, strict=True) if number is not None
+            ]
+            unfinished = sum(begun) - sum(positions[row] + 1 for row in finished)
             yield from self._taken(state, finished, positions)
+            self._on_steps(unfinished)
             state = self._filled(state, finished, numbers)
 
     def _begin(self, numbers: Iterator[int]) -> _State | None:

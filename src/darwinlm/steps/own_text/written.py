@@ -63,7 +63,7 @@ def write_own_text(
             say(f"{reason}, so it writes documents instead of chats")
         text = _OwnText(script, folder, tokens, first, progress)
         longest = max(segment.until for segment in script.segments)
-        sampler = Sampler(model, script.prefix, script.segments, longest, seed, rows)
+        sampler = Sampler(model, script.prefix, script.segments, longest, seed, rows, on_steps=text.report)
         with parallel.agree():
             failed = text.trial(sampler) if parallel.is_main() else ""
         failed = parallel.broadcast(failed)
@@ -108,6 +108,8 @@ class _OwnText:
         self.tried = {record.number: record.tokens for record in records}
         """Tokens of each finished sequence by its number, 0 if it was left out."""
         self.begun = 0
+        self.reported = 0
+        """Largest number of tokens that was reported as progress."""
         self.lately: deque[bool] = deque(maxlen=RECENT)
         """Whether each of the last finished sequences was usable."""
         self.reasons = Counter[str]()
@@ -117,6 +119,12 @@ class _OwnText:
     def written(self) -> int:
         """Tokens in the file."""
         return sum(self.tried.values())
+
+    def report(self, unfinished: int) -> None:
+        """Report progress: finished documents, and what is written of others, as far as they are likely to be used."""
+        usable = sum(map(bool, self.tried.values())) / len(self.tried) if self.tried else 1.0
+        self.reported = max(self.reported, min(self.written + int(usable * unfinished), self.requested))
+        self.progress(self.reported, self.requested)
 
     def trial(self, sampler: Sampler) -> str:
         """Write the first documents, in the first process; returns why this kind of text can't be used, or nothing."""
@@ -170,7 +178,7 @@ class _OwnText:
             about = {"number": sampled.number, "tokens": len(sampled.tokens), "identity": identity}
             file.write(json.dumps(record | about) + "\n")
             file.flush()
-            self.progress(min(self.written, self.requested), self.requested)
+            self.report(0)
         elif record is not None:
             self.reasons["repeat an earlier prompt or text"] += 1
         else:
