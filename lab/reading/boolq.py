@@ -3,10 +3,9 @@
 The other passages are those of highest TF-IDF similarity with the question, without passages of the same article:
 these are often as relevant as the question's own.
 
-    python -m lab.reading.boolq --data BOOLQ --out runs/reading
+    python -m lab.reading.boolq --data BOOLQ --out pairs.jsonl
 
-writes texts for `darwinlm prune --text` from the part for training: `pairs.jsonl` for a reranker, with the fields
-`query` and `document`, and `texts.jsonl` for an embedder, with the field `text`.
+writes pairs for `darwinlm prune --text` from the part for training: each question with its passage, and a similar one.
 """
 
 from __future__ import annotations
@@ -85,15 +84,16 @@ def _article(passage: str) -> str:
     return passage.partition(" -- ")[0].lower()
 
 
-def write_texts(data: Path, out: Path, *, questions: int, seed: int) -> None:
-    """Write `pairs.jsonl`, every question with its passage and a similar one, and `texts.jsonl`, both by themselves."""
+def write_pairs(data: Path, file: Path, *, questions: int, seed: int) -> None:
+    """Write a line of JSON for each pair: `query`, `document`, and the `label` 1 for the passage that answers, or 0."""
     drawn = rankings(data, TRAINING, questions=questions, others=1, pool=8000, seed=seed)
-    pairs = [{"query": one.question, "document": passage} for one in drawn for passage in one.candidates]
-    texts = [{"text": text} for one in drawn for text in (one.question, one.passage)]
-    out.mkdir(parents=True, exist_ok=True)
-    for name, records in (("pairs", pairs), ("texts", texts)):
-        lines = "".join(f"{json.dumps(record)}\n" for record in records)
-        (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    pairs = [
+        {"query": one.question, "document": passage, "label": int(passage == one.passage)}
+        for one in drawn
+        for passage in one.candidates
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs), encoding="utf-8")
 
 
 def main() -> None:
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    write_texts(given.data, given.out, questions=given.questions, seed=given.seed)
+    write_pairs(given.data, given.out, questions=given.questions, seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -124,10 +124,11 @@ def test_more_layers_than_there_are_is_an_error(data, run, tmp_path, monkeypatch
         run(depth, tmp_path / "model", "--layers", 99, "--out", tmp_path / "more")
 
 
-def test_texts_for_pruning_are_pairs_and_texts_of_the_training_part(data, run, tmp_path):
-    run(boolq, "--data", data, "--out", tmp_path, "--questions", 6)
+def test_pairs_for_pruning_are_of_the_training_part(data, run, tmp_path):
+    run(boolq, "--data", data, "--out", tmp_path / "pairs.jsonl", "--questions", 6)
     pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
-    texts = [json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").read_text().splitlines()]
-    assert len(pairs) == len(texts) == 12
-    assert all(set(pair) == {"query", "document"} and "of train" in pair["document"] for pair in pairs)
-    assert {pair["query"] for pair in pairs} <= set(texts)
+    assert [pair["label"] for pair in pairs] == [1, 0] * 6
+    for right, wrong in zip(pairs[::2], pairs[1::2], strict=True):
+        assert right["query"] == wrong["query"]
+        assert right["document"] != wrong["document"]
+        assert all("of train" in pair["document"] for pair in (right, wrong))
