@@ -48,7 +48,9 @@ def documents_of(data: Path, tokenizer: Path, *, number: int, tokens: int) -> li
     from tokenizers import Tokenizer
 
     text = "\n\n".join(passage for _, passage in read_questions(data, HELD_OUT)[: number * 4])
-    ids = Tokenizer.from_file(str(tokenizer)).encode(text).ids
+    splitter = Tokenizer.from_file(str(tokenizer))
+    splitter.no_truncation()  # a reader's tokenizer cuts what is longer than its inputs
+    ids = splitter.encode(text).ids
     assert len(ids) >= number * tokens
     return [ids[start : start + tokens] for start in range(0, number * tokens, tokens)]
 

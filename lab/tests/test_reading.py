@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from tests.tiny.pruned import plain_checkpoint
+from transformers import AutoModel
 
 pytest.importorskip("sentence_transformers", reason="comes with the extra reading")
 
-from lab.reading import boolq, depth, distilling, quality, speed, table, training
+from lab.reading import boolq, depth, distilling, files, quality, speed, table, training
+from lab.reading.pooled_gguf import PooledGguf
 from lab.reading.readers import Embedder, Reranker, open_reader
 
 WORDS = [f"{first}{last}" for first in "aeiou" for last in ("lpha", "eta", "amma", "elta")]
@@ -115,6 +117,27 @@ def test_a_reader_is_made_cut_distilled_and_measured(kind, reader, data, run, tm
     assert "100.0% ± 0.0%" in lines[2]
     assert lines[3].split("|")[-3:] == lines[4].split("|")[-3:]  # distillation leaves the speed
     assert "dropped, distilled" in (tmp_path / "picture.svg").read_text()
+
+
+@pytest.mark.parametrize("kind", ["reranker", "embedder"])
+def test_a_file_has_the_weights_that_are_measured(kind, data, run, tmp_path, monkeypatch):
+    pytest.importorskip("cyllama", reason="comes with the extra gguf")
+    monkeypatch.setattr(training, "base_folder", lambda _: plain_checkpoint(tmp_path / "base", "llama"))
+    run(training, kind, "--data", data, "--pool", 80, "--out", tmp_path, "--questions", 4, "--length", 16)
+    errors = []
+    asked = boolq.rankings(data, boolq.HELD_OUT, questions=4, others=3, pool=80)
+    dense = torch.tensor(open_reader(tmp_path / "model", torch.float32).scores(asked))
+    for quantisation in ("f32", "q4_0"):
+        run(files, tmp_path / "model", "--quant", quantisation, "--out", tmp_path / quantisation)
+        read = open_reader(tmp_path / quantisation / "model", torch.float32).scores(asked)
+        errors.append((torch.tensor(read) - dense).abs().max())
+    assert errors[0] < 1e-5 < errors[1]
+    documents = speed.documents_of(data, tmp_path / "model" / "tokenizer.json", number=3, tokens=6)
+    found = PooledGguf(tmp_path / "f32" / "model.gguf", documents=3, tokens=6).vectors(documents)
+    decoder = AutoModel.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    with torch.no_grad():
+        wanted = decoder(torch.tensor(documents)).last_hidden_state.mean(1)
+    assert torch.cosine_similarity(torch.tensor(found), wanted).min() > 0.999
 
 
 def test_more_layers_than_there_are_is_an_error(data, run, tmp_path, monkeypatch):
