@@ -9,6 +9,7 @@ from darwinlm.recipe import Recipe, find_recipe, load_recipe
 from darwinlm.recipe.load import read_yaml
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import shorten, suggestion
+from darwinlm.steps.search.search_method import SEARCH_METHODS
 from lab.comparison.methods import BASELINES
 
 OURS, DENSE = "darwinlm", "dense"
@@ -72,6 +73,11 @@ def parse_methods(text: str, recipe: Recipe, variants: Sequence[str] = ()) -> tu
         base, *steps = (part.strip() for part in item.split("+"))
         if base not in known:
             hint = suggestion(base, known, f"known are {', '.join(known)}")
+            if base in SEARCH_METHODS:
+                hint = (
+                    f"it is a search, which is compared as a variant. Write 'search: {{method: {base}}}' into a file, "
+                    f"and add --variant {base}=FILE"
+                )
             raise RecipeError(f"--methods: there is no method '{base}': {hint}")
         if steps != [step for step in STEPS if step in steps]:
             raise RecipeError(

@@ -158,6 +158,7 @@ def test_a_method_beyond_the_budget_is_no_row(compare, tmp_path, monkeypatch):
         ("--variant paper=nowhere.yaml", "must be a recipe with nothing but"),
         ("--variant a+b=x.yaml", "the name 'a+b' must not contain"),
         ("--methods zipml", "there is no method 'zipml': did you mean 'ziplm'"),
+        ("--methods paper", "Write 'search: {method: paper}' into a file, and add --variant paper=FILE"),
         ("--methods ,", "--methods is empty"),
         ("--methods ziplm,ziplm", "--methods names one twice"),
         ("--methods ziplm+rifit", "a method may be followed by +refit, +recovery or +refit+recovery"),

@@ -20,6 +20,9 @@ def test_names_are_read_as_people_write_them(name):
     [
         ("q4_km", "did you mean 'q4_k_m'?"),
         ("aqw", "did you mean 'awq'?"),
+        ("int4", "4 bits are q4_k_m or q4_0 in GGUF files"),
+        ("4bit", "4 bits are q4_k_m or q4_0 in GGUF files"),
+        ("Q8", "8 bits are q8_0 in GGUF files"),
         ("zzzzzz", "known are q2_k, q3_k_s"),
         ("", "known"),
     ],

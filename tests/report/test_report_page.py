@@ -17,6 +17,7 @@ from tests.tiny.summaries import (
     told,
 )
 
+from darwinlm.report.comparison import sweep_table
 from darwinlm.report.page import render_page
 from darwinlm.report.sweep_page import sweep_page
 from darwinlm.report.usage import next_steps
@@ -46,6 +47,20 @@ def swept(second_kl, second_params=80_000_000):
         list(tree["models"].values())[-1]["metrics"].update(params=params, kl=kl)
     sizes = {"keep-75": made(large), "keep-50": made(small)}
     return sizes, sweep_page(sizes)
+
+
+def test_speeds_of_a_sweep_are_factors_of_the_dense_model_of_the_same_moment():
+    """Sizes are timed hours apart: a model of 69 % was said to decode slower than the whole one."""
+    small = searched()
+    small["models"]["dense"]["metrics"].update(tokens_per_second=10.0, decode_tokens_per_second=1.0, speed_spread=0.02)
+    saved = small["models"][made(small).saved_key]["metrics"]
+    saved.update(tokens_per_second=15.0, decode_tokens_per_second=1.5, speed_spread=0.03)
+    table = sweep_table({"keep-69": made(searched()), "keep-50": made(small)})
+    columns = [table.headings.index(heading) for heading in ("prompt speed", "decode speed")]
+    assert [row[column] for row in table.rows for column in columns][:2] == ["×1", "×1"]
+    assert [table.rows[2][column] for column in columns] == ["×1.5 ± 5.0 %", "×1.5 ± 5.0 %"]
+    assert "tokens/s" not in str(table)
+    assert any("timed in turn" in remark for remark in table.remarks)
 
 
 def test_the_page_of_a_sweep_links_to_each_size():

@@ -20,14 +20,17 @@ def test_what_was_gained_and_lost():
     ]
 
 
+COMPUTED = "computed from the sizes: prompt speed ×2.0, decode speed ×1.7"
+
+
 @pytest.mark.parametrize(
     ("rate", "spread", "words"),
     [
         (200.0, 0.01, "prompt speed ×2.0"),
         (80.0, 0.05, "prompt speed ×0.8"),
-        (130.0, 0.2, "no difference beyond the noise of the measurement on this machine"),
-        (101.0, 0.01, "no difference beyond the noise of the measurement on this machine"),
-        (200.0, None, "timed once, which tells no difference"),
+        (130.0, 0.2, f"no difference beyond the noise of the measurement on this machine; {COMPUTED}"),
+        (101.0, 0.01, f"no difference beyond the noise of the measurement on this machine; {COMPUTED}"),
+        (200.0, None, f"timed once, which tells no difference; {COMPUTED}"),
         (None, None, "not measured"),
     ],
 )

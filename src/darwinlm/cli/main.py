@@ -154,7 +154,10 @@ def _message(error: BaseException) -> str:
         message = meant(context, error.format_message())  # type: ignore[attr-defined]
         takes_settings = context is not None and any("--set" in option.opts for option in context.command.params)
         settings = re.findall(r"\w+\.[\w.]+=[^\s)]*", message) if takes_settings and "extra argument" in message else []
-        return message + (f": give settings as --set {' --set '.join(settings)}" if settings else "")
+        if settings:
+            return f"{message}: give settings as --set {' --set '.join(settings)}"
+        unassigned = _unassigned(sys.argv) if takes_settings and "extra argument" in message else None
+        return message + (f": put = between a setting and its value: --set {unassigned}" if unassigned else "")
     if isinstance(error, OSError):
         path = shorten(error.filename) if error.filename else "a file"
         advice = DISK.get(error.errno or 0, f"{error.strerror or shorten(error)}: check the path and its permissions")
@@ -164,6 +167,14 @@ def _message(error: BaseException) -> str:
     if not isinstance(error, Exception):
         return f"the model's tokenizer fails on this text ({shorten(error, 200)}): give other text or another model"
     return str(error)
+
+
+def _unassigned(words: list[str]) -> str | None:
+    """What `--set section.field value` was meant to be; None if no setting lacks its `=`."""
+    for option, setting, value in zip(words, words[1:], words[2:], strict=False):
+        if option == "--set" and "=" not in setting and not value.startswith("-"):
+            return f"{setting}={value}"
+    return None
 
 
 def _check_processes(words: list[str], program: str, shared: frozenset[str]) -> None:

@@ -7,6 +7,7 @@ tensor cores take (16, here 32).
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from darwinlm.runtime.limits import suggestion
@@ -58,6 +59,15 @@ QUANTISATIONS: dict[str, Quantisation] = {
     **dict.fromkeys(("awq", "gptq", "w4a16", "w8a16", "fp8_block"), Quantisation(128)),
     **dict.fromkeys(("mxfp4", "nvfp4", "fp8", "int8", "w8a8"), Quantisation(32)),
 }
+ALIKE = {
+    2: "q2_k in GGUF files",
+    3: "q3_k_m in GGUF files",
+    4: "q4_k_m or q4_0 in GGUF files, and w4a16, awq, gptq or nvfp4 elsewhere",
+    5: "q5_k_m in GGUF files",
+    6: "q6_k in GGUF files",
+    8: "q8_0 in GGUF files, and int8, w8a16 or fp8 elsewhere",
+}
+"""Quantisations by their bits, for names such as int4 and 4bit."""
 WRITTEN = tuple(name for name, quantisation in QUANTISATIONS.items() if quantisation.by)
 """Quantisations of our GGUF files; llama.cpp has these names in capitals."""
 
@@ -72,5 +82,8 @@ def known_quantisation(name: str) -> str:
     plain = name.strip().lower().replace("-", "_")
     if plain in QUANTISATIONS:
         return plain
+    bits = next((bits for bits in ALIKE if re.fullmatch(rf"(int|i|nf|fp|q|w)?[_]?{bits}[_]?(bits?|int)?", plain)), None)
+    if bits is not None:
+        raise ValueError(f"there is no quantisation '{name[:40]}': {bits} bits are {ALIKE[bits]}")
     hint = suggestion(plain, QUANTISATIONS, f"known are {', '.join(QUANTISATIONS)}")
     raise ValueError(f"there is no quantisation '{name[:40]}': {hint}")

@@ -157,7 +157,9 @@ def _assembled(
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator or not name.strip():
-            raise RecipeError(f"--set takes section.field=value, not '{assignment}'")
+            raise RecipeError(
+                f"--set takes section.field=value, not '{assignment}': put = before the value, without spaces"
+            )
         try:
             value = parse_yaml(text)
         except ValueError as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from darwinlm.report.summary import Summary
 from darwinlm.runtime import amounts
 from darwinlm.runtime.figures import Passage
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.evaluate.metric import columns, directions
+from darwinlm.steps.evaluate.metrics import speed_beside, speed_heading
 from darwinlm.steps.evaluate.model_figures import DENSE, ModelFigures, copying_passage
 
 
@@ -38,10 +40,37 @@ def comparison(summary: Summary) -> Table:
     return model_table({summary.name(key): model for key, model in summary.models.items()}, final=True)
 
 
+SWEEP_SPEEDS = (
+    "Speeds are factors of the dense model's, which was timed in turn with each size, ± the spread of the rounds."
+)
+
+
 def sweep_table(sizes: Mapping[str, Summary]) -> Table:
-    """A row for the dense model and for each size of a sweep, by the name of its folder."""
+    """A row for the dense model and for each size of a sweep, by the name of its folder.
+
+    Sizes are timed at different moments, so only factors of the dense model, timed in turn with each, can be compared.
+    """
     largest = next(iter(sizes.values()))
-    return model_table({DENSE: largest.dense} | {name: summary.saved for name, summary in sizes.items()})
+    models = {DENSE: largest.dense} | {name: summary.saved for name, summary in sizes.items()}
+    own_dense = {name: summary.dense.metrics for name, summary in sizes.items()}
+    metrics, table = columns(model.metrics for model in models.values()), model_table(models)
+    rows = [
+        (
+            name,
+            *(
+                speed_beside(metric, models[str(name)].metrics, own_dense.get(str(name))) or cell
+                for metric, cell in zip(metrics, cells, strict=True)
+            ),
+        )
+        for name, *cells in table.rows
+    ]
+    headings = ("model", *map(speed_heading, metrics))
+    remarks = list(table.remarks)
+    for metric in metrics:
+        remarks = [remark.replace(metric.heading, speed_heading(metric)) for remark in remarks]
+    if headings != tuple(table.headings):
+        remarks.append(SWEEP_SPEEDS)
+    return replace(table, headings=headings, rows=rows, remarks=remarks)
 
 
 def file_table(summary: Summary) -> Table | None:

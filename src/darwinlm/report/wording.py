@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from darwinlm.report.summary import BlockFigures, Summary
-from darwinlm.runtime.amounts import count, duration, nats, percent, plural, size
+from darwinlm.runtime.amounts import count, duration, factor, nats, percent, plural, size
 from darwinlm.runtime.figures import TimeFigures
 from darwinlm.runtime.published import hub_id, short_source
 from darwinlm.steps.evaluate.metrics import speed_gains
@@ -62,9 +62,17 @@ def faster(summary: Summary) -> str:
     saved, dense = summary.saved, summary.dense
     if saved.speed_spread is None or dense.speed_spread is None:
         timed = saved.tokens_per_second is not None and dense.tokens_per_second is not None
-        return "timed once, which tells no difference" if timed else "not measured"
+        return f"timed once, which tells no difference; {_computed_speed(summary)}" if timed else "not measured"
     gained = speed_gains(saved.metrics, dense.metrics)
-    return ", ".join(gained) or "no difference beyond the noise of the measurement on this machine"
+    noise = "no difference beyond the noise of the measurement on this machine"
+    return ", ".join(gained) or f"{noise}; {_computed_speed(summary)}"
+
+
+def _computed_speed(summary: Summary) -> str:
+    """The speed by the sizes alone: a prompt takes time for the blocks, and a token for reading all weights."""
+    saved, dense = summary.saved, summary.dense
+    prompt, token = factor(dense.block_params, saved.block_params), factor(dense.params, saved.params)
+    return f"computed from the sizes: prompt speed ×{prompt}, decode speed ×{token}"
 
 
 def large_embedding(params: int, block_params: int) -> str | None:

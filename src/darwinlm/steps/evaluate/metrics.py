@@ -252,6 +252,28 @@ def differs(saved: Values, dense: Values, metric: Metric) -> bool:
     return abs(rate / before - 1) > max(NOISE, sum(spread for spread in spreads if spread is not None))
 
 
+def speed_beside(metric: Metric, saved: Values, dense: Values | None) -> str | None:
+    """A speed as a factor of the dense model's, which was timed in turn with it, and the spread of the rounds.
+
+    None for other metrics. Without a dense model, it is that of the dense model itself.
+    """
+    if not isinstance(metric, _Rate):
+        return None
+    if dense is None:
+        return "×1"
+    times = amounts.factor(saved.get(metric.name), dense.get(metric.name))
+    if not times:
+        return amounts.NOTHING
+    spreads = [values.get(SpeedSpread.name) for values in (saved, dense)]
+    known = [spread for spread in spreads if spread is not None]
+    return f"×{times} ± {amounts.percent(sum(known))}" if len(known) == len(spreads) else f"×{times}, timed once"
+
+
+def speed_heading(metric: Metric) -> str:
+    """Heading of a column whose speeds are factors."""
+    return metric.noun if isinstance(metric, _Rate) else metric.heading
+
+
 def speed_gains(saved: Values, dense: Values) -> list[str]:
     """How much faster a model is than the dense one, by speed that differs: `prompt speed ×2.1`."""
     return [
