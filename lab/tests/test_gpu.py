@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from tests.gpu.device import pretend_gpu
 from tests.tiny.process import python
 
-from lab.benchmarks import gpu, gpu_parts, gpu_wheels
+from lab.benchmarks import gpu, gpu_parts, gpu_units, gpu_wheels
 from lab.benchmarks.gpu_units import Line, Setup
 
 
@@ -32,9 +32,14 @@ def tiny(tmp_path_factory):
     return SimpleNamespace(setup=setup, lines=lines)
 
 
+EQUAL = {name: gpu_units.EQUAL[name] for name in ("default", "biases, recovery")}
+"""Cases in which the comparison takes every branch; tests/gpu/test_gpu_pipeline.py compares the other ones."""
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("part", [name for name in gpu.LIMITS if name != "plan"])  # of whole recipes alone
-def test_each_part_runs_on_a_pretended_gpu(tiny, part):
+def test_each_part_runs_on_a_pretended_gpu(tiny, part, monkeypatch):
+    monkeypatch.setattr(gpu_units, "EQUAL", EQUAL)
     with pretend_gpu() as device:
         gpu_parts.PARTS[part](tiny.setup)
     assert not device.tally.mixes

@@ -27,7 +27,6 @@ FEW = ("compute.batch_tokens=1024", "search.generations=2", "units.mlp_multiple=
 """Small amounts, since an operation on the pretend device takes half a millisecond."""
 
 CASES = {
-    "default": ("llama", ()),
     "paper": (
         "llama",
         (
@@ -39,6 +38,7 @@ CASES = {
     "mixture": ("mixtral", ("budget.tolerance=0.1", "units.mlp_multiple=4")),
     "biases": ("qwen2", ()),
 }
+"""Without plain Llama, of which the demo is made below, and which the lab's comparison has (lab/tests/test_gpu.py)."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,18 @@ TEMPLATE = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
 SETTINGS = ("text.evaluation_tokens=256", "refit.tokens=0")
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_llama: Path, make_run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a whole run with these settings. It is shared: don't write into it."""
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    run_stages(make_run(tiny_llama, folder, *SETTINGS), "report")
+    return folder
+
+
 @pytest.fixture
-def rerun(model_copy: Path, make_run, tmp_path: Path):
-    """Run to the report, and give the steps that worked, with what was said."""
+def rerun(finished: Path, model_copy: Path, make_run, tmp_path: Path):
+    """Run to the report once more, and give the steps that worked, with what was said."""
+    shutil.copytree(finished, tmp_path / "out")
 
     def again() -> tuple[set[str], str]:
         console = Console(file=io.StringIO(), width=200)
@@ -28,13 +38,11 @@ def rerun(model_copy: Path, make_run, tmp_path: Path):
 
 
 def test_nothing_is_redone_without_a_change(rerun) -> None:
-    rerun()
     assert rerun()[0] == set()
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "generation_config.json"])
 def test_carried_files_are_saved_again(rerun, model_copy: Path, tmp_path: Path, name: str) -> None:
-    rerun()
     text = json.dumps({"eos_token_id": 5}) if name.endswith(".json") else "Do what you like."
     (model_copy / name).write_text(text)
     redone, said = rerun()
@@ -46,7 +54,6 @@ def test_carried_files_are_saved_again(rerun, model_copy: Path, tmp_path: Path, 
 
 
 def test_end_tokens_change_what_models_write(rerun, model_copy: Path) -> None:
-    rerun()
     (model_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
     redone, _ = rerun()
     assert "evaluate" in redone
@@ -54,7 +61,6 @@ def test_end_tokens_change_what_models_write(rerun, model_copy: Path) -> None:
 
 
 def test_a_chat_template_is_part_of_text_and_answers(rerun, model_copy: Path, tmp_path: Path) -> None:
-    rerun()
     (model_copy / "chat_template.jinja").write_text(TEMPLATE)
     redone, said = rerun()
     assert {"text", "export", "evaluate"} <= redone
