@@ -122,6 +122,14 @@ Until = Annotated[
         "--until", metavar="STAGE", help="Last stage to run, such as search. An unknown name lists all stages."
     ),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help="Send figures of search and training to a tracker: wandb, trackio, tensorboard or mlflow.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Device to run on: auto, cpu, cuda or cuda:1.")]
 Dtype = Annotated[

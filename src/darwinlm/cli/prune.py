@@ -40,6 +40,7 @@ def prune(
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
     until: arguments.Until = None,
+    track: arguments.Track = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the output folder.")
     ] = False,
@@ -70,7 +71,13 @@ def prune(
     console, reporter = terminal.console(), terminal.reporter()
     if len(recipes) > 1:
         sweep = prune_sweep(
-            recipes, out, until=last_stage, overwrite=overwrite, reporter=reporter, begun=terminal.BEGUN
+            recipes,
+            out,
+            until=last_stage,
+            overwrite=overwrite,
+            track=track,
+            reporter=reporter,
+            begun=terminal.BEGUN,
         )
     else:
         result = run(
@@ -78,6 +85,7 @@ def prune(
             out=out,
             until=last_stage,
             overwrite=overwrite,
+            track=track,
             reporter=reporter,
             begun=terminal.BEGUN,
         )

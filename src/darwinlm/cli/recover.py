@@ -39,6 +39,7 @@ def recover(
     ] = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
+    track: arguments.Track = None,
 ) -> None:
     """Train a pruned model, by default by distillation from the original model.
 
@@ -54,6 +55,7 @@ def recover(
         text=text,
         recipe=recipe,
         assignments=tuple(assignments or ()),
+        track=track,
         reporter=terminal.reporter(),
     )
     show_result(terminal.console(), result.summary, out)

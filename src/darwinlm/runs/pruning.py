@@ -18,6 +18,7 @@ from darwinlm.runs.loaded import Model, load
 from darwinlm.runs.opening import check_inputs, named_here, open_run
 from darwinlm.runs.same_model import same_model, same_value
 from darwinlm.runs.shown import Shown
+from darwinlm.runs.tracked import tell_models, tracked
 from darwinlm.runtime.artifact import read_record, validated
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
@@ -25,6 +26,7 @@ from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.run import Run
 from darwinlm.runtime.torch_state import in_usual_state
+from darwinlm.runtime.tracking import check_tracker
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def prune(
     assignments: Iterable[str] = (),
     overwrite: bool = False,
     until: str = REPORT,
+    track: str | None = None,
     reporter: Reporter | None = None,
     begun: float | None = None,
     **budget: Unpack[BudgetArguments],
@@ -102,6 +105,7 @@ def prune(
         assignments: "section.field=value" strings, applied to the recipe.
         overwrite: Whether a finished run of another model or size in `out` may be replaced.
         until: Last stage.
+        track: Tracker that receives figures while the run works: "wandb", "trackio", "tensorboard" or "mlflow".
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the time limit, `working_time()`; None is now.
         budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
@@ -112,6 +116,7 @@ def prune(
     """
     settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
+    check_tracker(track)
     run = open_size(
         resolved,
         output_folder(out),
@@ -120,7 +125,10 @@ def prune(
         until=until,
         begun=begun or working_time(),
     )
-    pipeline.prune(run)
+    with tracked(run, track):
+        summary = pipeline.prune(run)
+        if summary is not None:
+            tell_models(run, summary)
     return Result(run.folder)
 
 

@@ -18,12 +18,14 @@ from darwinlm.runs.finished import read_summary
 from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.opening import open_run
 from darwinlm.runs.pruning import Result, check_replaced
+from darwinlm.runs.tracked import tell_models, tracked
 from darwinlm.runtime.artifact import MANIFEST, STAGES
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.run import Run
 from darwinlm.runtime.torch_state import in_usual_state
+from darwinlm.runtime.tracking import check_tracker
 from darwinlm.steps.chats.step import Chats
 from darwinlm.steps.evaluate.measured_models import Models, StoredModel
 from darwinlm.steps.evaluate.model_figures import BEFORE, DENSE, RECOVERED
@@ -93,6 +95,7 @@ def recover(
     text: str | Path | Sequence[str | Path] | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
+    track: str | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
     """Train a smaller model, as `darwinlm recover`. Repeating the call resumes or reuses the training.
@@ -107,12 +110,14 @@ def recover(
         recipe: Recipe or path of one; None starts from that of the run, or from the defaults. The run's dense model and
             text are used if the recipe names none.
         assignments: "section.field=value" strings, applied to the recipe.
+        track: Tracker that receives figures while the training works, as for `prune`.
         reporter: Receiver of progress; None prints to the terminal.
 
     Returns the run, as `darwinlm.prune` does. Its summary has the figures of the dense model and of the smaller one
     before and after training, the record of the training, and search and refit of the pruning run. Raises
     DarwinLMError.
     """
+    check_tracker(track)
     folder = Path(model).expanduser()
     target = output_folder(out)
     check_output(target, [folder])
@@ -145,5 +150,8 @@ def recover(
         raise RecipeError("recovery.tokens is 0: say how many tokens to train on, such as --tokens 300M")
     check_replaced(resolved, target, "delete that one")
     run = open_run(resolved, target, reporter or Reporter())
-    _train(run, student, pruned, of_a_run=of_a_run)
-    return Result(run.folder)
+    with tracked(run, track):
+        _train(run, student, pruned, of_a_run=of_a_run)
+        result = Result(run.folder)
+        tell_models(run, result.summary)
+    return result

@@ -14,6 +14,7 @@ from darwinlm.runs.finished import read_summary
 from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.opening import open_run
 from darwinlm.runs.pruning import open_size
+from darwinlm.runs.tracked import tell_models, tracked
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import write_text
 from darwinlm.runtime.clock import working_time
@@ -21,6 +22,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.run import Ended
 from darwinlm.runtime.torch_state import in_usual_state
+from darwinlm.runtime.tracking import check_tracker
 
 PAGE = "index.html"
 
@@ -32,6 +34,7 @@ def prune_sweep(
     *,
     until: str = REPORT,
     overwrite: bool = False,
+    track: str | None = None,
     reporter: Reporter | None = None,
     begun: float | None = None,
 ) -> dict[str, Summary]:
@@ -45,18 +48,20 @@ def prune_sweep(
         out: Output folder; each model has a subfolder, such as `keep-75`.
         until: Last stage.
         overwrite: Whether finished runs of another model in these subfolders may be replaced.
+        track: Tracker that receives figures of all sizes, as for `prune`.
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the recipes' time limit, `working_time()`; None is now. The models share the limit.
 
     Returns the summary of each model by its subfolder; none if the last stage isn't the report. Raises DarwinLMError.
     """
+    check_tracker(track)
     folder = output_folder(out)
     ordered = _ordered(recipes)
     # Refuses a foreign folder, locks it to the end, and runs what sizes share.
     sweep = open_run(ordered[0], folder, reporter or Reporter(), begun=begun or working_time(), until=until)
     ordered = [load_recipe(recipe, (), {"preset": sweep.recipe.preset}) for recipe in ordered]
     summaries: dict[str, Summary] = {}
-    with suppress(Ended):
+    with tracked(sweep, track), suppress(Ended):
         inputs = read_inputs(sweep)
         runs = [
             open_size(
@@ -73,10 +78,13 @@ def prune_sweep(
         database = build(sweep, inputs)
         for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
             sweep.context.reporter.say(run.folder.name)
+            if sweep.context.reporter.tracker is not None:
+                sweep.context.reporter.tracker.part = run.folder.name
             if (limit := sweep.context.limit) is not None:
                 run.limit(run.recipe, limit.part(len(runs) - number))
             with suppress(Ended):
                 summaries[run.folder.name] = make(run, inputs, problem, database)
+                tell_models(run, summaries[run.folder.name])
     if summaries and parallel.is_main():
         write_text(folder / PAGE, sweep_page(_with_earlier(folder, summaries)))
     return summaries

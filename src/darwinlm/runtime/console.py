@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
@@ -19,6 +20,9 @@ from rich.table import Column
 from darwinlm.runtime.amounts import duration
 from darwinlm.runtime.notebook_line import NotebookLine
 from darwinlm.runtime.safe_console import Terminal
+
+if TYPE_CHECKING:
+    from darwinlm.runtime.tracking import Tracker
 
 LOGGER = logging.getLogger("darwinlm")
 LOGGER.addHandler(logging.NullHandler())
@@ -73,7 +77,12 @@ class Reporter:
     """Prints stages to a console.
 
     `on_progress` is called with the stage's title and the numbers of finished and of all steps, also if it is `quiet`.
+
+    Attributes:
+        tracker: Receives figures of the stages while they work; None if nothing does.
     """
+
+    tracker: Tracker | None = None
 
     def __init__(
         self,
@@ -144,6 +153,13 @@ class Reporter:
                 progress.first = None
             progress.what, progress.kl, progress.left = what, kl, left
         self.advance(done, total)
+
+    def measured(self, step: int, figures: Mapping[str, int | float]) -> None:
+        """Send figures of a step of the current stage to the tracker and to the log."""
+        title = self._current.title if self._current is not None else ""
+        LOGGER.debug("%s, step %d: %s", title, step, figures)
+        if self.tracker is not None:
+            self.tracker.log(title, step, figures)
 
     def resumes(self) -> None:
         """Announce that the stage was interrupted; the next reported step is where it resumes."""

@@ -135,6 +135,7 @@ def run_recovery(
             ends=ends,
             say=context.reporter.say,
             progress=context.reporter.advance,
+            measured=context.reporter.measured,
         ).train()
     parallel.in_main(lambda: save_model(model, task.folder / "model", tokenizer=tokenizer))
     parallel.in_main(write_json, task.folder / RECORD, record)

@@ -70,6 +70,7 @@ class Training:
         mesh: The processes that share the weights (`sharding_mesh`); None if each has all of them.
         ends: When it must end, on the monotonic clock.
         progress: Gets the finished steps and all of them, after each step and before its checkpoint.
+        measured: Gets a step and what the log says of it.
     """
 
     student: StudentBuilder
@@ -87,6 +88,7 @@ class Training:
     ends: float = math.inf
     say: Callable[[str], None] = lambda message: None
     progress: Callable[[int, int], None] = lambda done, total: None
+    measured: Callable[[int, Mapping[str, int | float]], None] = lambda step, figures: None
 
     def train(self) -> tuple[PreTrainedModel | None, TrainingRecord]:
         """Train, or resume.
@@ -292,6 +294,7 @@ class TrainingLoop:
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens
         self.state.log.append({"step": step, "tokens": tokens, **figures})
+        self.given.measured(step, {"tokens": tokens, **figures})
         return f"recovery: step {step}/{self.steps.count}, {tokens:,} tokens"
 
     # ------------------------------------------------------------------------------------- checkpoints and the end

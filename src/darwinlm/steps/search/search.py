@@ -90,6 +90,17 @@ def search(
             kl=(state.history[0].kl, state.kl),
             left=clock.left if math.isfinite(clock.limit) else None,
         )
+        latest = state.history[-1]
+        reporter.measured(
+            state.done,
+            {
+                "generation": state.done,
+                "kl": state.kl,
+                "uniform_kl": uniform_kl,
+                "modules_changed": latest.moved,
+                "evaluations": latest.evaluations,
+            },
+        )
 
     database.spill_into(folder)
     tokens = settings.rounds[0].tokens

@@ -1,0 +1,152 @@
+"""Figures of a run in experiment trackers: wandb, trackio, tensorboard and mlflow, through accelerate's trackers.
+
+A tracker gets figures and settings only. Names of files lose their folders, and what the libraries would collect by
+themselves (host, user, command line, printed text) is turned off.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darwinlm.runtime.errors import RecipeError, first_line, missing_extra
+from darwinlm.runtime.limits import suggestion
+from darwinlm.runtime.published import short_source, without_folders
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+PROJECT = "darwinlm"
+"""Name of the project or experiment in which a tracker lists runs."""
+TRACKERS = ("wandb", "trackio", "tensorboard", "mlflow")
+"""Names of trackers; each is also that of its library and of our extra."""
+COUNTING = frozenset({"tensorboard", "mlflow"})
+"""Trackers that take a step for each figure. The others only take steps that rise over the whole run."""
+PLACE = re.compile(r"^(?:[/\\~]|[A-Za-z]:[/\\])")
+"""How a path begins that isn't relative."""
+
+WANDB = {
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "host": PROJECT,
+    "silent": True,
+    "x_disable_machine_info": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+"""Settings of wandb that turn off what it collects besides figures."""
+
+Values = Mapping[str, int | float]
+
+
+def check_tracker(name: str | None) -> None:
+    """Check that a tracker is known and installed, before any work. None asks for none.
+
+    Raises RecipeError if there is no such tracker, MissingExtraError if its library or accelerate isn't installed.
+    """
+    if name is None:
+        return
+    if name not in TRACKERS:
+        hint = suggestion(name, TRACKERS, f"trackers are {', '.join(TRACKERS)}")
+        raise RecipeError(f"--track {name}: there is no such tracker: {hint}")
+    for package in (name, "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_extra(package, name, f"--track {name}")
+
+
+@dataclass
+class Tracker:
+    """A tracker in use.
+
+    Attributes:
+        part: Part of the run whose figures follow, such as a size of a sweep; empty for the run as a whole.
+    """
+
+    name: str
+    _given: GeneralTracker
+    _say: Callable[[str], None]
+    part: str = ""
+    _failed: bool = False
+
+    def log(self, stage: str, step: int, figures: Values) -> None:
+        """Send figures of a step of a stage. A tracker that fails is no longer used, and the run goes on."""
+        if self._failed:
+            return
+        names = {"/".join(filter(None, (self.part, stage, name))): value for name, value in figures.items()}
+        known = {name: value for name, value in names.items() if math.isfinite(value)}
+        try:
+            self._given.log(known, step=step if self.name in COUNTING else None)
+        except Exception as error:  # noqa: BLE001 - of any kind, such as of a network: hours of work must not end with it
+            self._failed = True
+            self._say(f"--track {self.name} failed, and the run goes on without it: {first_line(error)}")
+
+    def finish(self) -> None:
+        """Send what is left."""
+        try:
+            self._given.finish()
+        except Exception as error:  # noqa: BLE001 - the run's own results are there
+            self._say(f"--track {self.name} could not be closed: {first_line(error)}")
+
+
+def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: Callable[[str], None]) -> Tracker:
+    """Start a tracker for the run in an output folder, and give it the run's settings.
+
+    Raises RecipeError if it can't be started, for instance without an account.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    threads = torch.get_num_threads()
+    PartialState()  # the trackers' own messages need it; it joins the processes that are connected
+    torch.set_num_threads(threads)  # which it changes among several processes on CPUs
+    try:
+        tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, **_options(name, folder))
+        tracker.main_process_only = False  # only the first process comes here
+        tracker.start()
+        tracker.store_init_configuration(plain_settings(settings))
+    except Exception as error:
+        raise RecipeError(
+            f"--track {name} can't be started ({first_line(error)}): set {name} up, or leave --track out"
+        ) from error
+    return Tracker(name, tracker, say)
+
+
+def _options(name: str, folder: Path) -> dict[str, object]:
+    """What a library is told: the run is called as its folder, and nothing but what we log is collected."""
+    title = folder.resolve().name
+    if name == "tensorboard":
+        return {"logging_dir": folder / "tensorboard"}
+    if name == "mlflow":  # these tags would otherwise name the user and the command's path
+        tags = {"mlflow.user": PROJECT, "mlflow.source.name": PROJECT, "mlflow.source.git.commit": ""}
+        return {"run_name": title, "tags": tags}
+    if name == "wandb":
+        return {"name": title, "dir": str(folder), "save_code": False, "settings": dict(WANDB)}
+    return {"name": title}
+
+
+def plain_settings(settings: Mapping[str, object]) -> dict[str, int | float | str | bool]:
+    """Settings of a recipe by their dotted names, without folders and without what is unset."""
+    flat: dict[str, int | float | str | bool] = {}
+
+    def add(name: str, value: object) -> None:
+        if isinstance(value, Mapping):
+            for field, part in value.items():
+                add(f"{name}.{field}" if name else str(field), part)
+        elif isinstance(value, str):
+            flat[name] = short_source(value) if PLACE.match(value) else value
+        elif isinstance(value, bool | int | float):
+            flat[name] = value
+        elif isinstance(value, list | tuple):
+            for number, part in enumerate(value):
+                add(f"{name}.{number}", part)
+
+    add("", without_folders(settings))
+    return flat
