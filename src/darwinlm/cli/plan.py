@@ -47,6 +47,7 @@ def plan(
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
     assignments: arguments.Set = None,
     until: arguments.Until = None,
+    track: Annotated[str | None, typer.Option("--track", metavar="TRACKER", help=_AS_FOR_PRUNE)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help=_AS_FOR_PRUNE)] = False,
     **budget: Unpack[BudgetArguments],
 ) -> None:
@@ -54,7 +55,7 @@ def plan(
 
     It takes the options of prune: type the same line with another verb. No weights are read.
     """
-    del out, overwrite
+    del out, track, overwrite
     from darwinlm.recipe import load_recipes, options
 
     settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
