@@ -1,5 +1,6 @@
 """The plan: operations compared with PyTorch's count, memory with peaks that were measured, and what doesn't fit."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -212,7 +213,7 @@ def test_commands_of_prune_are_options_of_plan() -> None:
 
     assert signature(pruned).parameters.keys() <= signature(planned).parameters.keys()
     functions = [signature(each).parameters.keys() for each in (darwinlm.prune, plan_of)]
-    assert functions[0] - functions[1] == {"out", "overwrite", "reporter", "begun"}
+    assert functions[0] - functions[1] == {"out", "overwrite", "track", "reporter", "begun"}
 
 
 def test_a_time_limit_chooses_the_preset_of_a_plan(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,3 +288,13 @@ def test_caches_take_what_a_search_leaves(tmp_path: Path) -> None:
     assert not row_of(
         plan_card(STEPS, published(tmp_path, "llama2-7b-2.7b-fast", "compute.memory=9GB"), "h100"), "search"
     ).cost.caches
+
+
+def test_a_plan_shows_itself_in_a_notebook(tiny_llama):
+    planned = darwinlm.plan(tiny_llama, keep=0.5, device="h100")
+    html = planned._repr_html_()
+    for row in planned.table.rows:
+        assert all(f"<td>{cell}</td>" in html for cell in row)
+    assert "h100" in html
+    assert "doesn&#x27;t fit" not in html
+    assert "doesn&#x27;t fit: " in dataclasses.replace(planned, memory=1.0)._repr_html_()

@@ -4,6 +4,7 @@ import ast
 import math
 
 import pytest
+from huggingface_hub import ModelCard
 from tests.tiny.summaries import NASTY, front_matter, made, plain, searched, told
 
 from darwinlm.report import wording
@@ -84,6 +85,12 @@ def test_figures_and_names_for_people(write, given, said):
 
 def test_card_of_a_searched_model():
     fields, body = front_matter(model_card(made(searched())))
+    ((index,), text) = fields.pop("model-index"), {"type": "HuggingFaceFW/fineweb-edu"}
+    assert index["name"] == "SmolLM2-135M with half of its block parameters"
+    (result,) = index["results"]
+    assert result["dataset"] == text | {"name": "hf:HuggingFaceFW/fineweb-edu"}
+    assert result["task"] == {"type": "text-generation"}
+    assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {"perplexity": 48.36, "kl": 0.871}
     assert fields == {
         "language": ["en"],
         "license": "apache-2.0",
@@ -111,6 +118,20 @@ def test_card_of_a_plain_model_with_images_and_a_licence_of_its_own():
     assert "custom_code" not in fields["tags"]
     assert (fields["license"], fields["pipeline_tag"]) == ("other", "image-text-to-text")
     assert "AutoModelForImageTextToText" in body
+
+
+def test_results_in_the_card_are_read_by_the_hub(tmp_path):
+    """With the library's own reader; a text that is a file is named without its folder."""
+    tree = searched()
+    tree["steps"]["text"]["source"] = "/home/someone/secret/text.txt"
+    tree["models"]["refit"]["metrics"].update(perplexity=math.inf, agreement=0.123456789)
+    card = ModelCard(model_card(made(tree)))
+    found = {result.metric_type: result for result in card.data.eval_results}
+    assert {name: result.metric_value for name, result in found.items()} == {"kl": 0.871, "agreement": 0.12346}
+    assert (found["kl"].dataset_name, found["kl"].dataset_type) == ("text.txt", "text")
+    for figures in tree["models"].values():
+        figures["metrics"].update(perplexity=None, kl=None, agreement=None)
+    assert "model-index" not in model_card(made(tree))
 
 
 def test_card_keeps_paths_and_markup_out():

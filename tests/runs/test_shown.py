@@ -56,7 +56,7 @@ def test_a_result_shows_itself_in_a_notebook(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_says_so_in_a_notebook(tmp_path: Path) -> None:
-    assert "summary.json" in Result(tmp_path)._repr_html_()
+    assert "is not a run" in Result(tmp_path)._repr_html_()
 
 
 def test_a_result_of_a_run(finished_llama: Path) -> None:

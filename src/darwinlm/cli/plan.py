@@ -13,7 +13,7 @@ from darwinlm.cli.app import AHEAD, command
 from darwinlm.steps.budget.kinds import BudgetArguments
 
 if TYPE_CHECKING:
-    from darwinlm.planning.run_plan import Plan, Row
+    from darwinlm.planning.run_plan import Plan
 
 _AS_FOR_PRUNE = "As for prune, so that the same line can be planned. Nothing is written."
 
@@ -90,25 +90,11 @@ def _show(console: Console, predicted: Plan) -> None:
     """Print the plan of one size."""
     from darwinlm.runs.plan_model import notes_of
     from darwinlm.runtime import tables
-    from darwinlm.runtime.amounts import count, size
+    from darwinlm.runtime.amounts import size
 
-    sizes = predicted.sizes
-    smaller = count(sizes.kept_blocks[1] + sizes.outside)
-    console.print(
-        f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → at most {smaller}; a pass of one token takes "
-        f"{sizes.operations(1, heads=1):.2e} operations",
-        soft_wrap=True,
-    )
-    console.print(
-        f"{sizes.processes} x {predicted.device}: {size(predicted.memory)} of memory for each process", soft_wrap=True
-    )
-
-    def times(*rows: Row) -> str:
-        return _range(predicted.seconds(*rows))
-
-    cells = [(row.step, f"{predicted.passes(row):,.0f}", times(row), size(row.cost.bytes)) for row in predicted.rows]
-    total = ("all", f"{predicted.passes():,.0f}", times(), size(predicted.peak.cost.bytes))
-    console.print(tables.terminal(tables.Table(("stage", "passes", "time", "memory"), [*cells, total])))
+    for line in predicted.lines:
+        console.print(line, soft_wrap=True)
+    console.print(tables.terminal(predicted.table))
     console.print(
         f"up to {size(predicted.most_memory)} with the search's caches; compute.memory limits both", soft_wrap=True
     )

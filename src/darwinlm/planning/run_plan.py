@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 
 import torch
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.planning.rate import measure_rate
-from darwinlm.runtime import parallel
-from darwinlm.runtime.amounts import duration, size
+from darwinlm.runtime import parallel, tables
+from darwinlm.runtime.amounts import count, duration, size
 from darwinlm.runtime.errors import DeviceMemoryError
+from darwinlm.runtime.limits import visible
 from darwinlm.runtime.memory import all_bytes, memory_of
 from darwinlm.runtime.run import Run
 from darwinlm.runtime.sections import AnyRecipe, Sections
 from darwinlm.runtime.step import AnyStep, Cost
+from darwinlm.runtime.tables import Table
 from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.search.step import Search
@@ -86,6 +89,33 @@ class Plan:
         if row.step == Search.name and minutes is not None:
             return min(seconds, 60 * minutes)
         return seconds
+
+    def times(self, *rows: Row) -> str:
+        """The time of some steps, or of all, in words; a range if the rate is one."""
+        return " to ".join(dict.fromkeys(map(duration, self.seconds(*rows))))
+
+    @property
+    def table(self) -> Table:
+        """A row for each stage and one for all: passes of the model, time and memory."""
+        cells = [(row.step, f"{self.passes(row):,.0f}", self.times(row), size(row.cost.bytes)) for row in self.rows]
+        total = ("all", f"{self.passes():,.0f}", self.times(), size(self.peak.cost.bytes))
+        return Table(("stage", "passes", "time", "memory"), [*cells, total])
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """The model before and after, and the device."""
+        sizes = self.sizes
+        smaller = count(sizes.kept_blocks[1] + sizes.outside)
+        return (
+            f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → at most {smaller}; a pass of one token "
+            f"takes {sizes.operations(1, heads=1):.2e} operations",
+            f"{sizes.processes} x {self.device}: {size(self.memory)} of memory for each process",
+        )
+
+    def _repr_html_(self) -> str:
+        """What notebooks show."""
+        said = [*self.lines, f"doesn't fit: {self.problem}"] if self.problem else self.lines
+        return "".join(f"<div>{escape(visible(line))}</div>" for line in said) + tables.html(self.table)
 
     def passes(self, *rows: Row) -> float:
         """Work of some steps, or of all, in tokens that the dense model reads."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import yaml
 
 from darwinlm.report.comparison import comparison, passages
+from darwinlm.report.model_index import hub_dataset, model_index
 from darwinlm.report.render import render
 from darwinlm.report.summary import Summary
 from darwinlm.runtime import tables
@@ -37,7 +38,7 @@ def model_card(summary: Summary) -> str:
 
 def _front_matter(summary: Summary) -> str:
     origin = summary.origin
-    fields: dict[str, str | list[str] | None] = {
+    fields: dict[str, object] = {
         "language": list(origin.languages),
         "license": origin.license or ("other" if origin.license_name else None),
         "license_name": origin.license_name,
@@ -52,9 +53,10 @@ def _front_matter(summary: Summary) -> str:
     if summary.export.custom_code:
         tags.append("custom_code")
     fields["tags"] = tags
-    dataset = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)([:@].*)?", summary.text.source or "")
-    if dataset is not None:
-        fields["datasets"] = [dataset.group(1)]
+    if (dataset := hub_dataset(summary.text.source)) is not None:
+        fields["datasets"] = [dataset]
+    if index := model_index(summary, str(fields["pipeline_tag"])):
+        fields["model-index"] = index
     return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
