@@ -1,6 +1,7 @@
 """How the package is laid out: names of modules, what declarations import, and what types and asserts may do."""
 
 import ast
+import functools
 import json
 from collections import Counter
 from pathlib import Path
@@ -22,6 +23,7 @@ PURE = {"all", "any", "dim", "isinstance", "issubclass", "keys", "len", "set", "
 """Functions and methods that asserts may call: they change nothing."""
 
 
+@functools.cache
 def trees() -> dict[str, ast.Module]:
     return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 

@@ -20,13 +20,13 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import DataError, MissingExtraError, ModelError
 from darwinlm.steps.text import text_settings
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(3600)]
 
 SMALLER = (
     f"text.source={CHATS}",
-    "text.calibration_tokens=8192",
-    "text.evaluation_tokens=4096",
-    "refit.tokens=4096",
+    "text.calibration_tokens=4096",
+    "text.evaluation_tokens=2048",
+    "refit.tokens=2048",
     "search.generations=2",
     "search.offspring=4",
     "search.rounds=[{tokens: 512, survivors: 2}, {tokens: 1024, survivors: 1}]",
@@ -35,7 +35,7 @@ SMALLER = (
     "budget.keep=50%",
 )
 MODELS = ("dense", "uniform", "stitched", "recovered")
-UNIFORM, RECOVERED = 1.40, 1.12
+UNIFORM, RECOVERED = 1.75, 1.36
 """Held-out KL of this recipe. No seed of the search changes that of the uniform cut; the other is of seed 0."""
 FIGURES = ("params", "block_params", "bytes", "perplexity", "kl")
 
@@ -72,7 +72,7 @@ def test_half_of_smollm2(half):
         assert max(searched) < uniform, figure
 
     assert models["uniform"].kl == pytest.approx(UNIFORM, rel=0.06)
-    assert models["recovered"].kl < 1.1 * RECOVERED  # on other documents, three seeds were within 2 % of each other
+    assert models["recovered"].kl < 1.1 * RECOVERED  # with twice the text, three seeds were within 2 % of each other
 
     budget = summary.budget
     assert 0 <= budget.unused <= 0.005
