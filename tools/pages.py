@@ -76,6 +76,32 @@ def default_recipe() -> str:
     return "\n".join(lines) + "\n"
 
 
+def settings_page() -> str:
+    """A table of every section of the recipe, with defaults."""
+    lines = [
+        "# Settings",
+        "",
+        "Every setting can be given as `--set section.field=value`, as `assignments=` in Python, or in a recipe,",
+        "a YAML file for `--recipe`. A preset fills what isn't given. `recipe.default.yaml` has the same settings",
+        "as a file to copy.",
+    ]
+    tree, before = Recipe().model_dump(mode="json"), ["."]
+    order = field_order(Recipe, pipeline.STEPS)
+    for parts, meaning in sorted(fields_of(Recipe), key=lambda field: (order.index(field[0][0]), len(field[0]))):
+        *sections, field = parts
+        if sections != before:
+            title = f"`{'.'.join(sections)}`" if sections else "The run"
+            lines += ["", f"## {title}", "", "| setting | default | meaning |", "| --- | --- | --- |"]
+        before = sections
+        default = reduce(operator.getitem, sections, tree).get(field)
+        shown = yaml.safe_dump(default, default_flow_style=True, allow_unicode=True, width=1000)
+        shown = shown.removesuffix("\n").removesuffix("\n...").replace("|", "\\|")
+        cell = "none" if default is None else f"`{shown}`"
+        explained = " ".join(meaning.split()).replace("|", "\\|")
+        lines.append(f"| `{'.'.join(parts)}` | {cell} | {explained} |")
+    return "\n".join(lines) + "\n"
+
+
 ERRORS = re.compile(r"(<!-- errors: tools/pages.py -->\n).*?(<!-- end -->)", flags=re.S)
 
 
@@ -306,6 +332,7 @@ def architecture_page() -> str:
 
 PAGES = {
     "recipe.default.yaml": default_recipe,
+    "docs/settings.md": settings_page,
     "docs/errors.md": errors_page,
     "docs/families.md": families_page,
     "docs/architecture.md": architecture_page,
