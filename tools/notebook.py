@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebook"
-PAGES = ("quality", "database", "search", "training", "experts", "looking-back", "speed")
+PAGES = ("quality", "database", "search", "training", "experts", "looking-back", "speed", "reading")
 HEAD = """# Lab notebook
 
 Experiments, their results, and the decisions taken. Negative results are kept.
