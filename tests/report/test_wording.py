@@ -1,7 +1,9 @@
 """Figures and model card: the same words everywhere, and safe for any name."""
 
 import ast
+import json
 import math
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
@@ -149,9 +151,27 @@ def test_card_keeps_paths_and_markup_out():
 
 
 @pytest.mark.parametrize("prompt", ["plain", "with \"both\" 'quotes'", "back\\slash\nand newline", "naïve 🙂", NASTY])
-def test_loading_code_is_python(prompt):
-    summary = searched()
+@pytest.mark.parametrize("chat", [False, True])
+def test_loading_code_is_python(prompt, chat):
+    summary = searched() | {"chat": chat}
     summary["prompts"] = [prompt]
     code = loading_code(made(summary))
     strings = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
     assert prompt in strings
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_loading_code_asks_as_the_model_expects(chat, tiny_llama, tmp_path, capsys):
+    """A chat model's card gave the question without its chat template."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    if chat:
+        (folder / "chat_template.jinja").write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+    summary = searched() | {"chat": chat, "prompts": ["the river"]}
+    code = loading_code(made(summary))
+    given = json.dumps(made(summary).export.folder)
+    assert given in code
+    exec(code.replace(given, repr(str(folder))), names := {})
+    text = names["tokenizer"].decode(names["inputs"]["input_ids"][0], skip_special_tokens=True)
+    assert ("[user]" in text) == chat
+    assert "river" in text
+    assert capsys.readouterr().out

@@ -24,6 +24,17 @@ def loading_code(summary: Summary) -> str:
         (", trust_remote_code=True", ", trust_remote_code=False") if summary.export.custom_code else ("", "")
     )
     auto = "AutoModelForImageTextToText" if summary.export.whole else "AutoModelForCausalLM"
+    quoted = json.dumps(prompt, ensure_ascii=False)
+    if summary.chat:
+        asked = [
+            f'messages = [{{"role": "user", "content": {quoted}}}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+        ]
+        shown = 'tokens[0, inputs["input_ids"].shape[1] :]'
+    else:
+        asked, shown = [f'inputs = tokenizer({quoted}, return_tensors="pt")'], "tokens[0]"
     return "\n".join(
         [
             f"from transformers import {auto}, AutoTokenizer",
@@ -31,9 +42,9 @@ def loading_code(summary: Summary) -> str:
             f"folder = {json.dumps(summary.export.folder)}",
             f"tokenizer = AutoTokenizer.from_pretrained(folder{plain})",
             f'model = {auto}.from_pretrained(folder, dtype="auto"{remote})',
-            f'inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt")',
+            *asked,
             "tokens = model.generate(**inputs, max_new_tokens=32, do_sample=False)",
-            "print(tokenizer.decode(tokens[0], skip_special_tokens=True))",
+            f"print(tokenizer.decode({shown}, skip_special_tokens=True))",
         ]
     )
 
