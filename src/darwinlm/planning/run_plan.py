@@ -38,7 +38,7 @@ OF_PEAK = (0.02, 0.5)
 """Shares of a card's peak between which a run is likely to work."""
 REMEDIES = {
     "activations": "lower compute.batch_tokens",
-    "weights in float32": "give the model's original folder or hub id",
+    "a tensor in float32": "give the model's original folder or hub id",
     "candidates": "train no candidates in the search (training_tokens of search.rounds), or choose a smaller budget",
     "keys and values": "give text of your own with --text",
     "whole models": "give text of your own with --text, and train no candidates in the search",

@@ -30,7 +30,7 @@ READ = [
     "linear, llama", "linear, gemma3's full layers", "longrope, llama", "longrope, phi3",
     "longrope, phi3 of which half a head turns", "dynamic",
 ]  # fmt: skip
-"""Those of our exports that transformers reads."""
+"""Those of our exports whose configuration transformers reads."""
 IDS = torch.randint(3, 300, (1, 96), generator=torch.Generator().manual_seed(0))
 
 
@@ -167,10 +167,10 @@ def test_a_head_that_is_the_embedding_is_read_once(tmp_path, twice, embedding, h
     ]
     described = describe_model(str(file))
     assert described.config.tie_word_embeddings
-    stored = sum(weight.numel() for weight in described.outline.parameters()) + exact.numel()
+    largest = max(weight.numel() for weight in described.outline.parameters())
     sizes = RunSizes(described, load_recipe(None, ("units.mlp_multiple=8",), {"model": str(file)}))
     planned = {row.step: row.cost.memory for row in plan_here(STEPS, sizes, torch.device("cpu"), 1.0).rows}
-    assert planned["model"]["weights in float32"] == CONVERTED * stored, "the file holds it twice"
+    assert planned["model"]["a tensor in float32"] == CONVERTED * largest
     assert "model" not in [row.step for row in plan_card(STEPS, sizes, "h100").rows], "it is converted in main memory"
     loaded = model.load(torch.float32)
     assert model.config.tie_word_embeddings

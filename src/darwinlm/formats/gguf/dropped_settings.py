@@ -15,9 +15,8 @@ import torch
 from darwinlm.formats.gguf.file_writer import write_keys
 from darwinlm.formats.gguf.header import GgufHeader
 from darwinlm.formats.gguf.quirks import quirks
-from darwinlm.formats.gguf.rope import UnsupportedError, magnitude, rope_tensors
-from darwinlm.formats.gguf.stock_layout import choose_layout
-from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.formats.gguf.rope import magnitude, rope_tensors
+from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.families.family import family_of
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.errors import CheckpointError
@@ -93,23 +92,18 @@ def _rope(rope: JsonObject, config: PreTrainedConfig, header: GgufHeader) -> Jso
     return settings | {"rope_type": "linear", "factor": factor} if kind == "linear" and factor != 1 else settings
 
 
-def check_keys(path: Path, header: GgufHeader, checkpoint: Checkpoint) -> None:
+def check_keys(path: Path, header: GgufHeader, reshaper: Reshaper, layout: Layout) -> None:
     """Check that a model read from a file would be written with the same keys and factors of its rotary embedding.
 
     Raises CheckpointError, which names the first key that was read otherwise or not at all.
     """
     import gguf
 
-    reshaper = Reshaper(checkpoint)
-    try:
-        layout = choose_layout(reshaper, 1)
-    except UnsupportedError as error:
-        raise CheckpointError(f"{path}: as transformers reads it, {error.reason}: {OTHERWISE}") from error
     writer = gguf.GGUFWriter(None, layout.architecture.name)
     write_keys(writer, reshaper, layout, 0)
     written = {name: value.value for part in writer.kv_data for name, value in part.items()}
     expected = {name.removeprefix(f"{layout.architecture.name}."): value for name, value in written.items()}
-    if (window := getattr(checkpoint.config, "sliding_window", None)) is not None:
+    if (window := getattr(reshaper.checkpoint.config, "sliding_window", None)) is not None:
         expected["attention.sliding_window"] = window
     for name, value in header.sizes().items():
         if name not in FREE and not _same(value, expected.get(name, USUAL.get(name))):

@@ -49,7 +49,7 @@ class Gguf(Format):
         return Checkpoint.open(dequantise(path, work, say), source)
 
     def memory_to_read(self, path: Path) -> float:
-        """Bytes that transformers takes for the weights in float32."""
+        """Bytes that the largest tensor takes in float32."""
         return conversion_bytes(path)
 
     def write(

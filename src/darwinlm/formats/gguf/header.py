@@ -10,7 +10,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from darwinlm.model.families.config import check_config
@@ -79,7 +78,8 @@ class GgufHeader:
         counts: Length of every array by name.
         tensors: Shape of every tensor, rows first, by name.
         types: Element type of every tensor by name.
-        stored: Its tensors, with views of their bytes, as `gguf.GGUFReader` gives them.
+        stored: Its tensors, as `gguf.GGUFReader` gives them.
+        path: The file.
     """
 
     keys: JsonObject = field(default_factory=dict)
@@ -87,13 +87,27 @@ class GgufHeader:
     tensors: dict[str, tuple[int, ...]] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
     stored: dict[str, ReaderTensor] = field(default_factory=dict, repr=False)
+    path: Path = Path()
 
     def numbers(self, name: str, rows: slice = slice(None)) -> Tensor:
-        """A tensor, or some of its rows, in float32."""
-        from gguf.quants import dequantize
+        """A tensor, or some of its rows, in float32.
 
-        stored = self.stored[name]
-        return torch.from_numpy(dequantize(stored.data[rows], stored.tensor_type).copy()).float()
+        Raises CheckpointError if the file has gone, or has a type whose numbers the package `gguf` can't compute.
+        """
+        from darwinlm.formats.gguf.numbers import read_numbers
+
+        try:
+            return read_numbers(self.path, self.stored[name], self.tensors[name], rows)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} can't be read any more ({shorten(first_line(error))}): bring back its disk or folder, "
+                "then rerun the same command"
+            ) from error
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"{self.path}: the tensor {shorten(name)} is of the type {self.types[name]}, which can't be read: use "
+                "a file of another type"
+            ) from error
 
     @property
     def architecture(self) -> str:
@@ -131,7 +145,7 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
     import_extra("gguf", "gguf", f"reading {path.name}")
     from darwinlm.formats.gguf.reader import CheckedReader
 
-    header = GgufHeader()
+    header = GgufHeader(path=path)
     try:
         reader = CheckedReader(path)
         for name, entry in reader.fields.items():

@@ -1,31 +1,36 @@
-"""From a GGUF file to a checkpoint: transformers dequantises it, and its result is checked against the header."""
+"""From a GGUF file to a checkpoint, tensor by tensor; configuration and tokenizer are read by transformers."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib import import_module
+from dataclasses import replace
 from math import prod
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from darwinlm.formats.gguf.dropped_settings import check_keys, complete
+from darwinlm.formats.gguf.dropped_settings import OTHERWISE, check_keys, complete
+from darwinlm.formats.gguf.file_tensors import EMBEDDING, HEAD, FileTensors
 from darwinlm.formats.gguf.header import GgufHeader, read_header, rounding_error
+from darwinlm.formats.gguf.rope import UnsupportedError
+from darwinlm.formats.gguf.stock_layout import choose_layout
 from darwinlm.formats.gguf.tokenizer_keys import split_as_named, unused_token
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import family_of
-from darwinlm.model.families.loading import load_model, load_tokenizer, without_bars
+from darwinlm.model.families.loading import check_finite, load_tokenizer, without_warnings
 from darwinlm.model.families.origin import write_gguf_origin
+from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.layer_sizes import block_sizes
+from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.artifact import StageFolder, code_version, file_digest, read_json, write_json
 from darwinlm.runtime.errors import (
     CheckpointError,
@@ -36,9 +41,11 @@ from darwinlm.runtime.errors import (
     storage_error,
 )
 from darwinlm.runtime.limits import shorten
+from darwinlm.runtime.tensor_stream import write_float32
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from gguf import GGUFValueType
+    from transformers import PreTrainedConfig
 
 BYTE_LEVEL = "gpt2"
 """A GGUF file's name for byte-level BPE."""
@@ -47,16 +54,17 @@ ELSEWHERE = (
     "Give the model's original folder or hub id; chat and evaluate take the file as it is, in llama.cpp "
     "(pip install 'darwinlm[gguf]')"
 )
-"""What to do with a file that transformers can't read."""
+"""What to do with a file that can't be read."""
 
 ROWS = 1024
 """Rows that are compared or copied at once."""
-CONVERTED = 5.0
-"""Bytes of main memory for each weight of a file at the peak of its conversion by transformers, in float32. Measured on
-a file of 630M weights on 2026-11-30."""
-EMBEDDING, HEAD = "token_embd.weight", "output.weight"
-VERSION = 7
+CONVERTED = 12.0
+"""Bytes of main memory for each weight of the largest tensor of a file at the peak of its conversion: in float32, once
+as it is read, and twice while it is rearranged."""
+VERSION = 8
 """Raised when the same file is converted to another model."""
+WRITTEN_ANYWAY = ("general.architecture", "general.alignment", "tokenizer.ggml.tokens")
+"""Keys that a writer sets itself."""
 GGUF_DTYPE = "bfloat16"
 """Type in which models of GGUF files are saved; the files don't record the original one."""
 
@@ -64,78 +72,102 @@ GGUF_DTYPE = "bfloat16"
 def describe_gguf(path: Path) -> Checkpoint:
     """The configuration in a file's header, without weights. Raises CheckpointError."""
     header = read_header(path)
-    with _alone(path) as file:
-        config = _config(header, file)
+    config = _config(header)
     config.dtype = GGUF_DTYPE
     return Checkpoint(path.parent, config, family_of(config), str(path))
 
 
 def conversion_bytes(path: Path) -> float:
     """Bytes of main memory that the conversion of a file takes, from its header. Raises CheckpointError."""
-    return CONVERTED * sum(map(prod, read_header(path).weights().values()))
+    return CONVERTED * max(map(prod, read_header(path).weights().values()))
 
 
-def _config(header: GgufHeader, file: Path) -> PreTrainedConfig:
+def _config(header: GgufHeader) -> PreTrainedConfig:
+    """The configuration that transformers reads from a header, with what it leaves out. Raises CheckpointError."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(file.parent, gguf_file=str(file), trust_remote_code=False)
-    complete(config, header)
-    config.tie_word_embeddings = config.tie_word_embeddings or _is_tied(header)
+    with _readable(header.path), _outline(header) as file, without_warnings():
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=str(file), trust_remote_code=False)
+        config.vocab_size = header.tensors[EMBEDDING][0]
+        complete(config, header)
+        config.tie_word_embeddings = config.tie_word_embeddings or _is_tied(header)
     return config
 
 
 def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda message: None) -> Path:
-    """Convert a GGUF file to a folder of float32 safetensors, once; `say` hears what a user should know of it."""
+    """Convert a GGUF file to a folder of float32 safetensors, once; `say` hears what a user should know of it.
+
+    Memory holds one tensor at a time. Raises CheckpointError, FamilyError, MissingExtraError, StorageError.
+    """
     for package in ("gguf", "accelerate"):  # transformers needs both, and reports it late
         import_extra(package, "gguf", f"reading {path.name}")
     header = read_header(path)
     stage = StageFolder(work, {"gguf": file_digest(path), **code_version(VERSION)})
     if stage.is_complete():
         return work
-    with _alone(path) as file:
+    with _readable(path), _alone(path) as file:
         tokenizer = _tokenizer(header, file, load_tokenizer)
-        config = _config(header, file)
-        tied, config.tie_word_embeddings = config.tie_word_embeddings, HEAD not in header.tensors
-        quantised = load_model(str(file.parent), torch.float32, gguf_file=str(file), config=config)
-    _check_all_read(path, header, quantised)
-    tree = {name: value for name, value in quantised.config.to_dict().items() if name != "quantization_config"}
-    config = type(quantised.config).from_dict(tree | {"tie_word_embeddings": tied})
-    if stage.begin():  # by a process that was killed, of which safetensors leaves a file
+    tensors = _tensors(header, _config(header))
+    tensors.check()
+    check_keys(path, header, tensors.reshaper, tensors.layout)
+    if stage.begin():  # by a process that was killed, of which a file may be left
         stage.discard()
         stage.begin()
     try:
-        # transformers refuses to save a model loaded from GGUF, so its weights move to a new one.
-        with torch.device("meta"):
-            plain = type(quantised)(config)
-        plain.load_state_dict(quantised.state_dict(), assign=True)
-        del quantised
-        plain.tie_weights()
-        if tied and HEAD in header.tensors:
-            say(_take_one(header, plain))
-        with without_bars():
-            plain.save_pretrained(work)
+        if HEAD in header.tensors and tensors.tied:
+            say(_one_matrix(header, tensors.embedding))
+        _write(tensors, work)
         tokenizer.save_pretrained(work)
-        config = read_json(work / "config.json")
-        write_json(work / "config.json", config | {"dtype": GGUF_DTYPE})
         write_gguf_origin(work, header.keys)
-        check_keys(path, header, Checkpoint.open(work))
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(work, ignore_errors=True)
         raise storage_error(work, error) from error
-    except CheckpointError:
+    except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
     stage.finish()
     return work
 
 
-def _take_one(header: GgufHeader, model: PreTrainedModel) -> str:
-    """Give a tied model the more precise one of a file's embedding and head; returns what was done, for the user."""
-    better, worse = sorted((EMBEDDING, HEAD), key=lambda name: rounding_error(header.types[name]))
-    weight = model.get_input_embeddings().weight.data
-    for start in range(0, len(weight), ROWS):
-        rows = slice(start, start + ROWS)
-        weight[rows].copy_(header.numbers(better, rows))
+def _tensors(header: GgufHeader, config: PreTrainedConfig) -> FileTensors:
+    """The tensors of a model with this configuration in a file. Raises CheckpointError."""
+    checkpoint = Checkpoint(header.path.parent, config, family_of(config), str(header.path))
+    shapes = module_shapes(checkpoint)
+    reshaper = Reshaper(checkpoint, block_sizes(checkpoint.n_blocks, {shape.place: shape.sizes for shape in shapes}))
+    try:
+        layout = choose_layout(reshaper, 1)
+    except UnsupportedError as error:
+        raise CheckpointError(f"{header.path}: as transformers reads it, {error.reason}: {OTHERWISE}") from error
+    stock = checkpoint.family.gguf
+    if stock is not None and stock.name == header.architecture:  # whatever else could hold such sizes
+        layout = replace(layout, architecture=stock, folded={})
+    embedding = EMBEDDING
+    if checkpoint.tied and HEAD in header.tensors:
+        embedding = min((EMBEDDING, HEAD), key=lambda name: rounding_error(header.types[name]))
+    return FileTensors(header, reshaper, layout, embedding)
+
+
+def _write(tensors: FileTensors, work: Path) -> None:
+    """Write configuration, generation settings and weights as transformers does."""
+    checkpoint = tensors.reshaper.checkpoint
+    model = checkpoint.skeleton(torch.float32)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(work)
+    write_json(work / "config.json", read_json(work / "config.json") | {"dtype": GGUF_DTYPE})
+    if model.can_generate():
+        model.generation_config.save_pretrained(work)
+
+    def parts(name: str) -> Iterator[torch.Tensor]:
+        for part in tensors.parts(name):
+            check_finite({name: part}, tensors.header.path)
+            yield part
+
+    write_float32(work / "model.safetensors", tensors.shapes, parts)
+
+
+def _one_matrix(header: GgufHeader, better: str) -> str:
+    """What a user should know of a tied model whose file holds both its embedding and its head."""
+    worse = HEAD if better == EMBEDDING else EMBEDDING
     return (
         f"the file holds one matrix as embedding and as head: the model shares that of {header.types[better]}, not "
         f"{header.types[worse]}"
@@ -144,7 +176,7 @@ def _take_one(header: GgufHeader, model: PreTrainedModel) -> str:
 
 def tokenizer_in(path: Path, header: GgufHeader) -> PreTrainedTokenizerFast:
     """The tokenizer in a file, for transformers, whatever the architecture. Raises CheckpointError."""
-    with _alone(path) as file:
+    with _readable(path), _alone(path) as file:
         tokenizer = _tokenizer(header, file, PreTrainedTokenizerFast.from_pretrained)
     tree = json.loads(tokenizer.backend_tokenizer.to_str())  # with tokens that transformers adds to the file's
     words, count = tree["model"]["vocab"], header.counts["tokenizer.ggml.tokens"]
@@ -164,38 +196,60 @@ def _tokenizer(header: GgufHeader, file: Path, load: Callable[..., PreTrainedTok
 
 @contextmanager
 def _alone(path: Path) -> Iterator[Path]:
-    """A link to a file in a folder of its own, because transformers prefers other files in its folder to its contents.
-
-    Errors are reported as errors of the file.
-    """
-    with tempfile.TemporaryDirectory(prefix="darwinlm-gguf-") as folder, _parsed_once(import_module("gguf")):
+    """A link to a file in a folder of its own: transformers prefers other files in its folder to its contents."""
+    with tempfile.TemporaryDirectory(prefix="darwinlm-gguf-") as folder:
         file = Path(folder, path.name)
         file.symlink_to(path.absolute())
-        try:
-            yield file
-        except (FamilyError, MissingExtraError):
-            raise
-        except Exception as error:
-            reason = shorten(first_line(error).replace(folder, str(path.parent)), 300)
-            raise CheckpointError(f"can't read the GGUF file {path}: {reason}. {ELSEWHERE}") from error
+        yield file
 
 
 @contextmanager
-def _parsed_once(gguf: ModuleType) -> Iterator[None]:
-    """Let transformers parse a file once, and list the names of tensors once.
+def _outline(header: GgufHeader) -> Iterator[Path]:
+    """A small file with a header's keys and the names of its tensors, from which transformers reads a configuration.
 
-    Otherwise it parses a file three times, which takes two seconds every time, and lists the names again for every
-    module. It takes both functions from the package `gguf` whenever it needs them, so they are replaced in that package
-    by ones that remember their result.
+    Parsing the tokenizer of the whole file would take it seconds.
     """
-    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    from gguf import GGUFWriter
+
+    with tempfile.TemporaryDirectory(prefix="darwinlm-gguf-") as folder:
+        file = Path(folder, header.path.name)
+        writer = GGUFWriter(file, header.architecture)
+        for name, value in header.keys.items():
+            if name not in WRITTEN_ANYWAY and value != []:
+                writer.add_key_value(name, value, *_value_types(value))
+        writer.add_array("tokenizer.ggml.tokens", [""])  # whose number is set afterwards
+        for name in header.tensors:
+            writer.add_tensor(name, np.zeros(1, dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        yield file
+
+
+def _value_types(value: object) -> list[GGUFValueType]:
+    """The type of a key's value; of a list also that of its entries."""
+    from gguf import GGUFValueType
+
+    if isinstance(value, list):
+        return [GGUFValueType.ARRAY, *_value_types(value[0])]
+    if isinstance(value, bool):
+        return [GGUFValueType.BOOL]
+    if isinstance(value, int):
+        return [GGUFValueType.INT64 if value < 0 else GGUFValueType.UINT64]
+    return [GGUFValueType.FLOAT64 if isinstance(value, float) else GGUFValueType.STRING]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Report errors of transformers as errors of the file."""
     try:
-        for name, function in plain.items():
-            setattr(gguf, name, cache(function))
         yield
-    finally:
-        for name, function in plain.items():
-            setattr(gguf, name, function)
+    except (CheckpointError, FamilyError, MissingExtraError):
+        raise
+    except Exception as error:
+        reason = re.sub(r"/\S*darwinlm-gguf-[^/\s]*", str(path.parent), first_line(error))
+        raise CheckpointError(f"can't read the GGUF file {path}: {shorten(reason, 300)}. {ELSEWHERE}") from error
 
 
 def _is_tied(header: GgufHeader) -> bool:
@@ -208,17 +262,3 @@ def _is_tied(header: GgufHeader) -> bool:
         if not bool(((embedding - head).norm(dim=1) <= tolerance * head.norm(dim=1)).all()):
             return False
     return True
-
-
-def _check_all_read(path: Path, header: GgufHeader, model: PreTrainedModel) -> None:
-    """Check that the model has every weight of the file, since transformers silently ignores unknown names.
-
-    Raises CheckpointError if the file holds more or fewer numbers than the model.
-    """
-    stored = sum(map(prod, header.weights().values()))
-    loaded = sum(parameter.numel() for parameter in model.parameters())
-    if stored != loaded:
-        raise CheckpointError(
-            f"{path} holds {stored:,} weights, but transformers reads {loaded:,} of a {model.config.model_type} model: "
-            "some tensors have names that aren't known. Give the model's original folder or hub id"
-        )

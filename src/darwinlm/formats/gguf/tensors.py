@@ -6,33 +6,21 @@ Letters: m residual width, h columns of a head.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from darwinlm.formats.gguf.places import FUSED, group_of, groups_of, place_in_block, place_of
 from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.formats.gguf.rope import rope_tensors
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.families.expert_tensors import by_rows, row_axis
-from darwinlm.model.families.family import Family
-from darwinlm.model.families.parts import Attention, Mlp
 from darwinlm.model.families.shapes import row_segments
-from darwinlm.model.families.stored_parts import stored_name
 from darwinlm.model.layer_sizes import BlockSizes
 from darwinlm.model.surgery.padding import Tensors, split_rows
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.errors import ExportError
-
-if TYPE_CHECKING:
-    from gguf import TensorNameMap
-
-PARTS = ("attn_q", "attn_k", "attn_v")
-MLP_PARTS = ("ffn_gate", "ffn_up")
-FUSED = {"attn_qkv": PARTS, "ffn_up": MLP_PARTS}
-SUFFIXES = (".weight", ".bias", ".scale")
 
 
 def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tensor:
@@ -66,39 +54,6 @@ def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tens
             yield f"blk.{number}.{name}", tensor.contiguous()
 
 
-@cache
-def _names(architecture: str) -> TensorNameMap:
-    """The table of the package `gguf` from names in checkpoints to those in files, for a single block."""
-    from gguf.constants import MODEL_ARCH_NAMES
-    from gguf.tensor_mapping import get_tensor_name_map
-
-    return get_tensor_name_map(next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture), 1)
-
-
-def place_of(name: str, family: Family, layout: Layout) -> str | None:
-    """Name in the file of a tensor by its name in the model, in block 0 if it is in one; None without a place."""
-    table = _names(layout.architecture.name)
-    names = (_spelled(spelling, layout) for spelling in (name, stored_name(family, name)))
-    place = next(filter(None, (table.get_name(spelling, SUFFIXES) for spelling in names)), None)
-    if place is None:
-        return None
-    inside = str(place).removeprefix("blk.0.")
-    return inside if inside.endswith(SUFFIXES) or inside in layout.architecture.bare else f"{inside}.weight"
-
-
-def exact_tensors(family: Family, layout: Layout) -> frozenset[str]:
-    """Names in a file, without `blk.N.`, of tensors that are written in float32 (`Architecture.float32`)."""
-    owners = (f"{family.layers}.0", "model")
-    names = (f"{owner}.{leaf}" for leaf in layout.architecture.float32 for owner in owners)
-    return frozenset(filter(None, (place_of(name, family, layout) for name in names)))
-
-
-def _spelled(name: str, layout: Layout) -> str:
-    for end, spelled in layout.architecture.spelled.items():
-        name = name.removesuffix(end) + spelled if name.endswith(f".{end}") else name
-    return f"{name.removesuffix('_bias')}.bias" if name.endswith("_bias") else name
-
-
 def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
     config = reshaper.checkpoint.config
     tied = bool(getattr(config, "tie_word_embeddings", False))
@@ -122,7 +77,7 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
     """One block's tensors under the names that follow `blk.N.`."""
     tensors: Tensors = {}
     for name, split, raw in _separate(reshaper, layout, target):
-        place = split or place_of(f"{reshaper.family.layers}.0.{name}", reshaper.family, layout)
+        place = split or place_in_block(name, reshaper.family, layout)
         if place is None:
             raise _no_place(f"{reshaper.checkpoint.block_prefix(target.block)}{name}", layout)
         tensors[place] = _arrange(raw.float(), place, reshaper, layout, target)
@@ -134,21 +89,7 @@ def block_tensors(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Ten
 
 def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterator[tuple[str, str | None, Tensor]]:
     """A block's tensors by name, with Q, K, V, gate and up split; these and MLP outputs have their name in the file."""
-    attention, mlp, experts = reshaper.family.attention, reshaper.family.mlp, reshaper.family.mlp.experts
-    inputs = [f"{attention.name}.{name}" for name in (*attention.query, *attention.key_value)]
-    groups: list[tuple[str, Attention | Mlp, list[str], Sequence[str]]] = [
-        (attention.name, attention, inputs, PARTS[: len(inputs)])
-    ]
-    inputs = [f"{mlp.name}.{name}" for name in (*mlp.inputs, mlp.output)]
-    groups.append((mlp.name, mlp, inputs, (*MLP_PARTS[-len(mlp.inputs) :], "ffn_down")))
-    if experts is not None and "ffn_gate_up_exps" not in layout.architecture.fused:
-        holder = f"{mlp.prefix}{experts.name}"
-        inputs = [f"{holder}.{name}" for name in experts.inputs]
-        groups.append((holder, mlp, inputs, [f"{part}_exps" for part in MLP_PARTS]))
-
-    def last(name: str) -> int:
-        return max((i for i, (holder, *_) in enumerate(groups) if name.startswith(f"{holder}.")), default=-1)
-
+    mlp, groups = reshaper.family.mlp, groups_of(reshaper.family, layout)
     stored = dict(reshaper.block(target))
     for name in [name for name in stored if name in layout.architecture.tensors]:
         result: Tensor | Tensors = stored[name].float()
@@ -159,16 +100,14 @@ def _separate(reshaper: Reshaper, layout: Layout, target: BlockSizes) -> Iterato
         else:
             del stored[name]
             stored |= result
-    for name in sorted(stored, key=last):
+    for name in sorted(stored, key=lambda name: group_of(name, groups)):
         tensor = by_rows(mlp, name.removeprefix(mlp.prefix), stored[name])
-        if last(name) < 0:
+        number = group_of(name, groups)
+        if number < 0:
             yield name, None, tensor
             continue
-        _, part, inputs, places = groups[last(name)]
-        inside = name.removeprefix(part.prefix)
-        leaf = "bias" if name.endswith("bias") else "weight"
-        owner = name.removesuffix(f".{leaf}").removesuffix("_bias")
-        names = [f"{place}.{leaf}" for projection, place in zip(inputs, places, strict=True) if projection == owner]
+        part = groups[number].part
+        inside, names = name.removeprefix(part.prefix), groups[number].places_of(name)
         axis, segments = row_axis(part, inside), row_segments(part, inside)
         rows = split_rows(tensor, segments, target.rows, axis)
         pieces = rows or (tensor.chunk(len(names)) if names else [tensor])
@@ -191,15 +130,23 @@ def _arrange(tensor: Tensor, place: str, reshaper: Reshaper, layout: Layout, tar
 
 def _order_for_rotation(tensor: Tensor, heads: int, reshaper: Reshaper, layout: Layout) -> Tensor:
     """Queries or keys for the rotary embedding of the architecture."""
-    rope = layout.rope
     if layout.architecture.permuted and not reshaper.family.attention.neighbours:
-        tensor = permute_rows(tensor, heads, rope.turned)
-    if layout.architecture.whole_heads and rope.turned < rope.columns:
-        # llama.cpp multiplies all columns by the rotation's factor, transformers only rotated ones.
-        gains = torch.ones(rope.columns)
-        gains[rope.turned :] /= rope.attention
-        tensor = tensor * gains.repeat(heads).reshape(-1, *[1] * (tensor.ndim - 1))
-    return tensor
+        tensor = permute_rows(tensor, heads, layout.rope.turned)
+    gains = rotation_gains(layout, heads)
+    return tensor if gains is None else tensor * gains.reshape(-1, *[1] * (tensor.ndim - 1))
+
+
+def rotation_gains(layout: Layout, heads: int) -> Tensor | None:
+    """Factors [heads · h] on rows of queries or keys, if only a part of each head is rotated; None without any.
+
+    llama.cpp multiplies all columns by the rotation's factor, transformers only rotated ones.
+    """
+    rope = layout.rope
+    if not layout.architecture.whole_heads or rope.turned == rope.columns:
+        return None
+    gains = torch.ones(rope.columns)
+    gains[rope.turned :] /= rope.attention
+    return gains.repeat(heads)
 
 
 def _pad_with_zeros(tensor: Tensor, size: int, axis: int) -> Tensor:

@@ -124,7 +124,7 @@ class Checkpoint:
         shapes, model = self.shapes(), self.outline
         for name, tensor in model.state_dict().items():
             if name not in shapes:
-                if name in self._tied:
+                if name in self.tied:
                     continue
                 raise CheckpointError(
                     f"{self.folder} lacks the tensor {name}, which its config.json requires: fetch the model again"
@@ -135,7 +135,7 @@ class Checkpoint:
                     f"{_sizes(tuple(tensor.shape))}: fetch the model again"
                 )
         for name in sorted(self.tensors.keys() - model.state_dict().keys()):  # which would be ignored silently
-            if name not in self._tied and not is_buffer(name) and not matches(name, self._ignored):
+            if name not in self.tied and not is_buffer(name) and not matches(name, self._ignored):
                 raise CheckpointError(
                     f"{self.folder} holds the tensor {shorten(name)}, which a {self.family.model_type} model with its "
                     "config.json does not have: fetch the model again"
@@ -144,7 +144,7 @@ class Checkpoint:
 
     def _check_tied(self) -> None:
         """Refuse a head that should be the embedding and isn't: transformers uses both, but saves only one."""
-        for name, original in self._tied.items():
+        for name, original in self.tied.items():
             if {name, original} <= self.tensors.keys():
                 tensor, tied_to = self.read(name)[""], self.read(original)[""]
                 if tensor.shape != tied_to.shape or not torch.equal(tensor, tied_to):
@@ -154,7 +154,7 @@ class Checkpoint:
                     )
 
     @property
-    def _tied(self) -> dict[str, str]:
+    def tied(self) -> dict[str, str]:
         """Tensors that are another one, by name, if the configuration ties them."""
         tied = getattr(self.config, "tie_word_embeddings", False)
         return (getattr(self.outline, "_tied_weights_keys", None) or {}) if tied else {}

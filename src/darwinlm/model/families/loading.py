@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from darwinlm.model.families.files import is_outside
@@ -26,7 +26,7 @@ from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, read_bytes, shorten
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 TOKENS = 1 << 22
 """Largest allowed token id."""
@@ -85,22 +85,15 @@ def without_bars() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def load_model(folder: str, dtype: torch.dtype, *, gguf_file: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """A causal language model with all weights of a GGUF file in a folder, dequantised. Raises CheckpointError."""
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence what transformers says about settings, where it will say so again."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        with without_bars():
-            loaded, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                trust_remote_code=False,
-                output_loading_info=True,
-                gguf_file=gguf_file,
-                config=config,
-            )
-    except UNUSABLE as error:
-        raise CheckpointError(f"can't load the weights in {folder}: {first_line(error)}") from error
-    check_loaded(loaded, report, folder)
-    return loaded
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def check_loaded(loaded: torch.nn.Module, report: LoadingReport, model: Path | str) -> None:

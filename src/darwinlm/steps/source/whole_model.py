@@ -46,7 +46,7 @@ def open_model(context: Context, model: str | None) -> Checkpoint:
 def conversion_cost(load: Workload) -> Cost | None:
     """Memory of the conversion of a GGUF file; None for other models."""
     memory = memory_to_read(load.sizes.checkpoint.source) if load.on_cpu else 0.0
-    return Cost(0, {"weights in float32": memory}) if memory else None
+    return Cost(0, {"a tensor in float32": memory}) if memory else None
 
 
 def load_whole(task: Task, checkpoint: Checkpoint) -> PreTrainedModel:

@@ -11,16 +11,48 @@ blocks in the file are reached through a `Reshaper` and a `Layout`.
 | `rope` | `Rope` as the configuration has it, configuration | the `Rope` that the file describes |
 | `context` | `Rope`, context of the file in tokens | a shorter context and the reason, for the user; None keeps it |
 | `read` | configuration as transformers reads it from a file, `GgufHeader` | None: the configuration is changed |
+
+A function of `tensors` or `arranged` has an inverse in the same file, whose name begins with `undo_`:
+
+| field | arguments | result |
+| --- | --- | --- |
+| `tensors` | what the function returned, `FromFile` | the tensor of the model |
+| `arranged` | a tensor of the file, `Reshaper`, `Layout` | the tensor with the model's values |
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from darwinlm.runtime.json_values import JsonObject
 
 Quirk: TypeAlias = Callable[..., Any]
 """A function of the table above; its field tells the arguments and the result."""
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """What the inverse of a function of `tensors` may look at.
+
+    Attributes:
+        name: Name of the tensor inside its block.
+        shape: Its shape in the model.
+        block: Number of the block in the file.
+        config: Configuration of the model.
+        keys: The keys of the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    block: int
+    config: PreTrainedConfig
+    keys: JsonObject
 
 
 def quirk(name: str) -> Quirk:
@@ -28,6 +60,12 @@ def quirk(name: str) -> Quirk:
     module, _, function_name = name.partition(".")
     function: Quirk = getattr(import_module(f"{__name__}.{module}"), function_name)
     return function
+
+
+def undoing(name: str) -> Quirk:
+    """The inverse of the function that a description names."""
+    module, _, function_name = name.partition(".")
+    return quirk(f"{module}.undo_{function_name}")
 
 
 def quirks(names: str | None) -> Iterator[Quirk]:

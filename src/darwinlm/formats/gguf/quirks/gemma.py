@@ -27,10 +27,19 @@ CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 
 def scaled(tensor: Tensor, reshaper: Reshaper, layout: Layout) -> Tensor:
     """Queries, or gains of their norm, times the ratio of llama.cpp's scale of scores to that of the configuration."""
+    return tensor * _ratio(reshaper, layout)
+
+
+def undo_scaled(tensor: Tensor, reshaper: Reshaper, layout: Layout) -> Tensor:
+    """Without this ratio."""
+    return tensor / _ratio(reshaper, layout)
+
+
+def _ratio(reshaper: Reshaper, layout: Layout) -> float:
     config = reshaper.checkpoint.config
     largest = len(layout.targets) == BLOCKS_OF_27B[layout.architecture.name]
     assumed = config.hidden_size // layout.targets[0].attention.heads if largest else reshaper.columns
-    return tensor * float((assumed / config.query_pre_attn_scalar) ** 0.5)
+    return float((assumed / config.query_pre_attn_scalar) ** 0.5)
 
 
 def score_cap(reshaper: Reshaper, _: Layout) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from darwinlm.formats.gguf.quirks import FromFile
 from darwinlm.formats.gguf.rope import Rope, magnitude
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.surgery.reshape import Reshaper
@@ -21,6 +23,12 @@ def split_heads(tensor: Tensor, config: PreTrainedConfig) -> dict[str, Tensor]:
     by_head = tensor.view(config.num_attention_heads, -1, config.kv_lora_rank)
     keys, values = torch.split(by_head, [config.qk_nope_head_dim, config.v_head_dim], 1)
     return {"self_attn.k_b_proj.weight": keys.mT, "self_attn.v_b_proj.weight": values}
+
+
+def undo_split_heads(parts: Mapping[str, Tensor], _: FromFile) -> Tensor:
+    """The projection to heads from that to keys and that to values."""
+    keys, values = parts["self_attn.k_b_proj.weight"], parts["self_attn.v_b_proj.weight"]
+    return torch.cat([keys.mT, values], 1).flatten(0, 1)
 
 
 def query_rank(reshaper: Reshaper, _: Layout) -> int:

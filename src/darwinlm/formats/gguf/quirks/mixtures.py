@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from darwinlm.formats.gguf.quirks import FromFile
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.model.families.parts import Experts
 from darwinlm.model.surgery.reshape import Reshaper
@@ -27,9 +29,19 @@ def gate_and_up(tensor: Tensor, _: object) -> dict[str, Tensor]:
     return {"mlp.shared_expert.gate_proj.weight": gate, "mlp.shared_expert.up_proj.weight": up}
 
 
+def undo_gate_and_up(parts: Mapping[str, Tensor], _: object) -> Tensor:
+    """Both projections in one tensor."""
+    return torch.cat([parts[f"mlp.shared_expert.{name}_proj.weight"] for name in ("gate", "up")])
+
+
 def first_row(tensor: Tensor, _: object) -> Tensor:
     """The only row of a correction (ERNIE 4.5), or of the gate of a shared expert."""
     return tensor[0]
+
+
+def undo_first_row(tensor: Tensor, origin: FromFile) -> Tensor:
+    """The tensor with its only row; some writers keep it."""
+    return tensor.reshape(origin.shape)
 
 
 def leading_dense_blocks(_: Reshaper, layout: Layout) -> int:
