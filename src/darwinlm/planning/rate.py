@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shard_reading import Empty, in_memory
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.compute import await_device
 from darwinlm.steps.run_sizes import RunSizes
@@ -26,7 +27,10 @@ class _ConstantWeights(Checkpoint):
     def tensors(self) -> dict[str, torch.Size]:  # type: ignore[override]
         return {name: tensor.shape for name, tensor in self.outline.state_dict().items()}
 
-    def read(self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True) -> dict[str, Tensor]:
+    def read(
+        self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True, empty: Empty = in_memory
+    ) -> dict[str, Tensor]:
+        del mapped, empty  # nothing is read
         tensors = {name: torch.full(shape, 0.01) for name, shape in self.tensors.items() if name.startswith(prefix)}
         kind = dtype or torch.float32
         return {name.removeprefix(prefix): self.cast(name, tensor, kind) for name, tensor in tensors.items()}

@@ -34,6 +34,7 @@ from darwinlm.model.families.generation import generation_of, left_behind
 from darwinlm.model.families.loading import UNUSABLE, check_finite, load_tokenizer, tokenizer_digest
 from darwinlm.model.families.origin import origin_of
 from darwinlm.model.families.quantised import WeightFormat, formats_of
+from darwinlm.model.families.shard_reading import Empty, in_memory
 from darwinlm.model.families.stored import Stored, is_buffer, matches
 from darwinlm.model.families.stored_parts import Parts, tensor_parts
 from darwinlm.model.families.whole import load_whole, text_config, text_name, text_type
@@ -294,17 +295,17 @@ class Checkpoint:
         return f"{self.family.layers}.{block}."
 
     def read(
-        self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True
+        self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True, empty: Empty = in_memory
     ) -> dict[str, torch.Tensor]:
         """Read all tensors whose name in the model starts with `prefix`; it is removed from the names.
 
         Without a `dtype`, the stored one is kept; quantised weights have the configuration's. Tensors that aren't
-        `mapped` are in memory; of mapped ones, a disk that vanishes ends the process. Raises CheckpointError if a shard
-        is damaged, or has gone.
+        `mapped` are read into those that `empty` makes; of mapped ones, a disk that vanishes ends the process. Raises
+        CheckpointError if a shard is damaged, or has gone.
         """
         selected = {name: parts for name, parts in self.tensors.items() if name.startswith(prefix)}
         weights = [part for parts in selected.values() for part in parts.flat()]
-        weight = self.stored.reader(weights, self.dtype if dtype is None else dtype, "mmap" if mapped else "pread")
+        weight = self.stored.reader(weights, self.dtype if dtype is None else dtype, None if mapped else empty)
         tensors = {}
         for name, parts in selected.items():
             tensor = parts.join(weight)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from darwinlm.model.families.files import WEIGHTS, is_named
 from darwinlm.model.families.quantised import UNUSED, Packed, WeightFormat, packed_weights
+from darwinlm.model.families.shard_reading import Empty, Span, read_spans, spans
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.limits import load_json, shorten
 
@@ -107,17 +108,18 @@ class Stored:
         return shapes | {name: shape for name, (_, shape) in plain.items()}
 
     def reader(
-        self, weights: Iterable[str], dtype: torch.dtype, backend: str = "mmap"
+        self, weights: Iterable[str], dtype: torch.dtype, empty: Empty | None = None
     ) -> Callable[[str], torch.Tensor]:
         """Read some weights, and get each of them once by name; quantised ones in `dtype`, others as they are stored.
 
-        Raises CheckpointError, also later, if a shard is damaged or has gone.
+        What is stored is read into the tensors that `empty` makes; without it, the file is mapped. Raises
+        CheckpointError, also later, if a shard is damaged or has gone.
         """
         packed = self.packed
         names: list[str] = []
         for weight_name in weights:
             names += packed[weight_name].names if weight_name in packed else [weight_name]
-        stored = self._read(names, backend)
+        stored = self._read(names, empty)
 
         def weight(name: str) -> torch.Tensor:
             return packed[name].weight(stored.pop).to(dtype) if name in packed else stored.pop(name)
@@ -129,15 +131,32 @@ class Stored:
         with opened(self.folder / self.shards[name]) as stream:
             return stream.get_tensor(name).index_select(0, index)
 
-    def _read(self, names: Iterable[str], backend: str = "mmap") -> dict[str, torch.Tensor]:
+    def _read(self, names: Iterable[str], empty: Empty | None) -> dict[str, torch.Tensor]:
         by_shard: dict[str, list[str]] = {}
         for name in names:
             by_shard.setdefault(self.shards[name], []).append(name)
         stored: dict[str, torch.Tensor] = {}
         for shard, inside in by_shard.items():
-            with opened(self.folder / shard, backend) as stream:
-                stored |= {name: stream.get_tensor(name) for name in inside}
+            path = self.folder / shard
+            known = {} if empty is None else self._spans_of(shard)
+            if empty is not None:
+                with errors_of(path):
+                    stored |= read_spans(path, ((name, known[name]) for name in inside if name in known), empty)
+            if others := [name for name in inside if name not in known]:
+                with opened(path) as stream:
+                    stored |= {name: stream.get_tensor(name) for name in others}
         return stored
+
+    @cached_property
+    def _spans(self) -> dict[str, dict[str, Span]]:
+        return {}
+
+    def _spans_of(self, shard: str) -> dict[str, Span]:
+        """Where the tensors of a shard lie; its header is checked and read once."""
+        if shard not in self._spans:
+            with opened(self.folder / shard):  # which checks the header
+                self._spans[shard] = spans(self.folder / shard)
+        return self._spans[shard]
 
 
 def is_buffer(name: str) -> bool:
@@ -182,11 +201,17 @@ def shards_of(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def opened(shard: Path, backend: str = "mmap") -> Iterator[Shard]:
+def opened(shard: Path) -> Iterator[Shard]:
     """A shard to read from. Raises CheckpointError if it is damaged or has gone, also while it is read."""
+    with errors_of(shard), safe_open(shard, framework="pt") as stream:
+        yield stream
+
+
+@contextmanager
+def errors_of(shard: Path) -> Iterator[None]:
+    """Report what goes wrong while a shard is read. Raises CheckpointError."""
     try:
-        with safe_open(shard, framework="pt", backend=backend) as stream:
-            yield stream
+        yield
     except (OSError, SafetensorError) as error:
         if shard.is_file() and not os.access(shard, os.R_OK):  # the library says that it isn't there
             raise CheckpointError(f"{shard} can't be read: change its permissions") from error

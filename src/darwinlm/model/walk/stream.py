@@ -20,8 +20,9 @@ class BlockStream:
     """The residual stream of some text between two blocks, moved forward one block at a time.
 
     The text is [n, t]; `dtype` and `device` are those of the forward pass, which has `batch_tokens` tokens. Without a
-    `memory`, all of the stream is on the device. Raises StorageError if the disk has no room for a stream that doesn't
-    fit in memory.
+    `memory`, all of the stream is on the device. Blocks that are needed `again` stay where there is room. Blocks that
+    `beside`, a stream of the same checkpoint which is moved first, has loaded aren't read a second time. Raises
+    StorageError if the disk has no room for a stream that doesn't fit in memory.
     """
 
     def __init__(
@@ -33,13 +34,16 @@ class BlockStream:
         device: torch.device,
         batch_tokens: int,
         memory: HiddenMemory | None = None,
+        again: bool = False,
+        beside: BlockStream | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = device
         self.batch_sequences = max(1, batch_tokens // tokens.shape[1])
-        self.decoder = StreamedDecoder(checkpoint, tokens, dtype=dtype, device=device)
-        self.decoder.reserve(ALL)  # blocks are needed once or twice
+        lender: StreamedDecoder | None = None if beside is None else beside.decoder
+        self.decoder: StreamedDecoder = StreamedDecoder(checkpoint, tokens, dtype=dtype, device=device, lender=lender)
+        self.decoder.reserve(0 if again else ALL)
         batches = torch.split(tokens, self.batch_sequences) if len(tokens) else ()
         elements = tokens.numel() * int(checkpoint.config.hidden_size)
         self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
@@ -77,9 +81,18 @@ class BlockStream:
 
 
 def stream_of(
-    context: Context, checkpoint: Checkpoint, tokens: Tensor, memory: HiddenMemory | None = None
+    context: Context,
+    checkpoint: Checkpoint,
+    tokens: Tensor,
+    memory: HiddenMemory | None = None,
+    *,
+    again: bool = False,
+    beside: BlockStream | None = None,
 ) -> BlockStream:
-    """The residual stream of a model on tokens [n, t], before the first block, on the device of a run."""
+    """The residual stream of a model on tokens [n, t], before the first block, on the device of a run.
+
+    `again` and `beside` as in `BlockStream`.
+    """
     return BlockStream(
         checkpoint,
         tokens,
@@ -87,4 +100,6 @@ def stream_of(
         device=context.device,
         batch_tokens=context.batch_tokens,
         memory=memory,
+        again=again,
+        beside=beside,
     )

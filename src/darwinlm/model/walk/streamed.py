@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shard_reading import in_memory
 from darwinlm.model.walk.decoder import Decoder
-from darwinlm.model.walk.transfers import Arriving, Mover, pinned_like
+from darwinlm.model.walk.transfers import Arriving, Mover, pinned, pinned_like
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.runtime.memory import Bounded, all_bytes, memory_of
@@ -30,7 +31,8 @@ class StreamedDecoder(Decoder):
     """The decoder of a checkpoint on some text.
 
     `tokens` are all tokens that it will embed; other tokens would get wrong rows. `dtype` and `device` are those of the
-    forward pass. `weights` gives the weights of a block by their names in it; by default, they are the checkpoint's.
+    forward pass. `weights` gives the weights of a block by their names in it; by default, they are the checkpoint's. A
+    `lender` is a decoder of the same checkpoint that has a block loaded whenever this one loads it: it is then shared.
     Raises DeviceMemoryError if a block doesn't fit on the device.
 
     Attributes:
@@ -45,6 +47,7 @@ class StreamedDecoder(Decoder):
         dtype: torch.dtype,
         device: torch.device,
         weights: Callable[[int], dict[str, Tensor]] | None = None,
+        lender: StreamedDecoder | None = None,
     ) -> None:
         super().__init__(checkpoint.skeleton(dtype), checkpoint.family)
         self.checkpoint = checkpoint
@@ -56,7 +59,8 @@ class StreamedDecoder(Decoder):
                 f"a block of {checkpoint.source} takes {size(largest)}, but {device} has {size(total)}: use a device "
                 "with more memory, or compute.device=cpu"
             )
-        self._weights = weights or (lambda block: checkpoint.read(checkpoint.block_prefix(block), mapped=False))
+        self._lender = lender
+        self._weights = weights or self._from_checkpoint
         # Noted now, since a thread reads a block while others stand in for it.
         self._names = [frozenset(block.state_dict()) for block in self.blocks]
         self._dtype = dtype
@@ -130,6 +134,9 @@ class StreamedDecoder(Decoder):
 
         Returns the weights that were read, in the checkpoint's type; none if the block was loaded already.
         """
+        if self._lender is not None:
+            self._borrow(block, self._lender)
+            return {}
         read = {} if block in self._loaded else self._load(block)
         for later in following:
             self._fetch(later)
@@ -150,6 +157,13 @@ class StreamedDecoder(Decoder):
         self.blocks[block].load_state_dict(cast, assign=True)
         self._loaded.add(block)
         return read
+
+    def _borrow(self, block: int, lender: StreamedDecoder) -> None:
+        """Share a block's weights. Either decoder may replace some of its own afterwards."""
+        if block not in self._loaded:
+            assert block in lender._loaded, "the lender's stream is moved first"
+            self.blocks[block].load_state_dict(lender.blocks[block].state_dict(), assign=True)
+            self._loaded.add(block)
 
     def unload(self, block: int) -> None:
         """Release the weights of a block or of the head."""
@@ -179,6 +193,11 @@ class StreamedDecoder(Decoder):
                 setattr(head, leaf, nn.Parameter(shared.detach(), requires_grad=False))
         self._loaded.add(HEAD)
 
+    def _from_checkpoint(self, block: int) -> dict[str, Tensor]:
+        """A block's weights as they are stored; for a GPU, they are read into pinned memory."""
+        empty = in_memory if self._mover is None else pinned
+        return self.checkpoint.read(self.checkpoint.block_prefix(block), mapped=False, empty=empty)
+
     def _read(self, block: int) -> dict[str, Tensor]:
         names = self._names[block]  # older checkpoints contain buffers that models compute
         return {name: tensor for name, tensor in self._weights(block).items() if name in names}
@@ -191,7 +210,10 @@ class StreamedDecoder(Decoder):
     def _send(self, block: int) -> dict[str, Arriving]:
         """Read a block, and begin to copy it to the device."""
         assert self._mover is not None
-        return {name: self._mover.fetch(pinned_like(host).copy_(host)) for name, host in self._read(block).items()}
+        return {
+            name: self._mover.fetch(host if host.is_pinned() else pinned_like(host).copy_(host))
+            for name, host in self._read(block).items()
+        }
 
     def _leave(self, block: int, weights: list[Tensor]) -> None:
         """Keep a block or the head if there is room, or release it."""

@@ -5,6 +5,8 @@ All copies of one mover are ordered on a separate stream, so reads come after ea
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -46,10 +48,16 @@ class Mover:
 
 def pinned_like(tensor: Tensor) -> Tensor:
     """Pinned memory in the shape and type of a tensor. Raises DeviceMemoryError if there is no room for it."""
+    return pinned(tuple(tensor.shape), tensor.dtype)
+
+
+def pinned(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Pinned memory for a tensor. Raises DeviceMemoryError if there is no room for it."""
     try:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
     except RuntimeError as error:
+        needed = size(prod(shape) * dtype.itemsize)
         raise DeviceMemoryError(
-            f"can't pin {size(tensor.nbytes)} of main memory for copies to the GPU ({first_line(error)}): free main "
+            f"can't pin {needed} of main memory for copies to the GPU ({first_line(error)}): free main "
             "memory or raise the limit of locked memory (ulimit -l), then rerun the same command; finished work is kept"
         ) from error

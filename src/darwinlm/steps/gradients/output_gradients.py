@@ -1,9 +1,9 @@
 """Second moments of the output gradients of every module, which weight output errors by their effect on the loss.
 
 A forward pass stores the inputs of the blocks. The gradient of the dense model's loss is then propagated back block by
-block: the block's weights are read again, and its forward pass is repeated with gradients. Only one block is in memory
-at a time, besides the residual streams (on the device, in main memory or in files). Where later blocks reuse a block's
-keys and values (Gemma 4), the gradient through these isn't included.
+block: its forward pass is repeated with gradients. Blocks stay in memory where there is room; the weights of the others
+are read again, one block at a time. Residual streams are on the device, in main memory or in files. Where later blocks
+reuse a block's keys and values (Gemma 4), the gradient through these isn't included.
 
 Letters: b sequences, t tokens, m residual width, r outputs. Source: the Fisher option of the DarwinLM code; S of
 `database/order.py`.

@@ -88,7 +88,7 @@ class Gradients(Step[GradientMoments]):
         context, count = task.context, gradient_sequences(self.calibration)
         tokens = self.calibration.tokens[:count][parallel.place() :: parallel.size()]
         memory, total = HiddenMemory(task.folder), self.dense.n_blocks
-        stream = stream_of(context, self.dense, tokens, memory)
+        stream = stream_of(context, self.dense, tokens, memory, again=True)
         for block, moments in output_gradients(stream, tokens, memory):
             parallel.in_main(write_tensors, task.folder / block_file(block), moments)
             context.reporter.advance(total - block, total)

@@ -41,19 +41,23 @@ def fit_and_choose(
     large, small = (partial(stream_of, context, checkpoint) for checkpoint in (dense, stitched))
     with parallel.agree():
         fit = Streams(large(text, memory), small(text, memory))
-        held = Streams(large(held_out, memory), small(held_out, memory))
+        held = Streams(large(held_out, memory, beside=fit.dense), small(held_out, memory, beside=fit.small))
     ridges = refit(folder, fit, held, progress=context.reporter.advance)
     losses = {1.0: stream_divergence(held.dense, held.small)}
+    dense_stream = held.dense
+    del fit, held  # their memory is for the streams of the other models
     others = sorted({0.0, *STRENGTHS} - losses.keys())
-    for number, strength in enumerate(others):
-        context.reporter.advance(number, len(others))
-        with parallel.agree():
-            between = small(held_out, memory)
-            for block in between.walk():
-                weights = interpolated(folder, between.checkpoint, block, strength)
-                put_weights(between.decoder.blocks[block], weights)
-                between.run(block)
-        losses[strength] = stream_divergence(held.dense, between)
+    with parallel.agree():
+        first = small(held_out, memory)
+        between = [first, *(small(held_out, memory, beside=first) for _ in others[1:])]
+        for block, *_ in zip(*(stream.walk() for stream in between), strict=True):
+            context.reporter.advance(block, stitched.n_blocks)
+            for strength, stream in zip(others, between, strict=True):
+                put_weights(stream.decoder.blocks[block], interpolated(folder, stitched, block, strength))
+                stream.run(block)
+    losses |= {
+        strength: stream_divergence(dense_stream, stream) for strength, stream in zip(others, between, strict=True)
+    }
     fitted = sum(ridge is not None for ridge in ridges)
     return {"fitted": fitted, "modules": len(ridges), **_decision(losses)}
 
@@ -66,7 +70,8 @@ def interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: flo
     fitted = read_tensors(path)
     if strength == 1:
         return fitted
-    stitched = checkpoint.read(checkpoint.block_prefix(block), dtype=torch.float32)
+    prefix = checkpoint.block_prefix(block)
+    stitched = {name: checkpoint.read(prefix + name, dtype=torch.float32)[""] for name in fitted}
     return {name: torch.lerp(stitched[name], weight, strength) for name, weight in fitted.items()}
 
 
