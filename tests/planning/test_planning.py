@@ -283,7 +283,7 @@ def test_caches_take_what_a_search_leaves(tmp_path: Path) -> None:
         row_of(plan_card(STEPS, published(tmp_path, "llama2-7b-2.7b-fast", *more), "h100"), "search")
         for more in ((), ("compute.memory=24GB",))
     )
-    assert 24e9 < whole.cost.bytes + whole.cost.caches < 0.85 * 80 * 2**30
+    assert 24e9 < whole.cost.bytes + whole.cost.caches <= 1.0001 * 0.85 * 80 * 2**30
     assert 0.7 * 24e9 < bounded.cost.bytes + bounded.cost.caches < 24e9
     assert not row_of(
         plan_card(STEPS, published(tmp_path, "llama2-7b-2.7b-fast", "compute.memory=9GB"), "h100"), "search"

@@ -25,6 +25,7 @@ from darwinlm.runtime.artifact import (
     write_text,
 )
 from darwinlm.runtime.errors import ArtifactError, NumericsError, StorageError
+from darwinlm.runtime.mapped import mapped_file
 
 CONTENT = {"a.json": {"value": [1, 2]}, "below/b.json": {"value": "é"}}
 
@@ -261,3 +262,14 @@ def test_a_change_that_hides_its_time_is_seen(tmp_path):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
     assert artifact.file_digest(path) != digest
+
+
+def test_mapped_files_of_processes_with_one_number_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in two containers that share a folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    others = [tmp_path / f".mapped-{number}.7.tmp" for number in range(200)]
+    for other in others:
+        other.write_bytes(b"theirs")
+    mapped_file(tmp_path, 10, torch.float32).fill_(1.0)
+    assert [other.read_bytes() for other in others] == [b"theirs"] * 200
+    assert len([*tmp_path.iterdir()]) == 200, "ours has no name any more"

@@ -58,15 +58,29 @@ def digest_of(value: object) -> str:
 def file_digest(path: Path) -> str:
     """Hash of a file's bytes (32 hex digits), computed once while the file doesn't change."""
     status = path.stat()
-    # The time of the last change can't be set, as that of the last write can.
-    key = str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    key = _state(path, status)
     digest = _DIGESTS.get(key)
     if digest is None:
         with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            digest = hashlib.file_digest(stream, new_hash).hexdigest()
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > TICK:
             _DIGESTS[key] = digest
     return digest
+
+
+def new_hash() -> hashlib.blake2b:
+    """The hash of `file_digest` of no bytes yet."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def note_digest(path: Path, digest: str) -> None:
+    """Note the hash of a file that was just written, so that it isn't read for it."""
+    _DIGESTS[_state(path, path.stat())] = digest
+
+
+def _state(path: Path, status: os.stat_result) -> tuple[str, int, int, int, int]:
+    # The time of the last change can't be set, as that of the last write can.
+    return str(path), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def file_digests(paths: Iterable[Path]) -> dict[Path, str]:

@@ -80,6 +80,17 @@ def exact(tensor: Tensor) -> Tensor:
     return tensor.to(exact_device(tensor.device))
 
 
+def all_finite(tensor: Tensor) -> Tensor:
+    """Whether all numbers of a tensor are finite, [] bool on its device.
+
+    The extremes of a tensor with a NaN are NaN. One pass computes both, without a tensor of truth values: on a CPU a
+    multiple of the speed of `isfinite` in bfloat16.
+    """
+    if not tensor.numel():
+        return torch.ones((), dtype=torch.bool, device=tensor.device)
+    return torch.isfinite(torch.stack(torch.aminmax(tensor))).all()
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor on a device. On the way to a GPU it is pinned first: else the host would wait for all its work."""
     if device.type != "cuda" or tensor.device.type != "cpu":

@@ -14,7 +14,7 @@ from darwinlm.runtime.compute import DTYPES, fast_dtype, gpu_has_bfloat16, resol
 from darwinlm.runtime.compute_settings import CPU_TOKENS, GPU_TOKENS, ComputeSettings
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.runtime.memory import set_limit
+from darwinlm.runtime.memory import grow_segments, set_limit
 from darwinlm.runtime.time_limit import TimeLimit
 
 
@@ -58,6 +58,7 @@ def open_context(compute: ComputeSettings, folder: Path, reporter: Reporter) -> 
         device = resolve_device(compute.device)
         compute = settled(compute, device)
         set_limit(device, compute.memory)
+        grow_segments(device)
     dtype, batch_tokens = DTYPES[compute.dtype], compute.batch_tokens or GPU_TOKENS
     return Context(device, dtype, batch_tokens, folder, reporter), compute
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from darwinlm.runtime.errors import storage_error
 
-NUMBERS = itertools.count()
 CHUNK = 1 << 24
 
 
@@ -21,10 +20,13 @@ def mapped_file(folder: Path, elements: int, dtype: torch.dtype) -> Tensor:
     Raises StorageError.
     """
     n_bytes = elements * dtype.itemsize
-    path = folder / f".mapped-{next(NUMBERS)}.{os.getpid()}.tmp"
+    path = folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as stream:
+        # A random name: processes of several containers can have one number and share a folder.
+        descriptor, name = tempfile.mkstemp(f".{os.getpid()}.tmp", ".mapped-", folder)
+        path = Path(name)
+        with os.fdopen(descriptor, "wb") as stream:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(stream.fileno(), 0, n_bytes)
             else:
@@ -34,7 +36,8 @@ def mapped_file(folder: Path, elements: int, dtype: torch.dtype) -> Tensor:
     except OSError as error:
         raise storage_error(path, error) from error
     finally:
-        path.unlink(missing_ok=True)  # the mapping keeps it alive
+        if path != folder:
+            path.unlink(missing_ok=True)  # the mapping keeps it alive
 
 
 def in_file(tensor: Tensor, folder: Path) -> Tensor:

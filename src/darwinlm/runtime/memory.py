@@ -192,6 +192,22 @@ FRAGMENTS, OTHERS = 0.15, 0.5
 """Share of a GPU's free memory that PyTorch's allocator may lose between tensors of different sizes (our estimate), and
 share of the free main memory that caches leave to other programs."""
 
+
+def passed_on(shares: Mapping[str, float], wanted: Mapping[str, float]) -> dict[str, float]:
+    """Shares of a whole, of which parts that want less pass the rest on to the others, in proportion to their shares.
+
+    Both are given by part as fractions of the whole.
+    """
+    given: dict[str, float] = {}
+    while True:
+        left, among = sum(shares.values()) - sum(given.values()), sum(shares[part] for part in shares.keys() - given)
+        offered = {part: left * shares[part] / among if among else 0.0 for part in shares.keys() - given}
+        content = {part: wanted[part] for part, size in offered.items() if wanted[part] <= size}
+        if not content:
+            return given | offered
+        given |= content
+
+
 HALVINGS = 6
 """How often caches are halved; then memory is full without them."""
 
@@ -211,6 +227,7 @@ class DeviceMemory:
         self.needs: Mapping[str, float] = {}
         self.stage = ""
         self._halvings = 0
+        self._divided: tuple[str, Mapping[str, float]] = "", CACHES
         self._caches: weakref.WeakSet[Halvable] = weakref.WeakSet()
 
     @property
@@ -234,7 +251,20 @@ class DeviceMemory:
         room = (1 - FRAGMENTS) * available - needs
         if self.device.type != "cuda":  # others keep a share of what is free, and nothing of what a limit allows
             room = min((1 - OTHERS) * unused, available - needs)
-        return int((CACHES | BESIDE)[part] * max(room, 0.0)) >> self._halvings
+        return int(self._share(part) * max(room, 0.0)) >> self._halvings
+
+    def divide(self, wanted: Mapping[str, float], reserved: int = 0) -> None:
+        """Let caches of `CACHES` that want less than their share pass the rest on, until the stage ends.
+
+        `wanted` are bytes by part, infinite for one that takes all it gets; `reserved` as in `room`.
+        """
+        self._divided = "", CACHES
+        whole = sum(self.room(part, reserved) for part in CACHES) / max(sum(CACHES.values()), 1e-9)
+        self._divided = self.stage, passed_on(CACHES, {part: wanted[part] / max(whole, 1.0) for part in CACHES})
+
+    def _share(self, part: str) -> float:
+        stage, shares = self._divided
+        return (shares if stage == self.stage and part in shares else CACHES | BESIDE)[part]
 
     def watch(self, cache: C) -> C:
         """Halve a cache when the device is full, as long as the cache exists; returns it."""
@@ -263,6 +293,17 @@ class DeviceMemory:
 def memory_of(device: torch.device) -> DeviceMemory:
     """The memory of a device: always the same object."""
     return DeviceMemory(device)
+
+
+def grow_segments(device: torch.device) -> None:
+    """Let a GPU's allocator grow its segments, which leaves fewer gaps, unless the environment configures it.
+
+    The command sets the variable before PyTorch is imported; Python code may have imported it already.
+    """
+    configured = any(name in os.environ for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"))
+    change = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # older releases lack it
+    if device.type == "cuda" and not configured and change is not None:
+        change("expandable_segments:True")
 
 
 def set_limit(device: torch.device, limit: int | None) -> None:

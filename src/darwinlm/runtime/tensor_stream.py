@@ -6,14 +6,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from darwinlm.runtime.artifact import write_atomically
-
-if TYPE_CHECKING:
-    from io import BufferedWriter
+from darwinlm.runtime.artifact import new_hash, note_digest, write_atomically
 
 ALIGNMENT = 8
 """Bytes of which the length of a header is a multiple."""
@@ -23,6 +19,8 @@ def write_float32(
     path: Path, shapes: Mapping[str, tuple[int, ...]], parts: Callable[[str], Iterable[torch.Tensor]]
 ) -> None:
     """Write tensors in float32 atomically, with the very bytes that `safetensors.torch.save_file` would write.
+
+    The file's hash is noted meanwhile, so that a large file isn't read for it.
 
     Args:
         path: The file.
@@ -40,20 +38,23 @@ def write_float32(
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
 
+    hashed = new_hash()
+
     def write(to: Path) -> None:
         with to.open("wb") as stream:
-            stream.write(len(text).to_bytes(8, "little"))
-            stream.write(text)
+            for part in (len(text).to_bytes(8, "little"), text):
+                stream.write(part)
+                hashed.update(part)
             for name in names:
-                _write_parts(stream, parts(name), prod(shapes[name]), name)
+                written = 0
+                for tensor in parts(name):
+                    assert tensor.dtype == torch.float32, f"{name} is in float32"
+                    if tensor.numel():
+                        numbers = tensor.contiguous().reshape(-1).numpy().data.cast("B")
+                        stream.write(numbers)
+                        hashed.update(numbers)
+                    written += tensor.numel()
+                assert written == prod(shapes[name]), f"{name} has its shape"
 
     write_atomically(path, write)
-
-
-def _write_parts(stream: BufferedWriter, parts: Iterable[torch.Tensor], weights: int, name: str) -> None:
-    written = 0
-    for part in parts:
-        assert part.dtype == torch.float32, f"{name} is in float32"
-        part.contiguous().numpy().tofile(stream)
-        written += part.numel()
-    assert written == weights, f"{name} has its shape"
+    note_digest(path, hashed.hexdigest())

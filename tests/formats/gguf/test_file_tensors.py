@@ -16,6 +16,7 @@ from darwinlm.formats.gguf.header import read_header
 from darwinlm.formats.resolve import resolve_model
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runs.exporting import export_model
+from darwinlm.runtime.artifact import file_digest
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.tensor_stream import write_float32
 
@@ -84,6 +85,19 @@ def test_numbers_are_read_in_parts_by_threads(tmp_path, unchecked, monkeypatch):
     assert files[0] == files[1]
 
 
+def test_a_large_model_has_several_files(tmp_path, unchecked, monkeypatch):
+    """Linux maps no file that is larger than all main memory."""
+    file = file_of(plain_checkpoint(tmp_path / "model", "llama"), "q4_0")
+    whole = resolve_model(str(file), tmp_path / "whole").read()
+    monkeypatch.setattr(read, "SHARD", 100_000)
+    parts = resolve_model(str(file), tmp_path / "parts")
+    shards = sorted((tmp_path / "parts").glob("*.safetensors"))
+    assert len(shards) > 3
+    assert max(shard.stat().st_size for shard in shards) < 105_000
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in parts.read().items())
+    assert parts.read().keys() == whole.keys()
+
+
 def test_a_file_without_a_tensor_or_with_another_shape_is_refused_before_anything_is_written(tmp_path, unchecked):
     file = file_of(plain_checkpoint(tmp_path / "model", "llama"))
     header = read_header(file)
@@ -134,3 +148,4 @@ def test_a_stream_of_tensors_is_the_file_of_safetensors(tmp_path):
     )
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert load_file(tmp_path / "ours").keys() == tensors.keys()
+    assert file_digest(tmp_path / "ours") == file_digest(tmp_path / "theirs"), "it was noted rightly"

@@ -10,7 +10,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from darwinlm.formats.gguf.tensors import gguf_tensors
 from darwinlm.formats.gguf.tokenizer_keys import KeyValue, write_tokenizer
 from darwinlm.model.quantisation import QUANTISATIONS
 from darwinlm.model.surgery.reshape import Reshaper
+from darwinlm.runtime.compute import all_finite
 from darwinlm.runtime.errors import ExportError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _type(name: str, tensor: Tensor, exact: Container[str], quantisation: str) -
 
 
 def _numbers(gguf: ModuleType, name: str, tensor: Tensor, kind: str) -> NDArray[np.float32] | NDArray[np.uint8]:
-    if not bool(torch.isfinite(tensor).all()):
+    if not bool(all_finite(tensor)):
         raise ExportError(f"the tensor {name} holds numbers that aren't finite: the model is damaged")
     if kind == "F16" and float(tensor.abs().max()) > LARGEST_F16:
         raise ExportError(f"the tensor {name} holds numbers beyond float16's range: use --quant bf16 or f32")

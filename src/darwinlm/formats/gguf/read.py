@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -29,6 +29,7 @@ from darwinlm.model.families.family import family_of
 from darwinlm.model.families.loading import check_finite, load_tokenizer, without_warnings
 from darwinlm.model.families.origin import write_gguf_origin
 from darwinlm.model.families.shapes import module_shapes
+from darwinlm.model.families.stored import INDEX, SINGLE
 from darwinlm.model.layer_sizes import block_sizes
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.artifact import StageFolder, code_version, file_digest, read_json, write_json
@@ -63,6 +64,8 @@ CONVERTED = 12.0
 as it is read, and twice while it is rearranged."""
 VERSION = 8
 """Raised when the same file is converted to another model."""
+SHARD = 4_000_000_000
+"""Most bytes of a file of weights. Linux refuses to map a file that is larger than all main memory."""
 WRITTEN_ANYWAY = ("general.architecture", "general.alignment", "tokenizer.ggml.tokens")
 """Keys that a writer sets itself."""
 GGUF_DTYPE = "bfloat16"
@@ -162,7 +165,33 @@ def _write(tensors: FileTensors, work: Path) -> None:
             check_finite({name: part}, tensors.header.path)
             yield part
 
-    write_float32(work / "model.safetensors", tensors.shapes, parts)
+    shards = list(_shards(tensors.shapes))
+    names = (
+        [SINGLE]
+        if len(shards) == 1
+        else [f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors" for number in range(len(shards))]
+    )
+    for name, shapes in zip(names, shards, strict=True):
+        write_float32(work / name, shapes, parts)
+    if len(shards) > 1:
+        where = {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes}
+        size = sum(map(_bytes, tensors.shapes.values()))
+        write_json(work / INDEX, {"metadata": {"total_size": size}, "weight_map": where})
+
+
+def _shards(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Shapes of the tensors of each shard, which takes at most `SHARD` bytes or is a single tensor."""
+    shard: dict[str, tuple[int, ...]] = {}
+    for name in sorted(shapes):
+        if shard and sum(map(_bytes, shard.values())) + _bytes(shapes[name]) > SHARD:
+            yield shard
+            shard = {}
+        shard[name] = shapes[name]
+    yield shard
+
+
+def _bytes(shape: tuple[int, ...]) -> int:
+    return prod(shape) * torch.float32.itemsize
 
 
 def _one_matrix(header: GgufHeader, better: str) -> str:

@@ -29,6 +29,7 @@ from darwinlm.runtime.artifact import (
     write_json,
     write_text,
 )
+from darwinlm.runtime.compute import all_finite
 from darwinlm.runtime.errors import CheckpointError, NumericsError, storage_error
 from darwinlm.runtime.folders import make_folder, remove
 from darwinlm.runtime.json_values import JsonObject
@@ -63,7 +64,7 @@ def save_model(
         StorageError: The disk is full or the folder can't be written.
     """
     for name, parameter in model.named_parameters():
-        if not all(bool(part.isfinite().all()) for part in torch.split(parameter.detach(), 4096)):
+        if not bool(all_finite(parameter.detach())):
             raise NumericsError(f"{name} holds numbers that aren't finite (NaN or infinity): {folder} isn't written")
     with unchecked(folder, "partial") as temporary, without_bars():
         model.config.dtype = next(model.parameters()).dtype

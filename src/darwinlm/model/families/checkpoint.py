@@ -389,8 +389,9 @@ class Checkpoint:
         for prefix in (*self.names_outside_blocks(), *blocks):
             read = self.read(prefix) if weights is None or prefix not in blocks else weights(blocks[prefix])
             tensors = {prefix + name: self.cast(prefix + name, tensor, dtype) for name, tensor in read.items()}
+            tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
             check_finite(tensors, self.folder)
-            tensors = {name: keep(tensor.to(device)) for name, tensor in tensors.items()}
+            tensors = {name: keep(tensor) for name, tensor in tensors.items()}
             try:
                 model.load_state_dict(tensors, strict=False, assign=True)
             except RuntimeError as error:

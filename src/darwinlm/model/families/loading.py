@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from darwinlm.model.families.files import is_outside
 from darwinlm.runtime.artifact import digest_of
-from darwinlm.runtime.compute import DTYPES
+from darwinlm.runtime.compute import DTYPES, all_finite
 from darwinlm.runtime.errors import CheckpointError, ModelError, first_line
 from darwinlm.runtime.limits import TOKENIZER_BYTES, load_json, read_bytes, shorten
 
@@ -111,16 +111,18 @@ def check_loaded(loaded: torch.nn.Module, report: LoadingReport, model: Path | s
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], where: Path | str) -> None:
-    """Refuse weights that aren't finite. Raises CheckpointError; the message names the tensor."""
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES.values():
-            continue
-        parts = torch.split(tensor.view(-1) if tensor.ndim == 0 else tensor, 4096)
-        if not all(bool(part.isfinite().all()) for part in parts):
-            raise CheckpointError(
-                f"{where}: the tensor {name} holds numbers that aren't finite (NaN or infinity): fetch the model "
-                "again, or set them to zero"
-            )
+    """Refuse weights that aren't finite. Raises CheckpointError; the message names the tensor.
+
+    A GPU is waited for once, whatever the number of tensors.
+    """
+    checked = {name: all_finite(tensor) for name, tensor in tensors.items() if tensor.dtype in DTYPES.values()}
+    if not checked or bool(torch.stack([*checked.values()]).all()):
+        return
+    name = next(name for name, finite in checked.items() if not bool(finite))
+    raise CheckpointError(
+        f"{where}: the tensor {name} holds numbers that aren't finite (NaN or infinity): fetch the model again, or set "
+        "them to zero"
+    )
 
 
 def load_tokenizer(

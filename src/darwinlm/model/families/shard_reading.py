@@ -74,17 +74,17 @@ def read_spans(shard: Path, wanted: Iterable[tuple[str, Span]], empty: Empty) ->
         for name, span in wanted:
             tensors[name] = empty(span.shape, span.dtype)
             if prod(span.shape):
-                _fill(descriptor, tensors[name], span.start, shard)
+                _fill(descriptor, tensors[name], span.start)
     finally:
         os.close(descriptor)
     return tensors
 
 
-def _fill(descriptor: int, tensor: Tensor, start: int, shard: Path) -> None:
+def _fill(descriptor: int, tensor: Tensor, start: int) -> None:
     memory = tensor.reshape(-1).view(torch.uint8).numpy().data
     done = 0
     while done < len(memory):
         count = os.preadv(descriptor, [memory[done : done + AT_ONCE]], start + done)
         if not count:
-            raise OSError(f"{shard} ends at byte {start + done:,}, before its last tensor")
+            raise OSError(f"it ends at byte {start + done:,}, before its last tensor")
         done += count

@@ -65,6 +65,11 @@ class ModuleReader:
     def release(self, reserve: int = 0) -> None:
         """Free the memory of what can be computed again; afterwards leave `reserve` bytes of the device free."""
 
+    @property
+    def cached_bytes(self) -> float:
+        """Bytes of the device that all of what can be computed again would take."""
+        return 0.0
+
     def experts(self, block: int, level: Level) -> Tensor:
         """Experts of a mixture that a level keeps, [e] int64, ascending."""
         if level.sizes.experts in (0, self.shapes[block, "mlp"].sizes.experts):

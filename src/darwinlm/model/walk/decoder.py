@@ -189,6 +189,11 @@ class Decoder:
         """Leave `room` bytes of the device free from now on. No effect here, since the whole model stays loaded."""
 
     @property
+    def cached_bytes(self) -> float:
+        """Bytes of the device that all blocks would take that are read again otherwise."""
+        return 0.0
+
+    @property
     def head_tokens(self) -> int:
         """Tokens whose logits over the whole vocabulary are computed at once."""
         vocabulary = len(self.model.get_output_embeddings().weight)

@@ -11,6 +11,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.walk.decoder import BlockArguments
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.model.walk.streamed import StreamedDecoder
+from darwinlm.runtime.compute import all_finite
 from darwinlm.runtime.context import Context
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import ALL
@@ -67,7 +68,7 @@ class BlockStream:
 
     def move(self, index: int, after: Tensor) -> None:
         """Replace a batch by the stream behind a block or a part of it; `check` follows the last one."""
-        self._finite.append(torch.isfinite(after).all())  # read once for all batches: a GPU's host goes on
+        self._finite.append(all_finite(after))  # read once for all batches: a GPU's host goes on
         self.hidden[index] = after
 
     def check(self, block: int) -> None:

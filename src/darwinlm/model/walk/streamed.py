@@ -70,6 +70,7 @@ class StreamedDecoder(Decoder):
             self._thread = ThreadPoolExecutor(1, initializer=torch.cuda.set_device, initargs=(device,))
         self._arriving: dict[int, Future[dict[str, Arriving]]] = {}
         self._loaded: set[int] = set()
+        self._head_uses = 0
         memory = memory_of(device)
         self._staying: Bounded[int, list[Tensor]] = memory.watch(
             Bounded(
@@ -117,6 +118,14 @@ class StreamedDecoder(Decoder):
             self.unload(block)
         self._arriving.clear()
         self._staying.reserve(room, among)
+
+    @property
+    def cached_bytes(self) -> float:
+        """Bytes of all blocks and the head."""
+        head = self.model.get_output_embeddings()
+        return float(sum(weight.numel() for part in (self.blocks, head) for weight in part.parameters())) * (
+            self._dtype.itemsize
+        )
 
     def walk(self, blocks: Iterable[int]) -> Iterator[int]:
         """Yield blocks in this order; each one has its weights while it is visited."""
@@ -176,13 +185,20 @@ class StreamedDecoder(Decoder):
         """Hold the head while the body runs. The head of `like`, a similar decoder, is shared if it is equal."""
         if HEAD not in self._loaded:
             self._load_head(like)
+        self._head_uses += 1
         try:
             yield
         finally:
-            self._leave(HEAD, list(self.model.get_output_embeddings().parameters()))
+            self._head_uses -= 1
+            if not self._head_uses:
+                self._leave(HEAD, list(self.model.get_output_embeddings().parameters()))
 
     def _load_head(self, like: object) -> None:
         head = self.model.get_output_embeddings()
+        if self._lender is not None and HEAD in self._lender._loaded:
+            head.load_state_dict(self._lender.model.get_output_embeddings().state_dict(), assign=True)
+            self._loaded.add(HEAD)
+            return
         like_head = like.model.get_output_embeddings() if isinstance(like, StreamedDecoder) else None
         for leaf, owner in (("weight", self._head_from), ("bias", self.family.head)):
             if getattr(head, leaf, None) is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.families.shapes import ModuleShape
 from darwinlm.model.units.levels import Level, variants
 from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.space import PerLevel, SearchSpace
@@ -108,6 +109,19 @@ class DatabaseReader(ModuleReader):
         self._targets.clear()
         self._scratch = None
 
+    @property
+    def cached_bytes(self) -> float:
+        """Bytes of the factors of all modules, in all variants, on the device."""
+        return float(
+            sum(len(variants(shape, self.units)) * self._factor_bytes(shape) for shape in self.shapes.values())
+        )
+
+    def _factor_bytes(self, shape: ModuleShape) -> int:
+        """Bytes of a factor and a target on the device."""
+        sizes = shape.sizes
+        outputs = int(self.checkpoint.config.hidden_size)
+        return 4 * max(sizes.experts, 1) * sizes.width * (sizes.width + outputs)
+
     def _computed(self, block: int, kind: ModuleKind, variant: int) -> tuple[NestedFactors, ...]:
         shape = self.shapes[block, kind]
         last = variants(shape, self.units)[-1]
@@ -132,13 +146,7 @@ class DatabaseReader(ModuleReader):
                 stored = stream.get_tensor(f"{kind}.factor"), self._dense_weight(block, kind)
             self.reads += 1
             shape = self.shapes[block, kind]
-            # Bytes of the factor and the target on the device.
-            size = (
-                4
-                * max(shape.sizes.experts, 1)
-                * shape.sizes.width
-                * (shape.sizes.width + int(self.checkpoint.config.hidden_size))
-            )
+            size = self._factor_bytes(shape)
             if self.device.type != "cpu" and not self._factors.has_room(size):
                 if self.device.type == "cuda":
                     stored = stored[0].pin_memory(), stored[1].pin_memory()

@@ -55,9 +55,9 @@ def fit_and_choose(
             for strength, stream in zip(others, between, strict=True):
                 put_weights(stream.decoder.blocks[block], interpolated(folder, stitched, block, strength))
                 stream.run(block)
-    losses |= {
-        strength: stream_divergence(dense_stream, stream) for strength, stream in zip(others, between, strict=True)
-    }
+    with dense_stream.decoder.with_head(), first.decoder.with_head(dense_stream.decoder):  # read once for all
+        for strength, stream in zip(others, between, strict=True):
+            losses[strength] = stream_divergence(dense_stream, stream)
     fitted = sum(ridge is not None for ridge in ridges)
     return {"fitted": fitted, "modules": len(ridges), **_decision(losses)}
 

@@ -188,6 +188,7 @@ class Fitness:
         self, streams: Mapping[Allocation, HiddenStates], arguments: Mapping[Allocation, list[list[BlockArguments]]]
     ) -> None:
         """Move candidates through the blocks together."""
+        self.placed.begin()
         for block in self.decoder.walk(range(len(self.decoder.blocks))):
             with self.placed.visiting(block):
                 # Candidates with the same modules follow each other, so that those are placed once.

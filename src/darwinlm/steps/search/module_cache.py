@@ -1,8 +1,15 @@
-"""Pruned modules on demand, cut from the dense modules of the block at hand, with a cache."""
+"""Pruned modules on demand, cut from the dense modules of the block at hand, with a cache.
+
+A search walks through the blocks again and again, each time with the parent and with children. The least recently used
+module is then the next that is needed, so a cache that drops it has no hits at all once it is too small. This one keeps
+what it has for as long as a walk goes on, and the parent's modules always.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,8 +21,10 @@ from darwinlm.model.surgery.shrink import shrink_tensors, small_module
 from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.space import Allocation, SearchSpace
 from darwinlm.model.walk.decoder import Decoder
-from darwinlm.runtime.memory import Bounded, memory_of
+from darwinlm.runtime.memory import memory_of
 
+Key = tuple[int, int]
+"""Index of a module and a level."""
 PLACED = -1
 """Level of a place that holds a module set by `place`."""
 
@@ -33,12 +42,11 @@ class PlacedModules:
         for index, module in enumerate(space.modules):
             self._places.setdefault(module.block, []).append(index)
         memory = memory_of(decoder.device)
-        self._cache: Bounded[tuple[int, int], nn.Module] = memory.watch(
-            Bounded(_bytes, partial(memory.room, "modules"))
-        )
+        self.cache = memory.watch(ModuleCache(partial(memory.room, "modules")))
         # Blocks, modules and factors share the memory that is free now.
+        memory.divide({"blocks": decoder.cached_bytes, "factors": database.cached_bytes, "modules": math.inf})
         decoder.reserve(0)
-        self._cache.reserve(0)
+        self.cache.reserve(0)
         database.release()
 
     @torch.no_grad()
@@ -46,7 +54,7 @@ class PlacedModules:
         """The module at this index of the allocation, at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
-        if (cached := self._cache.get((index, level))) is not None:
+        if (cached := self.cache.get((index, level))) is not None:
             return cached
         module = self.space.modules[index]
         chosen = module.levels[level]
@@ -58,8 +66,12 @@ class PlacedModules:
         tensors = shrink_tensors(family, self.database.shapes[module.place], self.dense[index].state_dict(), kept)
         block, config = self.decoder.blocks[module.block], self.decoder.model.config
         small = small_module(block, config, family, module.block, kept.sizes, tensors)
-        self._cache.put((index, level), small)
+        self.cache.put((index, level), small)
         return small
+
+    def begin(self, parent: Allocation | None = None) -> None:
+        """Begin a walk through the blocks; the modules of a `parent`, if there is one, come again in the next ones."""
+        self.cache.begin(None if parent is None else enumerate(parent))
 
     def put(self, block: int, allocation: Allocation) -> None:
         """Put the modules of this allocation into a block, whose weights are there."""
@@ -90,6 +102,88 @@ class PlacedModules:
         for index, (module, new) in enumerate(zip(self.space.modules, modules, strict=True)):
             self.decoder.set_module(module.block, module.kind, new)
             self.current[index] = PLACED
+
+
+class ModuleCache:
+    """Modules that are needed in walks through the blocks, within a share of the free memory.
+
+    A full cache drops what this walk has passed without using it, and children of earlier parents. For a module of the
+    parent it drops any other. What then doesn't fit isn't kept.
+
+    Attributes:
+        hits: Number of modules that were found.
+        misses: Number of modules that had to be cut.
+    """
+
+    def __init__(self, room: Callable[[int], int]) -> None:
+        self.hits = self.misses = 0
+        self._room = room
+        self._limit: int | None = None
+        self._held = 0
+        self._walk = self._of_parent = 0  # numbers of this walk, and of the first one with this parent
+        self._parents: frozenset[Key] = frozenset()
+        self._modules: OrderedDict[Key, tuple[nn.Module, int]] = OrderedDict()  # with the walk that used it last
+
+    def reserve(self, size: int) -> None:
+        """Drop all modules, and measure the free memory now, without so many bytes for others."""
+        self._modules.clear()
+        self._held, self._limit = 0, self._room(size)
+
+    def begin(self, parent: Iterable[Key] | None) -> None:
+        """Begin a walk through the modules in order of their index; those of a new `parent` are kept from now on."""
+        self._walk += 1
+        if parent is not None:
+            self._parents, self._of_parent = frozenset(parent), self._walk
+
+    def get(self, key: Key) -> nn.Module | None:
+        """The module, if it is in the cache."""
+        if key not in self._modules:
+            self.misses += 1
+            return None
+        self.hits += 1
+        module, _ = self._modules[key]
+        self._modules[key] = module, self._walk
+        self._modules.move_to_end(key)
+        return module
+
+    def put(self, key: Key, module: nn.Module) -> None:
+        """Keep a module if there is room for it, or if others may go."""
+        size, most = _bytes(module), self._most()
+        if size > most:
+            return
+        while self._held + size > most:
+            victim = self._droppable(key)
+            if victim is None:
+                return
+            self._drop(victim)
+        self._modules[key] = module, self._walk
+        self._held += size
+
+    def halve(self) -> None:
+        """Keep half of what was allowed, the parent's modules last."""
+        self._limit = self._most() // 2
+        for key in sorted(self._modules, key=self._parents.__contains__):
+            if self._held <= self._limit:
+                return
+            self._drop(key)
+
+    def _droppable(self, key: Key) -> Key | None:
+        """What goes for a module, the longest unused one first."""
+        others = (held for held in self._modules if held not in self._parents)
+        return next((held for held in others if key in self._parents or self._is_past(held, key)), None)
+
+    def _is_past(self, held: Key, key: Key) -> bool:
+        """Whether a walk at `key` won't use a module any more, as far as is known."""
+        used = self._modules[held][1]
+        return used < self._of_parent or (used < self._walk and held[0] < key[0])
+
+    def _drop(self, key: Key) -> None:
+        self._held -= _bytes(self._modules.pop(key)[0])
+
+    def _most(self) -> int:
+        if self._limit is None:
+            self._limit = self._room(0)
+        return self._limit
 
 
 def _bytes(module: nn.Module) -> int:

@@ -31,7 +31,7 @@ from darwinlm.steps.search.fitness import Clock, Fitness
 from darwinlm.steps.search.module_cache import PlacedModules
 from darwinlm.steps.search.propose import uniform_allocations, uniform_start
 from darwinlm.steps.search.search_figures import SearchOutcome, SearchRecord
-from darwinlm.steps.search.search_method import SearchInputs
+from darwinlm.steps.search.search_method import Offspring, SearchInputs
 from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.search.state import SearchState
 
@@ -77,7 +77,12 @@ def search(
     estimates = database.estimated_losses(problem.space)
     losses = database.local_errors(problem.space) if estimates is None else estimates
     inputs = SearchInputs(fitness, problem, database, settings, losses, estimates is not None, reporter.say)
-    propose = settings.method.begin(inputs)
+    proposed = settings.method.begin(inputs)
+
+    def propose(state: SearchState) -> Offspring:
+        placed.begin(state.parent)
+        return proposed(state)
+
     trainer = None
     if settings.training_needed:
         trainer = CandidateTrainer(placed, fitness, texts["training"], folder)

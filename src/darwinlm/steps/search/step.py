@@ -119,7 +119,7 @@ class Search(Step[SearchResult]):
         """Passes of candidates, what the method takes, and modules cut at new levels."""
         from darwinlm.model.walk.chunks import HEAD_TOKENS
         from darwinlm.model.walk.hidden import STREAMS
-        from darwinlm.runtime.memory import CACHES, FRAGMENTS, OTHERS
+        from darwinlm.runtime.memory import FRAGMENTS, OTHERS
         from darwinlm.steps.workload import LIBRARIES
 
         sizes, settings, k = load.sizes, load.settings(SearchSettings), load.sizes.kept
@@ -141,7 +141,7 @@ class Search(Step[SearchResult]):
         if settings.training_needed:
             changes = (12 + 2 * sizes.size) * sizes.kept * sizes.blocks
             held |= load.backward | {"whole models": float(sizes.params * sizes.size), "candidates": changes}
-        # Caches hold what could be in them, or their shares of the memory that is left.
+        # Caches hold what could be in them, or the memory that is left.
         room = load.memory if load.on_cpu else (1 - FRAGMENTS) * load.memory
         room -= sum(held.values()) + (LIBRARIES if load.on_cpu else 0.0)
         if load.on_cpu and sizes.recipe.compute.memory is None:
@@ -152,7 +152,7 @@ class Search(Step[SearchResult]):
         )
         levels = sum(level.params for module in sizes.space.modules for level in module.levels[:-1])
         most = {"blocks": sizes.params * sizes.size, "factors": factors, "modules": levels * sizes.size}
-        caches = sum(min(held_most, CACHES[name] * max(room, 0.0)) for name, held_most in most.items())
+        caches = min(sum(most.values()), max(room, 0.0))  # those that need less pass the rest on
         return Cost(work, held, caches)
 
 
