@@ -1,8 +1,8 @@
-"""Take the picture of a report for the README in a headless Chromium, from the summary of a run.
+"""Take the picture of a report in a headless Chromium, and draw that of its blocks, from the summary of a run.
 
-It was taken of the 0.5B of docs/results.md:
+They were made of a 135M model with half of its block parameters:
 
-    python tools/report_picture.py runs/coder --out docs/report.png
+    python tools/report_picture.py runs/half --out docs/report.png --blocks docs/blocks.svg
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 
 from darwinlm.report.page import render_page
+from darwinlm.report.pictures.blocks import blocks_picture
+from darwinlm.report.pictures.vector import stand_alone
 from darwinlm.runs.finished import read_summary
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -47,10 +49,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/report.png"))
-    parser.add_argument("--size", default="1000x938", help="width x height in pixels")
+    parser.add_argument("--blocks", type=Path, default=Path("docs/blocks.svg"))
+    parser.add_argument("--size", default="1000x1640", help="width x height in pixels")
     options = parser.parse_args()
     width, height = map(int, options.size.split("x"))
-    take(render_page(read_summary(options.run / "summary.json")), options.out, width, height)
+    summary = read_summary(options.run / "summary.json")
+    take(render_page(summary), options.out, width, height)
+    if (picture := blocks_picture(summary.allocation)) is not None:
+        options.blocks.write_text(stand_alone(picture), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_the_plan_is_told_before_the_first_stage(prune, monkeypatch):
     monkeypatch.setattr(Run, "__call__", Mock(side_effect=KeyboardInterrupt))
     ended = prune()
     assert ended.code == 130
-    assert re.search(r"planned: [\d.]+ (s|min) if nothing else runs, [\d.]+ [kMG]B of memory", ended.out)
+    assert re.search(r"planned: [\d.]+ (s|min) if nothing else runs, up to [\d.]+ [kMG]B of memory", ended.out)
 
 
 def test_a_run_that_needs_more_memory_is_refused_before_its_first_stage(prune, monkeypatch, tmp_path):

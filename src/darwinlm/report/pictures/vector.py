@@ -33,6 +33,7 @@ def stand_alone(picture: Picture, *, dark: bool = True) -> str:
     """The charts side by side as a file of their own; `dark`: with dark colours where the reader's window is dark."""
     figure = drawn(picture.charts, titled=True)
     tree = _themed(_parsed(_svg(figure)), figure.tips, picture.name, ", ".join(chart.title for chart in picture.charts))
+    tree.attrib["font-family"] = "sans-serif"
     if dark:
         colours = " ".join(f"--{name}: {colour};" for name, colour in DARK.items())
         rule = ET.Element(f"{{{SVG}}}style")
