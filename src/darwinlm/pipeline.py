@@ -6,7 +6,7 @@ class in a package of its own, `steps/NAME/step.py`: its settings, inputs, work,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from darwinlm.runtime.sections import AnyRecipe, Sections
@@ -36,6 +36,7 @@ from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.report.curve_figures import CurveFigures
     from darwinlm.report.summary import Summary
     from darwinlm.runtime.run import Run
     from darwinlm.steps.budget.problem import Problem
@@ -163,9 +164,7 @@ def correct(run: Run[AnyRecipe], inputs: Inputs, stitched: Stitched, *, reserved
 
     recipe, dense, text = run.recipe, inputs.dense, inputs.text
     validation = text["validation"]
-    name, smaller = STITCHED, stitched
-    if recipe.section(RefitSettings).tokens:
-        name, smaller = "refit", run(Refit(stitched, dense, text["calibration"], validation))
+    name, smaller = refit(run, inputs, stitched)
     if recipe.section(RecoverySettings).tokens:
         own_tokens = OwnTextForRecovery.amount(recipe, {})
         own_text = run(OwnTextForRecovery(inputs.original, own_tokens)) if own_tokens else None
@@ -174,8 +173,22 @@ def correct(run: Run[AnyRecipe], inputs: Inputs, stitched: Stitched, *, reserved
     return Corrected(name, run(Export(dense, dense, smaller, validation)))
 
 
-def make(run: Run[AnyRecipe], inputs: Inputs, problem: Problem, database: PruningDatabase) -> Summary:
-    """One size, from the search to the report. Raises DarwinLMError."""
+def refit(run: Run[AnyRecipe], inputs: Inputs, stitched: Stitched) -> tuple[str, Stitched]:
+    """The smaller model after the refit, if the recipe asks for it, and its name among those that are measured."""
+    if not run.recipe.section(RefitSettings).tokens:
+        return STITCHED, stitched
+    return "refit", run(Refit(stitched, inputs.dense, inputs.text["calibration"], inputs.text["validation"]))
+
+
+def make(
+    run: Run[AnyRecipe],
+    inputs: Inputs,
+    problem: Problem,
+    database: PruningDatabase,
+    *,
+    score: Callable[[SearchResult, Corrected], CurveFigures] | None = None,
+) -> Summary:
+    """One size, from the search to the report; `score` measures the saved model. Raises DarwinLMError."""
     from darwinlm.report.write import write_summary
     from darwinlm.steps.evaluate.measured_models import models_of_run
 
@@ -190,4 +203,5 @@ def make(run: Run[AnyRecipe], inputs: Inputs, problem: Problem, database: Prunin
     if recipe.section(BudgetSettings).kind == "file":
         run(BoundedFile(dense, corrected.exported, text["evaluation"]))
     run.reach(REPORT)
-    return write_summary(run, inputs, problem, search, corrected.exported, measured)
+    curve = None if score is None else score(search, corrected)
+    return write_summary(run, inputs, problem, search, corrected.exported, measured, curve)

@@ -128,7 +128,7 @@ def test_different_numbers_of_items(command, finished_llama, function):
     text = function.read_text(encoding="utf-8").replace("[1.0, 0.0, 1.0, 0.0]", "[1.0, 0.0]")
     function.write_text(text, encoding="utf-8")
     command("evaluate", finished_llama, "--measure", f"{function}:score", *TYPE).refused(
-        "check.py:score gave 4 scores for the dense model and 2 for the other one: every model must get the same items"
+        "check.py:score gave 4 scores for the dense model and 2 for another one: every model must get the same items"
     )
 
 

@@ -159,6 +159,15 @@ Measure = Annotated[
         "function score(model, tokenizer) that returns a number for each item (check.py:score). Can be repeated.",
     ),
 ]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        "--within",
+        metavar="LOSS",
+        help="Find the smallest model within a loss instead of a size: 2% of the original's score on every --measure, "
+        "or '0.02 nats' of KL.",
+    ),
+]
 RunCode = Annotated[
     bool,
     typer.Option(

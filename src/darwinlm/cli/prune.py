@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     "darwinlm prune MODEL --params 80M --vocab 50% --text TEXT --out runs/vocab",
     "darwinlm prune MODEL --file 95MB --for q4_k_m --text TEXT --out runs/file",
     "darwinlm prune MODEL --speedup 2x --time 30m --text TEXT --out runs/fast",
+    "darwinlm prune MODEL --within 2% --measure sciq,answers.jsonl --text TEXT --out runs/safe",
 )
 @arguments.with_budget
 def prune(
@@ -41,12 +42,18 @@ def prune(
     assignments: arguments.Set = None,
     until: arguments.Until = None,
     track: arguments.Track = None,
+    within: arguments.Within = None,
+    measure: arguments.Measure = None,
+    run_code: arguments.RunCode = False,
+    measure_time: arguments.MeasureTime = "1h",
+    data_dir: arguments.DataDir = None,
+    limit: arguments.Limit = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the output folder.")
     ] = False,
     **budget: Unpack[BudgetArguments],
 ) -> None:
-    """Prune a model to a budget, or to several (75%,50%), and report what was lost.
+    """Prune a model to a budget, to several (75%,50%), or as far as its quality allows (--within 2%).
 
     Rerun the same command to resume; finished stages are reused.
     """
@@ -63,11 +70,14 @@ def prune(
         **budget,
     )
     recipes = load_recipes(recipe, assignments or (), overrides)
+    _check_options(within, [name for name, value in budget.items() if value is not None], len(recipes))
+    from darwinlm.evaluation.measures.named import MeasureRequest
     from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds
     from darwinlm.runs.pruning import prune as run
     from darwinlm.runs.sweep import prune_sweep
 
     last_stage = until or REPORT
+    measures = MeasureRequest(tuple(measure), run_code, measure_time, data_dir, limit) if measure else None
     console, reporter = terminal.console(), terminal.reporter()
     if len(recipes) > 1:
         sweep = prune_sweep(
@@ -78,6 +88,7 @@ def prune(
             track=track,
             reporter=reporter,
             begun=terminal.BEGUN,
+            measures=measures,
         )
     else:
         result = run(
@@ -88,6 +99,8 @@ def prune(
             track=track,
             reporter=reporter,
             begun=terminal.BEGUN,
+            measures=measures,
+            within=within,
         )
     if last_stage != REPORT:
         console.print(f"stopped after {until}; the results are in {out}", soft_wrap=True)
@@ -95,6 +108,15 @@ def prune(
         _show_sweep(console, sweep, out)
     else:
         show_result(console, result.summary, out)
+
+
+def _check_options(within: str | None, sized: Sequence[str], sizes: int) -> None:
+    """Refuse a size beside a bound in quality. Raises RecipeError."""
+    from darwinlm.runtime.errors import RecipeError
+
+    if within is not None and (sized or sizes > 1):
+        given = f"--{sized[0]}" if sized else "the recipe's sizes"
+        raise RecipeError(f"--within finds the size itself, and runs to its report: leave {given} out")
 
 
 def _show_sweep(console: Console, sweep: Mapping[str, Summary], out: Path) -> None:
@@ -116,6 +138,8 @@ def show_result(console: Console, summary: Summary, out: Path) -> None:
 
     quoted = shlex.quote(str(out))
     lines = wording.gains(summary)
+    if summary.curve is not None:
+        lines += summary.curve.lines()
     if summary.time is not None:
         lines.append(("time", wording.time_limit(summary.time)))
     lines += [("page", str(out / "report.html")), ("model", str(out / "model"))]

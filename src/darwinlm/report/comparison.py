@@ -86,7 +86,8 @@ def file_table(summary: Summary) -> Table | None:
 
 
 def passages(summary: Summary) -> list[Passage]:
-    """Further measurements of the steps: sections with tables, in the order of the steps."""
+    """Further measurements: sections with tables. The user's own scores come first, then the steps in their order."""
     copying = copying_passage(summary.models, summary.name)
     by_steps = [passage for figures in summary.steps.values() for passage in figures.passages(summary.name)]
-    return by_steps if copying is None else [copying, *by_steps]
+    own = [] if summary.curve is None else [summary.curve.passage()]
+    return [*own, *([] if copying is None else [copying]), *by_steps]

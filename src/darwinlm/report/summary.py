@@ -14,6 +14,7 @@ from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, fie
 
 from darwinlm.model.families.origin import Origin
 from darwinlm.model.layer_sizes import BlockSizes
+from darwinlm.report.curve_figures import CurveFigures
 from darwinlm.runtime.figures import Figures, StageTime, StepFigures, TimeFigures, first_mistake, read_figures
 from darwinlm.runtime.json_values import JsonObject
 from darwinlm.steps.evaluate.model_figures import BEFORE, DENSE, STITCHED, UNIFORM, ModelFigures
@@ -127,6 +128,7 @@ class Summary(Figures):
         chat: whether prompts are questions in the model's chat template; else they are beginnings of a text.
         kept, left_out: the modules that are never cut, and what the original has and no step reads, each as a clause;
             empty where there is nothing.
+        curve: scores on the user's own measures, of this size and of others that were tried; None without a measure.
         steps: what each step tells, by its name, in the order of the steps.
         text_use: what text was used for, by purpose.
         file: None where llama.cpp can't run the saved model.
@@ -144,6 +146,7 @@ class Summary(Figures):
     allocation: tuple[BlockFigures, ...] = ()
     kept: str = ""
     left_out: str = ""
+    curve: CurveFigures | None = None
     steps: dict[str, SerializeAsAny[StepFigures]]
     text_use: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     stages: tuple[StageTime, ...] = ()

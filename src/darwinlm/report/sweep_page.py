@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from darwinlm.report import wording
 from darwinlm.report.comparison import sweep_table
+from darwinlm.report.curve_figures import CurveFigures
 from darwinlm.report.pictures.sizes import sweep_picture
 from darwinlm.report.render import charts, render
 from darwinlm.report.summary import Summary
@@ -22,4 +23,13 @@ def sweep_page(sizes: Mapping[str, Summary]) -> str:
         rows=list(zip((None, *sizes), table.rows, strict=True)),
         first=largest,
         size_charts=charts(sweep_picture(sizes)),
+        curve=sweep_curve(sizes),
     )
+
+
+def sweep_curve(sizes: Mapping[str, Summary]) -> CurveFigures | None:
+    """Score against size over all sizes; None unless all were measured on the same items."""
+    curves = [summary.curve for summary in sizes.values() if summary.curve is not None]
+    if not curves or len(curves) < len(sizes) or any(curve.items != curves[0].items for curve in curves):
+        return None
+    return CurveFigures.joined(curves)

@@ -16,6 +16,7 @@ from darwinlm.model.layer_sizes import BlockSizes, block_sizes
 from darwinlm.model.surgery.depth import numbers_in
 from darwinlm.model.units.space import kept_whole
 from darwinlm.report.card import model_card
+from darwinlm.report.curve_figures import CurveFigures
 from darwinlm.report.page import render_page
 from darwinlm.report.summary import FILE, BlockFigures, BudgetFigures, FileFigures, MachineFigures, Summary
 from darwinlm.runtime import parallel
@@ -38,9 +39,18 @@ PAGE = "report.html"
 
 
 def write_summary(
-    run: Run[AnyRecipe], inputs: Inputs, problem: Problem, search: SearchResult, exported: Exported, measured: Measured
+    run: Run[AnyRecipe],
+    inputs: Inputs,
+    problem: Problem,
+    search: SearchResult,
+    exported: Exported,
+    measured: Measured,
+    curve: CurveFigures | None = None,
 ) -> Summary:
-    """Write the summary, the page and the card of a run that prunes, on every run. Raises BudgetError."""
+    """Write the summary, the page and the card of a run that prunes, on every run; `curve` are the user's own scores.
+
+    Raises BudgetError.
+    """
     dense = inputs.dense
     summary = summary_of(
         run,
@@ -50,6 +60,7 @@ def write_summary(
         budget=_budget(run.recipe.section(BudgetSettings), problem, search, measured),
         origin=origin_of(dense.folder, dense.source),
         kept=kept_whole(problem.space, dense.family),
+        curve=curve,
     )
     write_report(run.folder, exported.folder, summary)
     return summary
@@ -79,6 +90,7 @@ def summary_of(
     budget: BudgetFigures | None = None,
     kept: str = "",
     earlier: Mapping[str, StepFigures] | None = None,
+    curve: CurveFigures | None = None,
 ) -> Summary:
     """The summary of a run or of a recovery alone; `earlier` is what steps of the run that pruned the model told."""
     context, tokenizer = run.context, exported.checkpoint.tokenizer()
@@ -93,6 +105,7 @@ def summary_of(
         allocation=allocation_figures(dense, Checkpoint.describe(exported.folder)),
         kept=kept,
         left_out=dense.left_out,
+        curve=curve,
         steps={**(earlier or {}), **run.figures},
         text_use=run.text_use,
         stages=run.times,

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Unpack
 
 from darwinlm import pipeline
+from darwinlm.evaluation.measures.item_measure import Measure
+from darwinlm.evaluation.measures.named import MeasureRequest
 from darwinlm.pipeline import ORDER, REPORT
 from darwinlm.recipe import BudgetArguments, Recipe, load_recipe, options
 from darwinlm.report.summary import FILE, Summary
+from darwinlm.runs.bound import parse_within
 from darwinlm.runs.finished import read_summary, summary_of
 from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.loaded import Model, load
 from darwinlm.runs.opening import check_inputs, named_here, open_run
+from darwinlm.runs.own_scores import OwnScores
 from darwinlm.runs.same_model import same_model, same_value
 from darwinlm.runs.shown import Shown
 from darwinlm.runs.tracked import tell_models, tracked
@@ -24,7 +28,7 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.json_values import JsonObject
-from darwinlm.runtime.run import Run
+from darwinlm.runtime.run import Ended, Run
 from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.runtime.tracking import check_tracker
 
@@ -85,6 +89,8 @@ def prune(
     track: str | None = None,
     reporter: Reporter | None = None,
     begun: float | None = None,
+    measures: MeasureRequest | None = None,
+    within: str | None = None,
     **budget: Unpack[BudgetArguments],
 ) -> Result:
     """Prune a model: the whole pipeline; `darwinlm prune` calls this.
@@ -108,15 +114,32 @@ def prune(
         track: Tracker that receives figures while the run works: "wandb", "trackio", "tensorboard" or "mlflow".
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the time limit, `working_time()`; None is now.
+        measures: Measures of one's own, on which the saved model is compared with the dense one.
+        within: Bound in quality in place of a budget: "2%" of the dense model's score on every measure, or
+            "0.02 nats" of KL. The smallest size that keeps it is found.
         budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
             in `steps/budget/kinds.py`. It replaces the recipe's budget of any kind; without any, that one is used.
 
     Raises:
         DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
     """
+    opened = [] if measures is None else measures.open()
+    sized = [name for name, value in budget.items() if value is not None]
+    if within is not None and (sized or until != REPORT):
+        given = f"--{sized[0]}" if sized else "--until"
+        raise RecipeError(f"--within finds the size itself, and runs to its report: leave {given} out")
     settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
     check_tracker(track)
+    if within is not None:
+        from darwinlm.runs.within import prune_within
+
+        if track is not None:
+            raise RecipeError("--within runs several searches, which no tracker can tell apart: leave --track out")
+        bound, folder = parse_within(within), output_folder(out)
+        check_inputs(folder, resolved)
+        prune_within(resolved, folder, bound, opened, reporter or Reporter(), overwrite=overwrite)
+        return Result(folder)
     run = open_size(
         resolved,
         output_folder(out),
@@ -126,10 +149,23 @@ def prune(
         begun=begun or working_time(),
     )
     with tracked(run, track):
-        summary = pipeline.prune(run)
+        summary = _prune_measured(run, opened) if opened else pipeline.prune(run)
         if summary is not None:
             tell_models(run, summary)
     return Result(run.folder)
+
+
+def _prune_measured(run: Run[Recipe], measures: Sequence[Measure]) -> Summary | None:
+    """Prune a model to one size, and compare it with the dense one on measures; as `pipeline.prune`."""
+    try:
+        inputs = pipeline.read_inputs(run)
+        own = OwnScores(run, inputs, measures)
+        own.check()
+        problem = pipeline.plan(run, inputs)
+        database = pipeline.build(run, inputs)
+        return pipeline.make(run, inputs, problem, database, score=partial(own.curve, problem, database))
+    except Ended:
+        return None
 
 
 def open_size(
@@ -155,10 +191,10 @@ def open_size(
     return open_run(recipe, folder, reporter, parent=parent, until=until, begun=begun)
 
 
-def check_replaced(recipe: Recipe, folder: Path, advice: str) -> None:
+def check_replaced(recipe: Recipe, folder: Path, advice: str, *, sized_by: Iterable[str] = SIZED_BY) -> None:
     """Refuse to replace a finished run, of any version, by one of another model or size.
 
-    `advice` ends the message: what to do instead of choosing another folder.
+    `advice` ends the message: what to do instead of choosing another folder. `sized_by` are the settings that count.
 
     Raises ArtifactError, or CheckpointError if a model is named otherwise and damaged.
     """
@@ -166,7 +202,7 @@ def check_replaced(recipe: Recipe, folder: Path, advice: str) -> None:
         return
     finished = validated(folder / FILE, JsonObject, read_record(folder / FILE).get("recipe"))
     settings = named_here(recipe).model_dump(mode="json")
-    changed = [name for name in SIZED_BY if name in finished and not same_value(finished[name], settings[name])]
+    changed = [name for name in sized_by if name in finished and not same_value(finished[name], settings[name])]
     if "model" in changed and same_model(finished["model"], settings["model"], folder):
         changed.remove("model")
     if changed:

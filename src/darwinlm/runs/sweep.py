@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from darwinlm.evaluation.measures.named import MeasureRequest
 from darwinlm.pipeline import REPORT, build, make, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.summary import FILE, Summary
@@ -13,6 +15,7 @@ from darwinlm.report.sweep_page import sweep_page
 from darwinlm.runs.finished import read_summary
 from darwinlm.runs.given_paths import output_folder
 from darwinlm.runs.opening import open_run
+from darwinlm.runs.own_scores import OwnScores
 from darwinlm.runs.pruning import open_size
 from darwinlm.runs.tracked import tell_models, tracked
 from darwinlm.runtime import parallel
@@ -37,6 +40,7 @@ def prune_sweep(
     track: str | None = None,
     reporter: Reporter | None = None,
     begun: float | None = None,
+    measures: MeasureRequest | None = None,
 ) -> dict[str, Summary]:
     """Prune a model to several sizes, the largest first, with the same text and database.
 
@@ -51,10 +55,12 @@ def prune_sweep(
         track: Tracker that receives figures of all sizes, as for `prune`.
         reporter: Receiver of progress; None prints to the terminal.
         begun: Start of the recipes' time limit, `working_time()`; None is now. The models share the limit.
+        measures: Measures of one's own, on which each size is compared with the dense model.
 
     Returns the summary of each model by its subfolder; none if the last stage isn't the report. Raises DarwinLMError.
     """
     check_tracker(track)
+    opened = [] if measures is None else measures.open()
     folder = output_folder(out)
     ordered = _ordered(recipes)
     # Refuses a foreign folder, locks it to the end, and runs what sizes share.
@@ -74,6 +80,8 @@ def prune_sweep(
             )
             for recipe in ordered
         ]
+        own = OwnScores(sweep, inputs, opened)
+        own.check()
         problems = [plan(run, inputs) for run in runs]
         database = build(sweep, inputs)
         for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
@@ -83,7 +91,8 @@ def prune_sweep(
             if (limit := sweep.context.limit) is not None:
                 run.limit(run.recipe, limit.part(len(runs) - number))
             with suppress(Ended):
-                summaries[run.folder.name] = make(run, inputs, problem, database)
+                score = partial(own.curve, problem, database) if opened else None
+                summaries[run.folder.name] = make(run, inputs, problem, database, score=score)
                 tell_models(run, summaries[run.folder.name])
     if summaries and parallel.is_main():
         write_text(folder / PAGE, sweep_page(_with_earlier(folder, summaries)))

@@ -64,6 +64,7 @@ class Curve:
         labels: What stands beside the points; empty for none.
         joined: Whether a line joins the points.
         dotted: Whether that line is dotted.
+        errors: Standard errors of the points; empty for none.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Curve:
     labels: tuple[str, ...] = ()
     joined: bool = True
     dotted: bool = False
+    errors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

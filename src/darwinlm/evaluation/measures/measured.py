@@ -23,6 +23,14 @@ class MeasuredScore:
     scores: Sequence[float]
     dense: Sequence[float] | None = None
 
+    def check(self) -> None:
+        """Refuse scores of different items. Raises MeasureError."""
+        if self.dense is not None and len(self.scores) != len(self.dense):
+            raise MeasureError(
+                f"{self.name} gave {len(self.dense)} scores for the dense model and {len(self.scores)} for another "
+                "one: every model must get the same items in the same order"
+            )
+
     @property
     def paired(self) -> Paired:
         """The comparison with the dense model; with itself, if there is none."""
@@ -32,7 +40,7 @@ class MeasuredScore:
         """Plain values, with the score of each item."""
         paired = self.paired
         values: JsonObject = {"measure": self.name, "items": paired.n, "score": paired.small_mean}
-        values["stderr"] = _stderr(self.scores)
+        values["stderr"] = stderr_of(self.scores)
         if self.dense is not None:
             low, high = paired.interval
             values |= {
@@ -57,12 +65,8 @@ def measure_model(
     expected = [None] * len(measures) if dense is None else scores_of(dense, measures, store)
     measured = []
     for measure, scores, of_dense in zip(measures, scores_of(model, measures, store), expected, strict=True):
-        if of_dense is not None and len(scores) != len(of_dense):
-            raise MeasureError(
-                f"{measure.name} gave {len(of_dense)} scores for the dense model and {len(scores)} for the other one: "
-                "every model must get the same items in the same order"
-            )
         measured.append(MeasuredScore(measure.name, scores, of_dense))
+        measured[-1].check()
     return measured
 
 
@@ -78,7 +82,7 @@ def score_table(measured: Sequence[MeasuredScore]) -> Table:
     """A row for each measure, with remarks."""
     if all(each.dense is None for each in measured):
         rows = [
-            (each.name, str(len(each.scores)), percent(each.paired.small_mean), percent(_stderr(each.scores)))
+            (each.name, str(len(each.scores)), percent(each.paired.small_mean), percent(stderr_of(each.scores)))
             for each in measured
         ]
         return Table(("measure", "items", "score, %", "standard error"), rows)
@@ -122,6 +126,6 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _stderr(scores: Sequence[float]) -> float | None:
+def stderr_of(scores: Sequence[float]) -> float | None:
     """Standard error of the mean; None for a single item."""
     return statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else None

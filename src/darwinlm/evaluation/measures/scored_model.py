@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from darwinlm.model.families.checkpoint import GENERATION_SETTINGS, TOKENIZER, Checkpoint
+from darwinlm.model.families.generation import generation_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +24,7 @@ class ScoredModel:
         device: Where it computes.
         weights: Weights of a block by their names in it, if they differ from those in the files.
         digest: What identifies these weights.
+        original: The model with its tokenizer and generation settings, if its own folder has none.
     """
 
     def __init__(
@@ -33,10 +35,11 @@ class ScoredModel:
         *,
         weights: Callable[[int], dict[str, Tensor]] | None = None,
         digest: str | None = None,
+        original: Checkpoint | None = None,
     ) -> None:
         assert (weights is None) == (digest is None), "other weights are identified by their digest"
         self.checkpoint, self.dtype, self.device = checkpoint, dtype, device
-        self._weights, self._digest = weights, digest
+        self._weights, self._digest, self._original = weights, digest, original or checkpoint
         self._loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None
 
     @property
@@ -44,8 +47,8 @@ class ScoredModel:
         """Its weights and configuration, tokenizer, and arithmetic."""
         return {
             "weights": self._digest or self.checkpoint.digest,
-            "tokenizer": self.checkpoint.part(TOKENIZER),
-            "generation": self.checkpoint.part(GENERATION_SETTINGS),
+            "tokenizer": self._original.part(TOKENIZER),
+            "generation": self._original.part(GENERATION_SETTINGS),
             "dtype": str(self.dtype),
             "device": self.device.type,
         }
@@ -54,7 +57,8 @@ class ScoredModel:
         """The model and its tokenizer."""
         if self._loaded is None:
             model = self.checkpoint.load(self.dtype, self.device, weights=self._weights)
-            self._loaded = model, self.checkpoint.tokenizer()
+            model.generation_config = generation_of(self._original.folder) or model.generation_config
+            self._loaded = model, self._original.tokenizer()
         return self._loaded
 
     def release(self) -> None:

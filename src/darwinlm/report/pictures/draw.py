@@ -180,6 +180,10 @@ class _Drawing:
         if curve.joined:
             form = (0, (1.5, 2)) if curve.dotted else "-"
             self.axes.plot(curve.xs, curve.ys, color=colour, linewidth=1.8, linestyle=form, zorder=2)
+        if curve.errors:
+            self.axes.errorbar(
+                curve.xs, curve.ys, curve.errors, fmt="none", ecolor=colour, elinewidth=1.2, capsize=3, zorder=2
+            )
         chosen = slice(None, None, max(every, 1))
         marked = len(curve.xs) <= DOTS or not curve.joined
         points = self.axes.scatter(
