@@ -213,7 +213,9 @@ def test_commands_of_prune_are_options_of_plan() -> None:
 
     assert signature(pruned).parameters.keys() <= signature(planned).parameters.keys()
     functions = [signature(each).parameters.keys() for each in (darwinlm.prune, plan_of)]
-    assert functions[0] - functions[1] == {"out", "overwrite", "track", "reporter", "begun"}
+    assert functions[0] - functions[1] == {
+        "out", "overwrite", "track", "reporter", "begun", "measures", "within"
+    }  # fmt: skip
 
 
 def test_a_time_limit_chooses_the_preset_of_a_plan(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

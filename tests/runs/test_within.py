@@ -228,7 +228,16 @@ def test_no_size_keeps_the_bound(prune, tmp_path):
     ended = prune("--within", "2%", "--measure", f"{tmp_path}/check.py:score")
     assert ended.code == 2
     assert "no size below that of the whole model keeps it (" in ended.err
+    assert "check.py:score: 20 items can't show a loss of 2 %; about" in ended.err
     assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_plan_takes_the_same_line(command, tiny_llama, function):
+    said = (
+        command("plan", tiny_llama, "--within", "2%", "--measure", f"{function}:score", *sets(SETTINGS)).succeeded().out
+    )
+    assert "--within 2% finds the size: this is one at 50 %. It tries up to five sizes first" in said
+    assert "the time of --measure isn't in this plan" in said
 
 
 def test_items_in_the_text_are_refused(prune, tiny_text_file, tmp_path):

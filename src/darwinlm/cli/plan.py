@@ -48,6 +48,17 @@ def plan(
     assignments: arguments.Set = None,
     until: arguments.Until = None,
     track: Annotated[str | None, typer.Option("--track", metavar="TRACKER", help=_AS_FOR_PRUNE)] = None,
+    within: Annotated[
+        str | None,
+        typer.Option("--within", metavar="LOSS", help="As for prune. What each size that it tries takes is planned."),
+    ] = None,
+    measure: Annotated[
+        list[str] | None, typer.Option("--measure", metavar="NAMES", help="As for prune. Its time isn't planned.")
+    ] = None,
+    run_code: Annotated[bool, typer.Option("--run-code", help=_AS_FOR_PRUNE)] = False,
+    measure_time: Annotated[str, typer.Option("--measure-time", metavar="DURATION", help=_AS_FOR_PRUNE)] = "1h",
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", metavar="FOLDER", help=_AS_FOR_PRUNE)] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="ITEMS", help=_AS_FOR_PRUNE)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help=_AS_FOR_PRUNE)] = False,
     **budget: Unpack[BudgetArguments],
 ) -> None:
@@ -55,7 +66,7 @@ def plan(
 
     It takes the options of prune: type the same line with another verb. No weights are read.
     """
-    del out, track, overwrite
+    del out, track, overwrite, run_code, measure_time, data_dir, limit
     from darwinlm.recipe import load_recipes, options
 
     settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
@@ -72,6 +83,15 @@ def plan(
         if number:
             console.print()
         _show(console, predicted)
+    if within is not None:
+        share = f"{recipes[0].budget.bound.label()} %"
+        console.print(
+            f"\n--within {within} finds the size: this is one at {share}. It tries up to five sizes first, with "
+            "searches of three generations",
+            soft_wrap=True,
+        )
+    if measure:
+        console.print("the time of --measure isn't in this plan: it reads its items with every size", soft_wrap=True)
     if len(plans) > 1:
         console.print(
             f"\nall sizes: {_range(sweep_seconds(plans))}, because they share the stages before the search",

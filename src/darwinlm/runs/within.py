@@ -85,9 +85,10 @@ def prune_within(
     tried = [(keep, probe) for keep, probe in found.tried if probe is not None]
     if found.passing is None:
         listed = "; ".join(f"{percent(keep)}: {_told(own, probe)}" for keep, probe in tried) or "none could be made"
+        doubts = "".join(f"; {words.rstrip('.')}" for words in judge.remarks(tried[-1][1].scores)) if tried else ""
         raise RecipeError(
-            f"--within {within.words}: no size below that of the whole model keeps it ({listed}): allow more, give "
-            "more items, or train the model"
+            f"--within {within.words}: no size below that of the whole model keeps it ({listed}){doubts}: allow more, "
+            "give more items, or train the model"
         )
     keep = found.passing[0]
     reporter.say(f"within {within.words}: {percent(keep)} of the block parameters is the smallest size that was found")
