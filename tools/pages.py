@@ -207,7 +207,8 @@ time and converted to floats. The smaller model is not quantised, so quantise it
 All other methods (GPTQ, AWQ, bitsandbytes and others) are refused before the run starts, and so are quantised
 models that read images. Prune the model that was quantised, and quantise the result.
 
-Of a GGUF file, only its own contents are read, and no files next to it. The file is refused if it has a key that
+Of a GGUF file, only its own contents are read, and no files next to it. Its tensors are read one at a time. The file is
+refused if transformers can't read its configuration, if it lacks a tensor or has one too many, or if it has a key that
 changes the model and that transformers ignores. If the embedding and the output head differ by no more than the
 rounding of their types, the model shares the more precise one, and the run says so. For example, Qwen's Q4_K_M file
 of Qwen2.5-Coder-0.5B becomes a model of 494M parameters instead of 630M."""
