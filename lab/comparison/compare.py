@@ -23,7 +23,7 @@ from darwinlm.runs.opening import open_run
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_json, write_json
 from darwinlm.runtime.console import Reporter
-from darwinlm.runtime.errors import DataError
+from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.runtime.places import check_output
 from darwinlm.runtime.run import Run
 from darwinlm.runtime.step import Step, Task
@@ -141,6 +141,8 @@ class _Comparison:
     def __init__(self, base: Run[Recipe], recipe: Recipe, request: ComparisonRequest) -> None:
         self.base, self.recipe, self.request = base, recipe, request
         self.variants = {name: variant_recipe(recipe, name, source) for name, source in request.variants}
+        if recipe.vocabulary.auto:
+            raise RecipeError("vocabulary is auto: methods are compared with one vocabulary, so give its size")
         self.inputs = read_inputs(base)
         self.problem = plan(base, self.inputs)
         self.domains = _domains(base, self.inputs, request)

@@ -19,6 +19,7 @@ from darwinlm.steps.evaluate.model_figures import RECOVERED, STITCHED
 from darwinlm.steps.evaluate.step import Evaluate
 from darwinlm.steps.export.step import Export
 from darwinlm.steps.file.step import BoundedFile
+from darwinlm.steps.fitted_vocabulary.step import FittedText, FittedVocabulary
 from darwinlm.steps.gradients.step import Gradients
 from darwinlm.steps.latency.step import Latency
 from darwinlm.steps.own_text.step import OwnText, OwnTextForRecovery
@@ -51,6 +52,8 @@ STEPS: tuple[type[AnyStep], ...] = (
     Latency,
     Gradients,
     Database,
+    FittedVocabulary,
+    FittedText,
     Search,
     Stitch,
     Refit,
@@ -73,8 +76,9 @@ def prune(run: Run[AnyRecipe]) -> Summary | None:
 
     try:
         inputs = read_inputs(run)
-        problem = plan(run, inputs)
-        return make(run, inputs, problem, build(run, inputs))
+        fitted = run.recipe.section(VocabularySettings).auto
+        problem = None if fitted else plan(run, inputs)
+        return make(run, *fit(run, inputs, problem, build(run, inputs)))
     except Ended:
         return None
 
@@ -91,12 +95,13 @@ def read_inputs(run: Run[AnyRecipe]) -> Inputs:
         announce(run, STEPS, original)
     own_tokens = OwnText.amount(recipe, shares)
     own_text = run(OwnText(original, own_tokens)) if own_tokens else None
-    cut = recipe.section(VocabularySettings).cut
-    vocabulary = run(Vocabulary(original, own_text, shares)) if cut else None
+    settings = recipe.section(VocabularySettings)
+    fixed = settings.cut and not settings.auto
+    vocabulary = run(Vocabulary(original, own_text, shares)) if fixed else None
     dense = original if vocabulary is None else vocabulary.checkpoint
     text = run(Text(dense, own_text, shares))
     latency = run(Latency(dense)) if recipe.section(BudgetSettings).timed else None
-    return Inputs(original, dense, vocabulary, text, latency)
+    return Inputs(original, dense, vocabulary, text, latency, own_text)
 
 
 def text_shares(recipe: Sections) -> dict[str, int]:
@@ -119,13 +124,26 @@ def check(run: Run[AnyRecipe], original: Checkpoint) -> None:
     budget = recipe.section(BudgetSettings)
     recovery = recipe.section(RecoverySettings)
     check_text(text, original)
-    if recipe.section(VocabularySettings).keep is None and not budget.timed:
+    if recipe.section(VocabularySettings).cut:
+        _check_vocabulary(recipe, original)
+    elif not budget.timed:
         problem_of(recipe, original, None)
     check_memory(STEPS, recipe, original, context.device)
     original.check_carried()
     check_file(budget)
     if recovery.tokens:
         check_recovery(context, recovery, text, original, original)
+
+
+def _check_vocabulary(recipe: Sections, original: Checkpoint) -> None:
+    from darwinlm.steps.fitted_vocabulary.sizes import Sizes
+    from darwinlm.steps.vocabulary.token_choice import ModelTokens
+
+    settings, tokens = recipe.section(VocabularySettings), ModelTokens.of(original)
+    if settings.keep is not None:
+        tokens.size(settings.keep)
+    if settings.auto:
+        Sizes.of(recipe, original, tokens).smallest()
 
 
 def plan(run: Run[AnyRecipe], inputs: Inputs) -> Problem:
@@ -144,6 +162,24 @@ def build(run: Run[AnyRecipe], inputs: Inputs) -> PruningDatabase:
     weighted = run.recipe.section(DatabaseSettings).metric.gradients
     gradients = run(Gradients(calibration, dense)) if weighted else None
     return run(Database(dense, calibration, gradients))
+
+
+def fit(
+    run: Run[AnyRecipe], inputs: Inputs, problem: Problem | None, database: PruningDatabase
+) -> tuple[Inputs, Problem, PruningDatabase]:
+    """Choose the size of the vocabulary if the budget does, so that there is no problem yet. Raises DarwinLMError.
+
+    Returns what follows from it: the inputs and the database of the model with fewer tokens, and its problem.
+    """
+    from dataclasses import replace
+
+    if problem is not None:
+        return inputs, problem, database
+    shares, own_text = text_shares(run.recipe), inputs.own_text
+    vocabulary = run(FittedVocabulary(inputs.original, database, own_text, shares))
+    dense = vocabulary.checkpoint
+    fitted = replace(inputs, dense=dense, vocabulary=vocabulary, text=run(FittedText(dense, own_text, shares)))
+    return fitted, plan(run, fitted), database.of(dense)
 
 
 def cut(

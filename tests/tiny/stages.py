@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from darwinlm.pipeline import build, make, plan, read_inputs
+from darwinlm.pipeline import build, fit, make, plan, read_inputs
 from darwinlm.runtime.run import Ended, Run
 
 
@@ -13,8 +13,10 @@ def run_stages(run: Run[Any], until: str) -> SimpleNamespace:
     try:
         inputs = read_inputs(run)
         found |= vars(inputs) | inputs.text
-        found["plan"] = plan(run, inputs)
-        found["database"] = build(run, inputs)
+        problem = None if run.recipe.vocabulary.auto else plan(run, inputs)
+        found["plan"], found["database"] = problem, build(run, inputs)
+        inputs, found["plan"], found["database"] = fit(run, inputs, problem, found["database"])
+        found |= vars(inputs) | inputs.text
         found["report"] = make(run, inputs, found["plan"], found["database"])
     except Ended:
         pass

@@ -75,9 +75,9 @@ Vocab = Annotated[
     str | None,
     typer.Option(
         "--vocab",
-        metavar="SHARE|COUNT",
+        metavar="SHARE|COUNT|auto",
         help="Tokens of the vocabulary to keep: 50% or 24k. The default is all. The budget counts the smaller "
-        "embedding.",
+        "embedding. With auto, a budget for the whole model (--params, --bytes or --file) and --text decide.",
     ),
 ]
 Time = Annotated[

@@ -23,8 +23,12 @@ from darwinlm.steps.database.database_settings import DatabaseSettings
 from darwinlm.steps.recover.recovery_settings import RecoverySettings
 from darwinlm.steps.refit.refit_settings import RefitSettings
 from darwinlm.steps.search.search_settings import SearchSettings
+from darwinlm.steps.text.shares import SELF, named_parts
 from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
+
+WHOLE_MODEL = ("params", "bytes", "file")
+"""Kinds of budget by which the size of the vocabulary can be chosen."""
 
 
 class CoreRecipe(Sections):
@@ -65,6 +69,22 @@ class CoreRecipe(Sections):
         if budget is None or budget.kind != "file" or units.quantisation not in (None, UNCHOSEN):
             return units
         return units.model_copy(update={"quantisation": SMALLEST})
+
+    @model_validator(mode="after")
+    def _a_budget_for_the_whole_model_chooses_the_vocabulary(self) -> CoreRecipe:
+        if not self.vocabulary.auto:
+            return self
+        if self.budget.kind not in WHOLE_MODEL:
+            raise ValueError(
+                f"vocabulary is auto, but the budget is {self.budget.kind}, which doesn't weigh the vocabulary against "
+                f"the blocks: give {' or '.join(WHOLE_MODEL)}, or a number of tokens such as --vocab 50%"
+            )
+        if set(named_parts(self.text.source or "")) <= {SELF, ""}:
+            raise ValueError(
+                "vocabulary is auto, but no text is given: tokens that it doesn't use are removed, so give text in all "
+                "languages and of all kinds that the model shall serve, with --text (text.source)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _equal_layers_have_equal_groups(self) -> CoreRecipe:

@@ -146,6 +146,7 @@ def notes_of(plan: Plan) -> list[str]:
         kept_whole(sizes.space, checkpoint.family),
         "its parts around the language model are kept, and not counted here" if has_other_parts else "",
         choose_layers(recipe, checkpoint, sizes.space)[1],
-        recipe.section(VocabularySettings).keep is None and large_embedding(sizes.params, sizes.blocks),
+        sizes.fitted and "the run chooses the size of the vocabulary: until then, it is counted as a whole here",
+        not recipe.section(VocabularySettings).cut and large_embedding(sizes.params, sizes.blocks),
     )
     return [note for note in notes if note]

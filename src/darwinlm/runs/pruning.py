@@ -100,7 +100,8 @@ def prune(
     Args:
         model: Hub id, folder or GGUF file; overrides the recipe's.
         out: Output folder; an earlier run of the same kind is resumed.
-        vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". None keeps all.
+        vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". "auto" leaves it
+            to a budget for the whole model and the text. None keeps all.
         time: Time limit of the whole run, in minutes or as "90s" or "1h". It chooses the amount of
             text, and ends search and recovery.
         preset: Amount of work: "quick", "default" or "thorough"; or "paper".

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from darwinlm.evaluation.measures.named import MeasureRequest
-from darwinlm.pipeline import REPORT, build, make, plan, read_inputs
+from darwinlm.pipeline import REPORT, build, fit, make, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.report.sweep_page import sweep_page
@@ -82,7 +82,7 @@ def prune_sweep(
         ]
         own = OwnScores(sweep, inputs, opened)
         own.check()
-        problems = [plan(run, inputs) for run in runs]
+        problems = [None if run.recipe.vocabulary.auto else plan(run, inputs) for run in runs]
         database = build(sweep, inputs)
         for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
             sweep.context.reporter.say(run.folder.name)
@@ -91,8 +91,9 @@ def prune_sweep(
             if (limit := sweep.context.limit) is not None:
                 run.limit(run.recipe, limit.part(len(runs) - number))
             with suppress(Ended):
-                score = partial(own.curve, problem, database) if opened else None
-                summaries[run.folder.name] = make(run, inputs, problem, database, score=score)
+                fitted, search_problem, blocks = fit(run, inputs, problem, database)
+                score = partial(own.curve, search_problem, blocks) if opened else None
+                summaries[run.folder.name] = make(run, fitted, search_problem, blocks, score=score)
                 tell_models(run, summaries[run.folder.name])
     if summaries and parallel.is_main():
         write_text(folder / PAGE, sweep_page(_with_earlier(folder, summaries)))

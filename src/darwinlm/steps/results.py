@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.model.units.cost import CostModel
     from darwinlm.steps.export.step import Exported
+    from darwinlm.steps.own_text.documents import Documents
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.vocabulary.step import CutVocabulary
 
@@ -22,6 +23,7 @@ class Inputs:
         dense: The same with the smaller vocabulary, if there is one.
         text: Sequences of tokens by purpose.
         latency: Costs in time, if the budget is one.
+        own_text: Text that the dense model wrote itself, if it is one of the sources.
     """
 
     original: Checkpoint
@@ -29,6 +31,7 @@ class Inputs:
     vocabulary: CutVocabulary | None
     text: dict[str, TokenSequences]
     latency: CostModel | None
+    own_text: Documents | None = None
 
 
 @dataclass(frozen=True)

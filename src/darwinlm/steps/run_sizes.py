@@ -20,6 +20,10 @@ from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.vocabulary.choose import kept_size
 from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
+LEAST_OUTSIDE = 0.1
+"""Share of the parameters outside the blocks that stays if the run chooses the size of the vocabulary, for the largest
+possible blocks."""
+
 
 class RunSizes:
     """Sizes for one of several processes that share the work.
@@ -35,6 +39,7 @@ class RunSizes:
         channels: Channels of the stream and of the widest attention and MLP, of which a token uses its own experts.
         saved: Bytes of a saved weight.
         pass_tokens: Tokens in one pass.
+        fitted: Whether the run chooses the size of the vocabulary; until then, it counts as a whole here.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class RunSizes:
         self.smaller = smaller
         text, vocabulary = recipe.section(TextSettings), recipe.section(VocabularySettings)
         kept_tokens = vocabulary.keep if smaller is None else None
+        self.fitted = vocabulary.auto and smaller is None
         self.shapes = module_shapes(checkpoint)
         self.space = space_of(recipe.section(UnitsSettings), checkpoint, self.shapes)
         modules = zip(self.shapes, self.space.modules, strict=True)
@@ -92,9 +98,18 @@ class RunSizes:
         cost = cost_of(self.recipe, model)
         if cost is None:
             return 0, round(self.blocks / (bound.value if isinstance(bound, Speedup) else 2))
+        if self.fitted:
+            most = self.params * bound.value / cost.dense - LEAST_OUTSIDE * self.outside
+            return 0, min(round(most), self.blocks)
         bounds = bounded(self.recipe, cost, model)
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)
+
+    @property
+    def saved_params(self) -> int:
+        """Largest number of parameters of the smaller model."""
+        kept = self.kept_blocks[1]
+        return kept + round(LEAST_OUTSIDE * self.outside) if self.fitted else kept + self.outside
 
     @property
     def kept(self) -> float:

@@ -12,7 +12,13 @@ from darwinlm.model.units.space import SearchSpace
 
 
 def file_costs(
-    checkpoint: Checkpoint, space: SearchSpace, shapes: Sequence[ModuleShape], quantisation: str, *, equal: bool
+    checkpoint: Checkpoint,
+    space: SearchSpace,
+    shapes: Sequence[ModuleShape],
+    quantisation: str,
+    *,
+    equal: bool,
+    removed_tokens: int = 0,
 ) -> CostModel:
     """Bytes of the modules of smaller models in a file, and of everything else in it.
 
@@ -22,6 +28,7 @@ def file_costs(
         shapes: Shapes of its modules.
         quantisation: One of the types of files.
         equal: Whether the smaller models have equal layers.
+        removed_tokens: Number of tokens that will be removed from the vocabulary; the others are taken to be as long.
 
     Raises:
         ExportError: llama.cpp has no tokenizer of the model's kind.
@@ -30,9 +37,12 @@ def file_costs(
     dense = {name: tuple(weight.shape) for name, weight in checkpoint.outline.named_parameters()}
     inside = f"{checkpoint.family.layers}."
     outside = {name: size for name, size in file_tensors(checkpoint, dense).items() if not name.startswith(inside)}
+    rows = int(checkpoint.config.vocab_size)
+    kept = rows - removed_tokens
+    outside = {name: (kept, *size[1:]) if size[:1] == (rows,) else size for name, size in outside.items()}
     by_place = {shape.place: shape for shape in shapes}
     costs = tuple(
         tuple(sizes.module(by_place[module.place], level.sizes.in_even_groups()) for level in module.levels)
         for module in space.modules
     )
-    return CostModel("bytes", costs, header_bytes(checkpoint) + sizes.all_tensors(outside))
+    return CostModel("bytes", costs, header_bytes(checkpoint) * kept // rows + sizes.all_tensors(outside))

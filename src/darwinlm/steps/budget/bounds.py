@@ -23,6 +23,7 @@ def counted(
     *,
     outside: int,
     equal: bool,
+    removed_tokens: int = 0,
 ) -> Counted:
     """What the costs of a recipe's budget are counted from.
 
@@ -33,6 +34,7 @@ def counted(
         shapes: Shapes of its modules.
         outside: Number of parameters that aren't pruned.
         equal: Whether all layers get the same sizes.
+        removed_tokens: Number of tokens that are removed from the vocabulary, whose rows `outside` doesn't count.
     """
     return Counted(
         checkpoint,
@@ -43,6 +45,7 @@ def counted(
         recipe.section(BudgetSettings).context,
         recipe.section(UnitsSettings).quantisation,
         str(recipe.model),
+        removed_tokens,
     )
 
 
@@ -52,11 +55,16 @@ def cost_of(recipe: Sections, model: Counted) -> CostModel | None:
 
 
 def bounded(recipe: Sections, cost: CostModel, model: Counted) -> Budget:
-    """`resolve_budget`, which must remove something, unless the vocabulary is cut."""
-    settings = recipe.section(BudgetSettings)
+    """`resolve_budget`, which must remove something, unless the vocabulary is cut.
+
+    If the budget chooses the vocabulary, all blocks may stay.
+    """
+    settings, vocabulary = recipe.section(BudgetSettings), recipe.section(VocabularySettings)
+    if vocabulary.auto:
+        return resolve_budget(cost, settings, whole=True)
     settings.bound.check(cost, model)
     budget = resolve_budget(cost, settings)
-    if budget.limit >= cost.dense and recipe.section(VocabularySettings).keep is None:
+    if budget.limit >= cost.dense and vocabulary.keep is None:
         raise BudgetError(
             f"budget.{settings.kind}: {cost.words(budget.limit)} is the whole model: there is nothing to prune; "
             f"the smallest is {_with_share(cost, cost.smallest)}"
@@ -64,16 +72,18 @@ def bounded(recipe: Sections, cost: CostModel, model: Counted) -> Budget:
     return budget
 
 
-def resolve_budget(cost: CostModel, budget: BudgetSettings) -> Budget:
+def resolve_budget(cost: CostModel, budget: BudgetSettings, *, whole: bool = False) -> Budget:
     """Bounds from the budget of a recipe.
 
     An allocation may leave the recipe's tolerance unused, or one level of the finest module if that is more. In a small
     model a level can exceed the tolerance, so that no allocation would be within the bounds. Raises BudgetError if the
-    budget is below the smallest or above the largest model.
+    budget is below the smallest or above the largest model; with `whole`, all blocks are kept in the latter case.
     """
     if not cost.costs:
         raise BudgetError("the model has no attention and no MLP that could be pruned")
     limit = budget.bound.limit(cost)
+    if whole:
+        limit = min(limit, cost.dense)
     beginning = f"budget.{budget.kind}: {budget.bound.words(cost)}"
     upper = limit - cost.fixed
     if limit < cost.smallest:

@@ -28,6 +28,7 @@ class Counted:
         context: Tokens in the KV cache.
         quantisation: Type of the GGUF file.
         model: Name of the model as the user gave it.
+        removed_tokens: Number of tokens that were removed from the vocabulary, whose rows `outside` doesn't count.
     """
 
     checkpoint: Checkpoint
@@ -38,6 +39,7 @@ class Counted:
     context: int
     quantisation: str | None
     model: str
+    removed_tokens: int = 0
 
     @property
     def itemsize(self) -> int:
@@ -72,7 +74,9 @@ def file_costs(model: Counted) -> CostModel:
         raise RecipeError(f"budget.file: {kind} is no type of GGUF files: leave --for out, or name one of {names}")
     if GGUF.refusal(checkpoint) is not None:
         raise BudgetError(f"budget.file: llama.cpp doesn't run {checkpoint.family.model_type} models like this one")
-    return costs_in_file(checkpoint, model.space, model.shapes, kind, equal=model.equal)
+    return costs_in_file(
+        checkpoint, model.space, model.shapes, kind, equal=model.equal, removed_tokens=model.removed_tokens
+    )
 
 
 def _kv_bytes(model: Counted) -> Callable[[int, int], int]:

@@ -14,16 +14,33 @@ from darwinlm.steps.budget.layers import choose_layers, layers_that_run
 from darwinlm.steps.budget.problem import Problem
 
 
-def problem_of(recipe: Sections, dense: Checkpoint, latency: CostModel | None) -> tuple[Problem, str | None]:
-    """The search space, its costs and the budget, and what the user should know about layers. Raises BudgetError."""
+def problem_of(
+    recipe: Sections, dense: Checkpoint, latency: CostModel | None, *, removed_tokens: int = 0
+) -> tuple[Problem, str | None]:
+    """The search space, its costs and the budget, and what the user should know about layers.
+
+    With `removed_tokens`, costs are those of the model with so many fewer tokens. Raises BudgetError.
+    """
     shapes, units = module_shapes(dense), recipe.section(UnitsSettings)
     space = space_of(units, dense, shapes)
     outside = sum(parameter.numel() for parameter in dense.outline.parameters()) - space.params(space.dense)
+    outside -= removed_tokens * params_per_token(dense)
     equal, note = choose_layers(recipe, dense, space)
-    model = counted(recipe, dense, space, shapes, outside=outside, equal=equal)
+    model = counted(recipe, dense, space, shapes, outside=outside, equal=equal, removed_tokens=removed_tokens)
     cost = cost_of(recipe, model) or latency
     assert cost is not None, "the cost is measured"
     budget, layers = bounded(recipe, cost, model), None
     if equal:
         layers = layers_that_run(dense, space, cost, budget, for_gguf=in_gguf(units.quantisation))
     return Problem(space, cost, budget, outside, layers), note
+
+
+def params_per_token(dense: Checkpoint) -> int:
+    """Number of parameters of one token: its rows in the embedding, in a head of its own, and in further embeddings."""
+    rows, inside = int(dense.config.vocab_size), f"{dense.family.layers}."
+    parameters = dense.outline.named_parameters()
+    return sum(
+        parameter.numel() // rows
+        for name, parameter in parameters
+        if parameter.shape[:1] == (rows,) and not name.startswith(inside)
+    )

@@ -33,6 +33,15 @@ class PruningDatabase:
         """Hash of everything that it depends on."""
         return self.stage.digest
 
+    def of(self, checkpoint: Checkpoint) -> PruningDatabase:
+        """The same database for a model with the same blocks, such as one with fewer tokens."""
+        from darwinlm.runtime.memory import ALL
+        from darwinlm.steps.database.store import DatabaseReader
+
+        self.reader.release(ALL)
+        reader = DatabaseReader(self.reader.folder, checkpoint, self.reader.units, device=self.reader.device)
+        return PruningDatabase(self.stage, reader)
+
 
 @dataclass(frozen=True, eq=False)
 class Database(Step[PruningDatabase]):

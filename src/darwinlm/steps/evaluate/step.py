@@ -87,7 +87,7 @@ class Evaluate(Step[Measured]):
         work = sizes.operations(read, 1 + smaller * k, heads=1 + smaller)
         work += sizes.operations(ALONE * CONTINUED, 1 + k, heads=2)
         timing = load.passing | {"logits": float(text.sequence_length * sizes.vocabulary * sizes.size)}
-        small = sizes.kept_blocks[1] + sizes.outside
+        small = sizes.saved_params
         if not load.on_cpu and (models := float((sizes.params + small) * sizes.size)) <= load.memory / 2:
             timing["whole models"] = models
         return Cost(work, largest(load.reading(read, 1 + smaller), timing))

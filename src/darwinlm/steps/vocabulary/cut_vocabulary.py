@@ -1,27 +1,29 @@
-"""The choice of tokens for a text, the model without the others, and what that costs on held-out text."""
+"""The model without the tokens that a text uses least, and what that costs on held-out text."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenizers import Tokenizer
+
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.families.loading import check_tokens
-from darwinlm.model.surgery.fewer_tokens import cut_weights, special_numbers, write_tokenizer
+from darwinlm.model.surgery.fewer_tokens import cut_weights, write_tokenizer
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.context import Context
-from darwinlm.runtime.errors import DataError, RecipeError
-from darwinlm.steps.text.packing import document_hash, token_ids
+from darwinlm.runtime.errors import DataError
+from darwinlm.steps.text.packing import document_hash
 from darwinlm.steps.text.sources import read_domains
 from darwinlm.steps.text.splits import purpose_of
 from darwinlm.steps.text.text_settings import TextSettings
-from darwinlm.steps.vocabulary.choose import choose_tokens, kept_size
+from darwinlm.steps.vocabulary.scripts import ScriptFigures, script_figures
 from darwinlm.steps.vocabulary.spelling import measure_bits, measure_spelling
-from darwinlm.steps.vocabulary.tokenizer_tree import TokenizerJson, TokenizerTree
+from darwinlm.steps.vocabulary.token_choice import ModelTokens, TokenChoice
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 if TYPE_CHECKING:
@@ -29,12 +31,45 @@ if TYPE_CHECKING:
 
 CHARACTERS = 1 << 25
 """Maximum number of characters of text for the choice; tokens are counted at about a million characters per second."""
-BATCH_DOCUMENTS = 512
-"""Documents that are tokenised at once."""
 CHARACTERS_PER_TOKEN = 3
 """Length of held-out passages, so that they fit into a sequence; SmolLM2's tokens have about 4.5."""
+EVALUATION, VALIDATION = "evaluation", "validation"
 ByDomain = dict[str, list[str]]
 """Documents by the file or data set that they come from."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents of a source: those that choose the tokens, and held-out ones by purpose."""
+
+    chosen_from: ByDomain
+    held_out: Mapping[str, ByDomain]
+
+    def all(self) -> Iterator[str]:
+        """The documents that choose the tokens."""
+        for documents in self.chosen_from.values():
+            yield from documents
+
+
+def read_documents(
+    source: str,
+    shares: Mapping[str, int],
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    purposes: Collection[str] = (EVALUATION,),
+) -> Documents:
+    """Read a source, and hold out the documents of some purposes. Raises DataError if a part has no document."""
+    texts: ByDomain = {}
+    held_out: dict[str, ByDomain] = {purpose: {} for purpose in purposes}
+    for domain, text in read_domains(source, CHARACTERS, seed=seed, tokenizer=tokenizer):
+        purpose = purpose_of(document_hash(text), shares, seed)
+        held_out.get(purpose, texts).setdefault(domain, []).append(text)
+    if not texts or not all(held_out.values()):
+        raise DataError(
+            f"text.source {source} has too few documents to choose tokens and to measure the choice: give more text, "
+            "or leave out --vocab"
+        )
+    return Documents(texts, held_out)
 
 
 def cut_vocabulary(
@@ -59,58 +94,39 @@ def cut_vocabulary(
 
     Raises DataError if the text has too few documents, RecipeError if there are fewer tokens or more must stay.
     """
-    tokenizer = dense.tokenizer()
-    texts, held_out = _documents(source, shares, settings.seed, tokenizer)
-    rows, tree = _choose(keep, dense, texts, tokenizer)
+    vocabulary = ModelTokens.of(dense)
+    size = vocabulary.size(keep)
+    documents = read_documents(source, shares, settings.seed, vocabulary.tokenizer)
+    choice = vocabulary.used_by(documents.all())
+    return write_cut(dense, choice, choice.rows(size), documents, settings, folder, context)
+
+
+def write_cut(
+    dense: Checkpoint,
+    choice: TokenChoice,
+    rows: Sequence[int],
+    documents: Documents,
+    settings: TextSettings,
+    folder: Path,
+    context: Context,
+) -> VocabularyFigures:
+    """Write the model with the tokens `rows` alone into `folder`, and measure it on documents for the evaluation."""
     cut_weights(dense, rows, folder / "model")
-    write_tokenizer(tokenizer, tree, rows, folder / "model")
-    return _measure(context, settings, dense, Checkpoint.open(folder / "model"), rows, held_out, folder)
+    write_tokenizer(choice.vocabulary.tokenizer, choice.vocabulary.tree.cut(rows), rows, folder / "model")
+    small = Checkpoint.open(folder / "model")
+    figures = _measure(context, settings, dense, small, rows, documents.held_out[EVALUATION], folder)
+    figures = figures.model_copy(update={"scripts": scripts_of(choice.vocabulary, rows)})
+    for clause in figures.removed():
+        context.reporter.say(f"vocabulary: {clause}")
+    return figures
 
 
-def _documents(
-    source: str, shares: Mapping[str, int], seed: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[ByDomain, ByDomain]:
-    """Documents for the choice, and held-out ones, by domain. Those for the evaluation are held out."""
-    texts: ByDomain = {}
-    held_out: ByDomain = {}
-    for domain, text in read_domains(source, CHARACTERS, seed=seed, tokenizer=tokenizer):
-        purpose = purpose_of(document_hash(text), shares, seed)
-        documents = held_out if purpose == "evaluation" else texts
-        documents.setdefault(domain, []).append(text)
-    if not texts or not held_out:
-        raise DataError(
-            f"text.source {source} has too few documents to choose tokens and to measure the choice: give more text, "
-            "or leave out --vocab"
-        )
-    return texts, held_out
-
-
-def _choose(
-    keep: float, dense: Checkpoint, texts: ByDomain, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[int], TokenizerJson]:
-    """Old numbers of the kept tokens in their new order, and the smaller tokenizer."""
-    tree = TokenizerTree(tokenizer, dense.source)
-    if keep > len(tree.tokens):
-        raise RecipeError(
-            f"vocabulary: {keep:,.0f} tokens requested, but {dense.source} has {len(tree.tokens):,}: request fewer, "
-            "or leave out --vocab"
-        )
-    size = kept_size(keep, len(tree.tokens))
-    always = tree.indispensable(tokenizer) | (special_numbers(dense) & tree.tokens.keys())
-    check_tokens(max(*tokenizer.get_vocab().values(), *always), int(dense.config.vocab_size), dense.source)
-    if len(always) > size:
-        raise RecipeError(
-            f"vocabulary: {size:,} tokens requested, but bytes, special tokens and the chat template need "
-            f"{len(always):,}: request more"
-        )
-    documents = [text for of_domain in texts.values() for text in of_domain]
-    uses: Counter[int] = Counter()
-    for start in range(0, len(documents), BATCH_DOCUMENTS):
-        for ids in token_ids(tokenizer, documents[start : start + BATCH_DOCUMENTS]):
-            uses.update(ids)
-    paths = {token: tree.path(token) for token in tree.tokens}
-    rows = tree.ordered(choose_tokens(uses, always, paths, size))
-    return rows, tree.cut(rows)
+def scripts_of(vocabulary: ModelTokens, rows: Sequence[int]) -> dict[str, ScriptFigures]:
+    """What the smaller vocabulary keeps of each script; `rows` are the old numbers of its tokens."""
+    tree, kept = vocabulary.tree, set(rows)
+    model = Tokenizer.from_str(json.dumps(tree.cut(rows))).model
+    spelt = {number: len(model.tokenize(token)) for number, token in tree.tokens.items() if number not in kept}
+    return script_figures({number: tree.text(number) for number in tree.tokens}, kept, spelt)
 
 
 def _measure(
@@ -125,7 +141,8 @@ def _measure(
     """What the smaller vocabulary costs, on held-out text."""
     tokenizer, cut = dense.tokenizer(), small.tokenizer()
     domains = {name: measure_spelling(texts, tokenizer, cut, rows) for name, texts in held_out.items()}
-    passages, memory = list(_passages(settings, held_out)), HiddenMemory(folder)
+    passages = list(passages_of(held_out, settings.sequence_length, settings.evaluation_tokens))
+    memory = HiddenMemory(folder)
 
     def bits_of(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> float:
         return measure_bits(
@@ -148,13 +165,15 @@ def _measure(
     )
 
 
-def _passages(settings: TextSettings, held_out: ByDomain) -> Iterator[str]:
-    """Beginnings of held-out documents, from each domain in turn; together they are as long as the evaluation text."""
-    length = CHARACTERS_PER_TOKEN * settings.sequence_length
-    remaining = CHARACTERS_PER_TOKEN * settings.evaluation_tokens
-    for number in range(max(map(len, held_out.values()))):
-        for texts in held_out.values():
+def passages_of(documents: ByDomain, length: int, tokens: int) -> Iterator[str]:
+    """Beginnings of documents, from each domain in turn.
+
+    Each has at most `length` tokens, and all together about `tokens`, at `CHARACTERS_PER_TOKEN`.
+    """
+    characters, remaining = CHARACTERS_PER_TOKEN * length, CHARACTERS_PER_TOKEN * tokens
+    for number in range(max(map(len, documents.values()))):
+        for texts in documents.values():
             if number < len(texts) and remaining > 0:
-                passage = texts[number][:length]
+                passage = texts[number][:characters]
                 remaining -= len(passage)
                 yield passage

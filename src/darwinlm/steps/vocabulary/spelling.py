@@ -56,19 +56,22 @@ def measure_bits(
     tokenizer: PreTrainedTokenizerBase,
     *,
     batch_tokens: int,
+    spelt: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     memory: HiddenMemory | None = None,
 ) -> float:
     """Bits per byte of a model with its tokenizer, which compare across vocabularies.
 
-    `read` gives a decoder for some tokens; `memory` says where its streams may go. Each passage is read after the bos
-    token, or else the end token, and its end is predicted too.
+    `read` gives a decoder for some tokens; `memory` says where its streams may go. `spelt` are the tokens of each
+    passage, if they aren't those that the tokenizer gives. Each passage is read after the bos token, or else the end
+    token, and its end is predicted too.
     """
     begin, end = added_bos(tokenizer), tokenizer.eos_token_id
     first = end if begin is None else begin
     before = [] if first is None else [first]
     after = [] if end is None else [end]
-    sequences = [torch.tensor([*before, *ids, *after]) for ids in token_ids(tokenizer, list(passages))]
+    texts = token_ids(tokenizer, list(passages)) if spelt is None else spelt
+    sequences = [torch.tensor([*before, *ids, *after]) for ids in texts]
     tokens = pad_sequence(sequences, batch_first=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences])[:, None]
     positions = torch.arange(tokens.shape[1])[None]

@@ -39,7 +39,7 @@ class Vocabulary(Step[CutVocabulary]):
     """
 
     name = "vocabulary"
-    version = 4
+    version = 5
     writes = "the dense model with fewer tokens, and what they cost"
     Settings = VocabularySettings
     section = "vocabulary"

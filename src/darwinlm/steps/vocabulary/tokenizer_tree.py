@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 from darwinlm.runtime.errors import ModelError
 
 if TYPE_CHECKING:
+    from tokenizers.decoders import Decoder
     from transformers import PreTrainedTokenizerBase
 
 BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+NUMBER_OR_SPACE = re.compile(r" ?[0-9]{1,3}|\s+")
+"""Text of tokens that always stay because code and tables need them."""
 CHAT = tuple({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
 
 
@@ -84,6 +87,7 @@ class TokenizerTree:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise _refused(source, "has no tokenizer.json and can't be converted to one")
+        self._decoder: Decoder | None = backend.decoder
         self.tree: TokenizerJson = json.loads(backend.to_str())
         self.model: BytePairs = self.tree["model"]
         if self.model["type"] != "BPE":
@@ -98,7 +102,11 @@ class TokenizerTree:
         self._ranks = {pair: rank for rank, pair in enumerate(self._merges)}
 
     def indispensable(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-        """Added and special tokens, bytes or single characters, and those of the chat template, with their paths."""
+        """Tokens that are never removed, with their paths.
+
+        These are added and special tokens, bytes or single characters, numbers of up to three digits, white space, and
+        the tokens of the chat template.
+        """
         fallback = bool(self.model.get("byte_fallback"))
         kept = set(self.added) | {
             number
@@ -110,9 +118,17 @@ class TokenizerTree:
         unknown = self.model.get("unk_token")
         if unknown in self.pieces:
             kept.add(self.pieces[unknown])
-        for number in _chat_tokens(tokenizer):
+        further = {number for number in self.tokens if NUMBER_OR_SPACE.fullmatch(self.text(number))}
+        for number in further.union(_chat_tokens(tokenizer)):
             kept |= {number, *(self.path(number) or ())}
         return kept
+
+    def text(self, number: int) -> str:
+        """The text that a token stands for, maybe without a space at its beginning; bytes aren't characters."""
+        token = self.tokens[number]
+        if number in self.added or self._decoder is None:
+            return token
+        return str(self._decoder.decode([token])) or " "  # of SentencePiece's space, nothing would be left
 
     def path(self, number: int) -> list[int] | None:
         """The tokens that a token is merged from, one for each step, itself included; None if no merges give it."""

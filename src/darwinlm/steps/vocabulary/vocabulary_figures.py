@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import Field
+
 from darwinlm.runtime.amounts import count, percent
 from darwinlm.runtime.figures import ModelNames, Passage, StepFigures
 from darwinlm.runtime.tables import Table
+from darwinlm.steps.vocabulary.scripts import ScriptFigures
 
 if TYPE_CHECKING:
     pass
 
 
+SIZES = ("tokens kept", "of the blocks", "bits per byte")
+SCRIPTS = ("script", "tokens kept", "of", "text grows by")
+LONGER, FEW = 1.1, 50
+"""Growth of text that is worth a warning, and the number of a script's tokens below which it isn't shown."""
 HEADINGS = ("held-out text", "bytes", "tokens per byte, all", "kept", "more tokens", "tokens affected")
 
 
@@ -26,10 +33,27 @@ class Spelling:
     affected: int = 0
 
 
+@dataclass(frozen=True)
+class SizeFigures:
+    """The smaller model with a number of tokens, at the budget of the run.
+
+    Attributes:
+        tokens: Number of tokens.
+        kept_blocks: Share of the block parameters that fit into the budget beside them.
+        bits_per_byte: What the uniform model of these sizes needs, on validation text.
+    """
+
+    tokens: int
+    kept_blocks: float
+    bits_per_byte: float
+
+
 class VocabularyFigures(StepFigures):
     """The smaller vocabulary; each `dense_` figure is of the whole one. Parameters and bits are the dense model's.
 
-    `domains` are lengths of held-out text, by file or data set.
+    `domains` are lengths of held-out text, by file or data set. `tried` are the sizes among which the budget chose, by
+    ascending numbers of tokens, and `whole_bits_per_byte` is what the dense model needs on the same text. `scripts` are
+    the tokens by script.
     """
 
     tokens: int
@@ -39,6 +63,9 @@ class VocabularyFigures(StepFigures):
     domains: dict[str, Spelling]
     bits_per_byte: float
     dense_bits_per_byte: float
+    tried: tuple[SizeFigures, ...] = ()
+    whole_bits_per_byte: float | None = None
+    scripts: dict[str, ScriptFigures] = Field(default_factory=dict)
 
     @property
     def longer(self) -> float:
@@ -68,7 +95,46 @@ class VocabularyFigures(StepFigures):
             )
             for domain, text in self.domains.items()
         ]
-        return (Passage("Vocabulary", self._words(), (Table(HEADINGS, rows),)),)
+        tables = (self._sizes_tried(),) if self.tried else ()
+        return (Passage("Vocabulary", self._words(), (*tables, Table(HEADINGS, rows), self._scripts())),)
+
+    def chosen(self) -> str:
+        """The size that the budget chose, what remains of the blocks, and what that costs."""
+        best = next(size for size in self.tried if size.tokens == self.tokens)
+        return (
+            f"at this budget, {best.tokens:,} of {self.dense_tokens:,} tokens and {best.kept_blocks:.0%} of the block "
+            f"parameters need the fewest bits per byte: {best.bits_per_byte:.3f} before the search, where the whole "
+            f"model needs {self.whole_bits_per_byte:.3f}"
+        )
+
+    def removed(self) -> tuple[str, ...]:
+        """What goes, by script: a clause for each script whose text has clearly more tokens."""
+        return tuple(
+            f"{name}: {script.tokens - script.kept:,} of {script.tokens:,} tokens go; text in it takes about "
+            f"{script.longer:.1f} times as many"
+            for name, script in self.scripts.items()
+            if script.longer >= LONGER and script.tokens >= FEW
+        )
+
+    def _scripts(self) -> Table:
+        shown = {name: script for name, script in self.scripts.items() if script.tokens >= FEW}
+        rows = [
+            (name, f"{script.kept:,}", f"{script.tokens:,}", f"{100 * (script.longer - 1):.0f} %")
+            for name, script in shown.items()
+        ]
+        remark = "The growth of other text is an estimate: frequent tokens have low numbers in a trained tokenizer."
+        return Table(SCRIPTS, rows, (remark,))
+
+    def _sizes_tried(self) -> Table:
+        rows = [
+            (
+                f"{size.tokens:,}{' (chosen)' if size.tokens == self.tokens else ''}",
+                f"{size.kept_blocks:.0%}",
+                f"{size.bits_per_byte:.3f}",
+            )
+            for size in self.tried
+        ]
+        return Table(SIZES, rows, ("Measured on validation text, with equal layers, before search and correction.",))
 
     def _kept(self) -> str:
         return (
@@ -77,10 +143,11 @@ class VocabularyFigures(StepFigures):
         )
 
     def _words(self) -> str:
+        chosen = f"{_sentence(self.chosen())}. " if self.tried else ""
         return (
-            f"{self._kept()}: {100 * self.affected:.1f} % of its tokens were removed from the vocabulary and are now "
-            "written as several. Logits of text whose tokens are all kept have not changed. Before its blocks were "
-            f"pruned, the model needed {self.bits_per_byte:.3f} bits per byte of held-out text, and "
+            f"{chosen}{self._kept()}: {100 * self.affected:.1f} % of its tokens were removed from the vocabulary and "
+            "are now written as several. Logits of text whose tokens are all kept have not changed. Before its blocks "
+            f"were pruned, the model needed {self.bits_per_byte:.3f} bits per byte of held-out text, and "
             f"{self.dense_bits_per_byte:.3f} with all tokens. Perplexity, KL and speeds are per token of the smaller "
             f"vocabulary. The dense model is measured with it too: it has {count(self.params)} parameters, and "
             f"{count(self.dense_params)} with all tokens."
@@ -88,3 +155,7 @@ class VocabularyFigures(StepFigures):
 
     def _total(self, name: str) -> int:
         return sum(getattr(domain, name) for domain in self.domains.values())
+
+
+def _sentence(clause: str) -> str:
+    return clause[0].upper() + clause[1:]

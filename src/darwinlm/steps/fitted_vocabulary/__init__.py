@@ -1,0 +1,1 @@
+"""A vocabulary whose size follows from the budget."""

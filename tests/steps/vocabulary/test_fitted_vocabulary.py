@@ -1,0 +1,133 @@
+"""A vocabulary whose size follows from the budget for the whole model."""
+
+import pytest
+import torch
+from tests.tiny.stages import run_stages
+from tests.tiny.vocabulary import wordy_checkpoint
+from transformers import AutoModelForCausalLM
+
+from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.recipe import parse_recipe
+from darwinlm.report.summary import FILE
+from darwinlm.runs.finished import read_summary
+from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.steps.budget.search_problem import params_per_token
+from darwinlm.steps.fitted_vocabulary.scan import FewerTokens
+from darwinlm.steps.fitted_vocabulary.sizes import Sizes
+from darwinlm.steps.run_sizes import RunSizes
+from darwinlm.steps.vocabulary.token_choice import ModelTokens
+from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A model with a head of its own. It is shared: don't write into it."""
+    return wordy_checkpoint(tmp_path_factory.mktemp("wordy") / "model")
+
+
+def params(folder):
+    return sum(weight.numel() for weight in Checkpoint.open(folder).skeleton().parameters())
+
+
+@pytest.fixture(scope="module")
+def finished(dense, make_run, tmp_path_factory):
+    """A finished run. It is shared: don't write into it."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    run = make_run(dense, out, "vocabulary=auto", f"budget.params={int(0.75 * params(dense))}", keep=None)
+    run_stages(run, "report")
+    return out
+
+
+def sizes_of(folder, **budget):
+    """The sizes of the vocabulary at a budget, without checks of the text."""
+    settings = {"model": str(folder), "vocabulary": "auto", "budget": budget, "text": {"source": "text.txt"}}
+    recipe = parse_recipe({**settings, "units": {"mlp_multiple": 8}}, "here")
+    checkpoint = Checkpoint.open(folder)
+    return Sizes.of(recipe, checkpoint, ModelTokens.of(checkpoint))
+
+
+def test_the_best_of_the_tried_sizes_is_cut(dense, finished):
+    summary = read_summary(finished / FILE)
+    figures = summary.of(VocabularyFigures)
+    sizes = [size.tokens for size in figures.tried]
+    assert sizes == sorted(set(sizes))
+    assert len(sizes) >= 3
+    assert figures.tokens == min(figures.tried, key=lambda size: size.bits_per_byte).tokens
+    shares = [size.kept_blocks for size in figures.tried]
+    assert shares == sorted(shares, reverse=True)
+    made = AutoModelForCausalLM.from_pretrained(finished / "model", trust_remote_code=True)
+    count = sum(weight.numel() for weight in made.parameters())
+    assert 0.95 * summary.budget.upper <= summary.budget.used == count <= int(0.75 * params(dense))
+    assert made.config.vocab_size == figures.tokens
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert f"{figures.tokens:,} (chosen)" in page
+    assert "need the fewest bits per byte" in page
+
+
+def test_costs_are_those_of_the_model_with_fewer_tokens(dense, finished):
+    small = finished / "stages" / "fitted_vocabulary" / "model"
+    tokens = Checkpoint.open(small).config.vocab_size
+    for budget in ({"params": params(dense) // 2}, {"bytes": 2_000_000}):
+        predicted = sizes_of(dense, **budget).problem(tokens)
+        real = sizes_of(small, **budget)
+        assert predicted.cost == real.problem(real.most).cost
+
+
+def test_the_smallest_size_leaves_the_blocks_whole(dense):
+    per_token = params_per_token(Checkpoint.open(dense))
+    sizes = sizes_of(dense, params=params(dense) - (512 - 400) * per_token)
+    smallest = sizes.smallest()
+    assert smallest == 384 > sizes.least
+    assert sizes.leaves_blocks_whole(smallest)
+    assert not sizes.leaves_blocks_whole(smallest + 64)
+    assert sizes.first()[0] == smallest
+    assert sizes.first()[-1] == sizes.most
+    assert sizes.between([320, 384, 433], 384) == []
+    assert sizes_of(dense, params=params(dense) // 2).smallest() == sizes.least
+
+
+def test_budgets_out_of_reach_are_refused(dense):
+    with pytest.raises(BudgetError, match="more than the whole model: there is nothing to prune"):
+        sizes_of(dense, params=2 * params(dense)).smallest()
+    with pytest.raises(BudgetError, match="less than the smallest model that the units allow"):
+        sizes_of(dense, params=1000).smallest()
+
+
+def test_plans_count_the_budget(dense):
+    sizes = RunSizes(Checkpoint.open(dense), sizes_of(dense, params=params(dense) // 2).recipe)
+    assert sizes.saved_params == pytest.approx(params(dense) // 2, rel=0.01)
+
+
+def test_removed_tokens_are_never_predicted(dense):
+    checkpoint, tokens = Checkpoint.open(dense), torch.arange(8)[None]
+    decoder = FewerTokens(checkpoint, tokens, dtype=torch.float32, device=torch.device("cpu"))
+    decoder.removed = torch.tensor([9, 11])
+    (hidden,) = decoder.through([tokens])
+    with decoder.with_head():
+        probabilities = decoder.head(hidden[0]).softmax(-1)
+    whole = AutoModelForCausalLM.from_pretrained(dense)(tokens).logits[0].softmax(-1)
+    whole[:, [9, 11]] = 0
+    torch.testing.assert_close(probabilities, whole / whole.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": {"keep": 0.5}}, "vocabulary is auto, but the budget is keep.*give params or bytes or file"),
+        ({"budget": {"speedup": 2.0}}, "vocabulary is auto, but the budget is speedup"),
+        ({"text": {"source": "self"}}, "vocabulary is auto, but no text is given"),
+        ({"vocabulary": {"keep": 0.5, "auto": True}}, "give either a number of tokens to keep, or auto"),
+        ({"vocabulary": "automatic"}, "vocabulary.keep: must be a number with a unit"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    good = {"vocabulary": "auto", "budget": {"params": 1000}, "text": {"source": "text.txt"}}
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe({**good, **settings}, "here")
+
+
+def test_settings_are_written_and_read_again():
+    recipe = parse_recipe({"vocabulary": "auto", "budget": {"params": 9}, "text": {"source": "a.txt"}}, "here")
+    assert recipe.vocabulary.auto
+    assert recipe.vocabulary.cut
+    assert parse_recipe(recipe.model_dump(mode="json"), "here") == recipe
