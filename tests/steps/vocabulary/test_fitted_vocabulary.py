@@ -7,6 +7,8 @@ from tests.tiny.vocabulary import wordy_checkpoint
 from transformers import AutoModelForCausalLM
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.pipeline import STEPS
+from darwinlm.planning.run_plan import plan_card
 from darwinlm.recipe import parse_recipe
 from darwinlm.report.summary import FILE
 from darwinlm.runs.finished import read_summary
@@ -62,6 +64,20 @@ def test_the_best_of_the_tried_sizes_is_cut(dense, finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert f"{figures.tokens:,} (chosen)" in page
     assert "need the fewest bits per byte" in page
+    (picture,) = figures.pictures()
+    curve, level = picture.charts[0].marks
+    assert curve.xs == tuple(sizes)
+    assert curve.labels[sizes.index(figures.tokens)] == "chosen"
+    assert level.y == figures.whole_bits_per_byte
+    assert picture.charts[0].title in page
+
+
+def test_a_plan_has_the_step(dense):
+    recipe = sizes_of(dense, params=params(dense) // 2).recipe
+    rows = plan_card(STEPS, RunSizes(Checkpoint.open(dense), recipe), "h100").rows
+    (cost,) = [row.cost for row in rows if row.step == "fitted_vocabulary"]
+    assert cost.operations > 0
+    assert cost.bytes > 0
 
 
 def test_costs_are_those_of_the_model_with_fewer_tokens(dense, finished):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from darwinlm.runtime.amounts import count, percent
+from darwinlm.runtime.charts import Axis, Chart, Curve, Level, Picture, whole
 from darwinlm.runtime.figures import ModelNames, Passage, StepFigures
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.vocabulary.scripts import ScriptFigures
@@ -55,6 +56,8 @@ class VocabularyFigures(StepFigures):
     ascending numbers of tokens, and `whole_bits_per_byte` is what the dense model needs on the same text. `scripts` are
     the tokens by script.
     """
+
+    heading: ClassVar[str] = "Size of the vocabulary"
 
     tokens: int
     dense_tokens: int
@@ -136,6 +139,36 @@ class VocabularyFigures(StepFigures):
         ]
         return Table(SIZES, rows, ("Measured on validation text, with equal layers, before search and correction.",))
 
+    def account(self) -> tuple[str, ...]:
+        """How the budget chose the size, if it did."""
+        return (f"{_sentence(self.chosen())}.",) if self.tried else ()
+
+    def pictures(self) -> tuple[Picture, ...]:
+        """Bits per byte of the whole smaller model by its number of tokens, at the budget of the run."""
+        if len(self.tried) < 2 or self.whole_bits_per_byte is None:
+            return ()
+        tips = tuple(
+            f"{size.tokens:,} tokens and {size.kept_blocks:.0%} of the blocks: {size.bits_per_byte:.3f} bits per byte"
+            for size in self.tried
+        )
+        labels = tuple("chosen" if size.tokens == self.tokens else "" for size in self.tried)
+        chart = Chart(
+            "Bits per byte at this budget, by the size of the vocabulary",
+            Axis("tokens kept", whole),
+            Axis("bits per byte", "{:.2f}".format),
+            (
+                Curve(
+                    "",
+                    tuple(float(size.tokens) for size in self.tried),
+                    tuple(size.bits_per_byte for size in self.tried),
+                    tips,
+                    labels=labels,
+                ),
+                Level(self.whole_bits_per_byte, f"whole model {self.whole_bits_per_byte:.3f}"),
+            ),
+        )
+        return (Picture("vocabulary", (chart,), "The fewer tokens are kept, the more of the blocks fits."),)
+
     def _kept(self) -> str:
         return (
             f"{self.tokens:,} of {self.dense_tokens:,} tokens of the vocabulary kept, held-out text spelt in "
@@ -143,9 +176,8 @@ class VocabularyFigures(StepFigures):
         )
 
     def _words(self) -> str:
-        chosen = f"{_sentence(self.chosen())}. " if self.tried else ""
         return (
-            f"{chosen}{self._kept()}: {100 * self.affected:.1f} % of its tokens were removed from the vocabulary and "
+            f"{self._kept()}: {100 * self.affected:.1f} % of its tokens were removed from the vocabulary and "
             "are now written as several. Logits of text whose tokens are all kept have not changed. Before its blocks "
             f"were pruned, the model needed {self.bits_per_byte:.3f} bits per byte of held-out text, and "
             f"{self.dense_bits_per_byte:.3f} with all tokens. Perplexity, KL and speeds are per token of the smaller "
