@@ -105,7 +105,7 @@ class Plan:
     def lines(self) -> tuple[str, str]:
         """The model before and after, and the device."""
         sizes = self.sizes
-        smaller = count(sizes.kept_blocks[1] + sizes.outside)
+        smaller = count(sizes.saved_params)
         return (
             f"{sizes.checkpoint.source}: {count(sizes.params)} parameters → at most {smaller}; a pass of one token "
             f"takes {sizes.operations(1, heads=1):.2e} operations",
