@@ -160,11 +160,11 @@ def _prune_measured(run: Run[Recipe], measures: Sequence[Measure]) -> Summary | 
     """Prune a model to one size, and compare it with the dense one on measures; as `pipeline.prune`."""
     try:
         inputs = pipeline.read_inputs(run)
-        own = OwnScores(run, inputs, measures)
-        own.check()
-        problem = pipeline.plan(run, inputs)
-        database = pipeline.build(run, inputs)
-        return pipeline.make(run, inputs, problem, database, score=partial(own.curve, problem, database))
+        OwnScores(run, inputs, measures).check()
+        chosen = None if run.recipe.vocabulary.auto else pipeline.plan(run, inputs)
+        inputs, problem, database = pipeline.fit(run, inputs, chosen, pipeline.build(run, inputs))
+        score = partial(OwnScores(run, inputs, measures).curve, problem, database)
+        return pipeline.make(run, inputs, problem, database, score=score)
     except Ended:
         return None
 

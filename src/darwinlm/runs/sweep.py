@@ -92,7 +92,8 @@ def prune_sweep(
                 run.limit(run.recipe, limit.part(len(runs) - number))
             with suppress(Ended):
                 fitted, search_problem, blocks = fit(run, inputs, problem, database)
-                score = partial(own.curve, search_problem, blocks) if opened else None
+                scores = own if fitted is inputs else OwnScores(run, fitted, opened)
+                score = partial(scores.curve, search_problem, blocks) if opened else None
                 summaries[run.folder.name] = make(run, fitted, search_problem, blocks, score=score)
                 tell_models(run, summaries[run.folder.name])
     if summaries and parallel.is_main():

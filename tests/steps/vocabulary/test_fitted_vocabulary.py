@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.stages import run_stages
 from tests.tiny.vocabulary import wordy_checkpoint
 from transformers import AutoModelForCausalLM
@@ -9,9 +10,11 @@ from transformers import AutoModelForCausalLM
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import plan_card
-from darwinlm.recipe import parse_recipe
+from darwinlm.recipe import load_recipe, parse_recipe
 from darwinlm.report.summary import FILE
 from darwinlm.runs.finished import read_summary
+from darwinlm.runs.sweep import prune_sweep
+from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.steps.budget.search_problem import params_per_token
 from darwinlm.steps.fitted_vocabulary.scan import FewerTokens
@@ -147,3 +150,18 @@ def test_settings_are_written_and_read_again():
     assert recipe.vocabulary.auto
     assert recipe.vocabulary.cut
     assert parse_recipe(recipe.model_dump(mode="json"), "here") == recipe
+
+
+def test_sizes_of_a_sweep_share_the_database_and_have_their_own_vocabularies(dense, tiny_text_file, tmp_path):
+    bounds = [params(dense) // 2, int(0.75 * params(dense))]
+    given = ("vocabulary=auto", f"text.source={tiny_text_file}", f"model={dense}")
+    recipes = [load_recipe(None, (*SETTINGS, *given, f"budget.params={bound}")) for bound in bounds]
+    summaries = prune_sweep(recipes, tmp_path / "out", reporter=Reporter(quiet=True))
+    assert [summary.budget.used for summary in summaries.values()] == sorted(
+        (summary.saved.params for summary in summaries.values()), reverse=True
+    )
+    for summary, bound in zip(summaries.values(), reversed(bounds), strict=True):
+        assert summary.saved.params <= bound
+        assert len(summary.of(VocabularyFigures).tried) >= 3
+    assert (tmp_path / "out" / "stages" / "database").is_dir()
+    assert not [*(tmp_path / "out").glob("params-*/stages/database")]
