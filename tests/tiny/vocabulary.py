@@ -33,9 +33,9 @@ def trained_bytes(words: list[str], size: int) -> Tokenizer:
     return inner
 
 
-def byte_level() -> Tokenizer:
+def byte_level(words: list[str] = WORDS + OTHERS, size: int = TOKENS) -> Tokenizer:
     """BPE on bytes with bos, and a token for chats."""
-    inner = trained_bytes(WORDS + OTHERS, TOKENS)
+    inner = trained_bytes(words, size)
     inner.add_special_tokens([AddedToken("<|user|>", special=True)])
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return inner
@@ -52,12 +52,12 @@ def _sentence_piece(model: Any) -> Tokenizer:
     return inner
 
 
-def byte_fallback() -> Tokenizer:
+def byte_fallback(words: list[str] = WORDS + OTHERS, size: int = TOKENS) -> Tokenizer:
     """BPE on characters with bytes for unknown ones, as Llama-2's."""
     trained = Tokenizer(models.BPE())
-    trainer = trainers.BpeTrainer(vocab_size=TOKENS - 259, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size - 259, show_progress=False)
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
-    trained.train_from_iterator([" ".join(WORDS + OTHERS)] * 3, trainer)
+    trained.train_from_iterator([" ".join(words)] * 3, trainer)
     made = trained.get_vocab()
     pieces = ["<unk>", "<s>", "</s>", *BYTES, *sorted(made, key=made.__getitem__)]
     merges = [tuple(merge) for merge in _tree(trained)["model"]["merges"]]
