@@ -15,6 +15,7 @@ from tests.tiny.models import tiny_model
 from tests.tiny.process import SERVER
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.objective.next_token import LANGUAGE
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.stream import BlockStream
@@ -115,7 +116,7 @@ def measured(model: Path, out: Path) -> tuple[int, int]:
     with kept_memory(CPU):
         build_database(stage, BlockStream(checkpoint, tokens, **given), UnitsSettings(attention="kv_group"))
         database = resident("VmHWM")
-        for block, moments in output_gradients(BlockStream(checkpoint, tokens, **given), tokens, memory):
+        for block, moments in output_gradients(BlockStream(checkpoint, tokens, **given), LANGUAGE, memory):
             write_tensors(out / f"gradients_{block}.safetensors", {str(kind): S for kind, S in moments.items()})
     return database, resident("VmHWM")
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from darwinlm.model.divergence import DenseDistribution
 from darwinlm.model.families.family import families
+from darwinlm.model.objective.expected_rows import ExpectedRows, LinearHead
 from darwinlm.model.walk.decoder import Decoder
-from darwinlm.steps.search.dense_side import ExpectedRows, LinearHead
 
 N = 37
 

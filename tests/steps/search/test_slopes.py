@@ -12,6 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.objective.next_token import LANGUAGE
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.outputs import output_projection
 from darwinlm.runtime.errors import NumericsError
@@ -143,7 +144,7 @@ def test_slopes_do_not_depend_on_how_the_text_is_split(llama):
 def test_a_gradient_that_is_not_finite_is_refused(llama, monkeypatch):
     _, gradients, allocation = llama
     found = gradients()
-    monkeypatch.setattr(found, "_behind_last_block", lambda hidden, dense: hidden * math.nan)
+    monkeypatch.setattr(found.fitness.reference, "gradient", lambda piece, hidden: hidden * math.nan)
     with pytest.raises(NumericsError, match=r"isn't finite: try compute\.dtype=float32, or search\.method=paper"):
         found.around(allocation, WHOLE)
 
@@ -187,7 +188,7 @@ def test_gradients_are_those_of_the_whole_model(model_type, place, tiny_folder, 
     assert stream.hidden.storage == place
     expected = second_moments(checkpoint)
     seen = []
-    for block, moments in output_gradients(stream, TOKENS, memory):
+    for block, moments in output_gradients(stream, LANGUAGE, memory):
         for kind, S in moments.items():
             torch.testing.assert_close(S, expected[block, kind], rtol=1e-3, atol=1e-5 * float(S.abs().max()))
             seen.append((block, kind))

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 from darwinlm.model.families.checkpoint import FURTHER
+from darwinlm.model.families.ending import AUTOS, ending_of, outputs_of
 from darwinlm.model.families.family import family_of, is_custom
 from darwinlm.model.families.files import CARD
 from darwinlm.model.families.loading import without_bars
 from darwinlm.model.families.origin import carry
 from darwinlm.model.families.whole import is_whole, put_inside
+from darwinlm.model.walk import items
 from darwinlm.runtime.artifact import (
     damaged,
     folder_digests,
@@ -94,7 +96,8 @@ def for_other_engines(folder: Path, config: PreTrainedConfig) -> None:
         for name in FURTHER:
             if part.get(name):
                 part[name] = 0
-    if "text_config" not in tree and is_custom(config) and "mlx" in family_of(config).engines:
+    of_language = ending_of(tree, folder) == "language"
+    if "text_config" not in tree and is_custom(config) and of_language and "mlx" in family_of(config).engines:
         tree["model_file"] = MODEL_FILE
         write_text(folder / MODEL_FILE, mlx_code())
     write_json(path, tree)
@@ -182,7 +185,8 @@ def check_saved(model: PreTrainedModel, folder: Path, tokens: Tensor) -> None:
     `tokens` is [n, t]. Raises CheckpointError if they differ; the message names the first differing weight.
     """
     multimodal = is_whole(folder)
-    auto = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    ending = ending_of(read_json(folder / "config.json"), folder)
+    auto = AutoModelForImageTextToText if multimodal else AUTOS[ending]
     with without_bars():
         reloaded = auto.from_pretrained(folder, dtype=next(model.parameters()).dtype, local_files_only=True)
     reloaded = reloaded.eval().to(model.device)
@@ -194,12 +198,12 @@ def check_saved(model: PreTrainedModel, folder: Path, tokens: Tensor) -> None:
             difference = name
             break
     if difference is None:
-        input_ids = tokens.to(model.device)
-        logits = model(input_ids=input_ids, use_cache=False).logits
-        error = logits - reloaded(input_ids=input_ids, use_cache=False).logits
+        input_ids = items.ids(tokens).to(model.device)
+        logits = outputs_of(model, ending, input_ids=input_ids, use_cache=False)
+        error = logits - outputs_of(reloaded, ending, input_ids=input_ids, use_cache=False)
         # Rounding depends on where the weights lie in memory.
         if not error.float().norm() <= ROUNDING * logits.float().norm():
-            difference = "the logits"
+            difference = "the logits" if ending == "language" else "its outputs"
     if difference is not None:
         raise CheckpointError(
             f"the model saved in {folder} differs from the one in memory in {difference}: don't use it, and please "

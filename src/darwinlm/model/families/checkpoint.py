@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 from darwinlm.model.families.config import open_config, read_config
+from darwinlm.model.families.ending import AUTOS, ending_of, name_without_head, with_ending
 from darwinlm.model.families.family import Family, family_of
 from darwinlm.model.families.files import (
     CARD,
@@ -62,6 +63,7 @@ class Checkpoint:
 
     `source` is the name of the model as the user gave it. If `config` is that of a text part, `whole_config` is that of
     the whole model. Quantised weights are in one of `formats`, as `quantisation` says; they are read as floats.
+    `answers` are the tokens with which a language model that judges texts answers, the one that means yes first.
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class Checkpoint:
     whole_config: PreTrainedConfig | None = None
     formats: tuple[WeightFormat, ...] = ()
     quantisation: JsonValue = None
+    answers: tuple[int, ...] = ()
 
     @classmethod
     def open(cls, folder: Path, source: str | None = None) -> Checkpoint:
@@ -108,7 +111,7 @@ class Checkpoint:
         config, whole_config = open_config(folder, model_type), None
         if has_other_parts:
             config, whole_config = text_config(config), config
-        family = family_of(config)
+        family = with_ending(family_of(config), "language" if has_other_parts else ending_of(plain, folder))
         formats = formats_of(plain, path)
         if formats and whole_config is not None:
             raise CheckpointError(
@@ -189,6 +192,8 @@ class Checkpoint:
         unused, further = self._ignored, {*self.further}
         names = (*self.stored.plain, *self.stored.packed)
         stored = (name for name in names if name not in further and not matches(name, unused))
+        if self.family.ending == "states":
+            return tensor_parts(self.family, stored, name_without_head)
         if self.whole_config is None:
             return tensor_parts(self.family, stored)
         return tensor_parts(self.family, stored, text_name)
@@ -245,7 +250,8 @@ class Checkpoint:
     def digest(self) -> str:
         """Hash of the configuration and of all weights."""
         quantised = {"quantisation": self.quantisation} if self.formats else {}
-        return digest_of({"config": self.plain_config(), "files": self.weight_digests, **quantised})
+        answers = {"answers": self.answers} if self.answers else {}
+        return digest_of({"config": self.plain_config(), "files": self.weight_digests, **quantised, **answers})
 
     @cached_property
     def weight_digests(self) -> dict[str, str]:
@@ -427,7 +433,10 @@ class Checkpoint:
         options = {} if dtype is None else {"dtype": dtype}
         try:
             with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(copy.deepcopy(self.config), trust_remote_code=False, **options)
+                auto = AUTOS[self.family.ending]
+                model: PreTrainedModel = auto.from_config(
+                    copy.deepcopy(self.config), trust_remote_code=False, **options
+                )
         except UNUSABLE as error:
             raise CheckpointError(
                 f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"

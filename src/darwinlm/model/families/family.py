@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 PREFIX = "darwinlm_"
 
+Ending = Literal["language", "scores", "states"]
+"""What models end with: a head over the vocabulary, a head of scores, or nothing behind the last norm (`ending.py`)."""
+
 
 class Family(Closed):
     """One architecture of transformers."""
@@ -40,7 +43,9 @@ class Family(Closed):
     embedding: str = "model.embed_tokens"
     """Token embedding."""
     head: str = "lm_head"
-    """Output projection to the vocabulary."""
+    """Output projection to the vocabulary, or to scores; empty if the models have none."""
+    ending: Ending = "language"
+    """What its models end with; files describe those of language models."""
     attention: Attention
     """Names of the attention."""
     mixer: Mixer | None = None
@@ -143,8 +148,9 @@ def class_prefix(model_type: str) -> str:
 
 
 def pruned_class(family: Family) -> str:
-    """Name of the class of a family's language models of unequal layers. Raises LookupError as `class_prefix`."""
-    return f"Darwin{class_prefix(family.model_type)}ForCausalLM"
+    """Name of the class of a family's models of unequal layers. Raises LookupError as `class_prefix`."""
+    suffix = {"language": "ForCausalLM", "scores": "ForSequenceClassification", "states": "Model"}[family.ending]
+    return f"Darwin{class_prefix(family.model_type)}{suffix}"
 
 
 DATA = resources.files("darwinlm.model.families") / "data"

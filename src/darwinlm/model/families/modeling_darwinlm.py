@@ -23,17 +23,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError as AmbiguousError
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import Cache
 
-    Classes = tuple[type[PreTrainedConfig], type[PreTrainedModel], type[PreTrainedModel]]
+    Classes = tuple[type[PreTrainedConfig], type[PreTrainedModel], type[PreTrainedModel], type[PreTrainedModel] | None]
 
 SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
-AUTOS = {"AutoConfig": "Config", "AutoModel": "Model", "AutoModelForCausalLM": "ForCausalLM"}
+AUTOS = {
+    "AutoConfig": "Config",
+    "AutoModel": "Model",
+    "AutoModelForCausalLM": "ForCausalLM",
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+}
 WHOLE = {"AutoConfig": "WholeConfig", "AutoModelForImageTextToText": "ForConditionalGeneration"}  # with further parts
 NO_LAYERS = {"num_hidden_layers": 0}
 LayerOverrides = Mapping[int | str, dict[str, Any]]
@@ -361,14 +366,28 @@ class PrunedForCausalLM(FromFamily):
         self.post_init()  # type: ignore[attr-defined]
 
 
+class PrunedForSequenceClassification(FromFamily):
+    """Mixin for a model with a head of scores on a `PrunedModel`. It comes before the family's class."""
+
+    _decoder: type
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        PreTrainedModel.__init__(self, config)  # the family's class would look its decoder up among those registered
+        self.num_labels = config.num_labels
+        self.model = self._decoder(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()  # type: ignore[attr-defined]
+
+
 def define_classes(definition: Definition) -> Classes:
     """Define a family's classes in this module; later calls return the same ones.
 
     Returns:
-        The configuration, the decoder and the causal language model.
+        The configuration, the decoder, the causal language model, and the model with a head of scores; None for the
+        last one if transformers has none of the family.
     """
     prefix, module, infix = definition[:3]
-    config, model, causal = (f"Darwin{prefix}{part}" for part in ("Config", "Model", "ForCausalLM"))
+    config, model, causal, scores = (f"Darwin{prefix}{part}" for part in AUTOS.values())
     if causal not in globals():
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
@@ -383,7 +402,10 @@ def define_classes(definition: Definition) -> Classes:
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
         parent = getattr(family, f"{prefix}ForCausalLM")
         _show_server(_derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared))
-    return globals()[config], globals()[model], globals()[causal]
+        parent = getattr(family, f"{prefix}{infix}ForSequenceClassification", None)
+        if parent is not None:
+            _derive(scores, PrunedForSequenceClassification, parent, _parent=parent, _decoder=decoder, **shared)
+    return globals()[config], globals()[model], globals()[causal], globals().get(scores)
 
 
 def define_whole(prefix: str, module: str, text: Classes) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
@@ -397,7 +419,7 @@ def define_whole(prefix: str, module: str, text: Classes) -> tuple[type[PreTrain
     Returns:
         The configuration and the model.
     """
-    text_config, text_model, _ = text
+    text_config, text_model, *_ = text
     AutoConfig.register(text_config.model_type, text_config, exist_ok=True)
     AutoModel.register(text_config, text_model, exist_ok=True)
     config_name, model_name = f"Darwin{prefix}WholeConfig", f"Darwin{prefix}ForConditionalGeneration"
@@ -435,8 +457,9 @@ def _show_server(model: type) -> None:
 
 
 def auto_map(prefix: str, parts: Mapping[str, str] = AUTOS) -> dict[str, str]:
-    """The `auto_map` of config.json: the class of the modelling file for each Auto class."""
-    return {auto: f"modeling_darwinlm.Darwin{prefix}{part}" for auto, part in parts.items()}
+    """The `auto_map` of config.json: the class of the modelling file for each Auto class, of those that are defined."""
+    names = {auto: f"Darwin{prefix}{part}" for auto, part in parts.items()}
+    return {auto: f"modeling_darwinlm.{name}" for auto, name in names.items() if name in globals()}
 
 
 def modeling_source(definition: Definition, whole_definition: tuple[str, str] | None = None) -> str:

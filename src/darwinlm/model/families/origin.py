@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darwinlm.model.families.files import CARD, GENERATION, LICENCES, PROCESSORS, model_files
+from darwinlm.model.families.sentence_transformers import carry_modules
 from darwinlm.runtime.artifact import read_json, read_record, write_json
 from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import TEXT_BYTES, parse_yaml, read_text, shorten, visible
@@ -81,7 +82,7 @@ def write_gguf_origin(folder: Path, fields: JsonObject) -> None:
 
 
 def carry(source: Path, target: Path) -> None:
-    """Give a model derived from another its generation settings, processors of images and licence files.
+    """Give a model derived from another its generation settings, processors of images, modules and licence files.
 
     Raises:
         CheckpointError: The generation settings are damaged.
@@ -93,6 +94,7 @@ def carry(source: Path, target: Path) -> None:
         settings.save_pretrained(target)
     for name, path in model_files(source, (*PROCESSORS, *LICENCES)):
         shutil.copyfile(path, target / name)
+    carry_modules(source, target)
 
 
 def _front_matter(path: Path) -> dict[str, object]:

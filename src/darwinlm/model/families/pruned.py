@@ -6,30 +6,36 @@ The classes are in `modeling_darwinlm`, which is also the file beside a checkpoi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
     PreTrainedConfig,
-    PreTrainedModel,
 )
 
 from darwinlm.model.families.family import PREFIX, Family, class_prefix, families
 from darwinlm.model.families.modeling_darwinlm import define_classes, define_whole
 
+if TYPE_CHECKING:
+    from darwinlm.model.families.modeling_darwinlm import Classes
 
-def pruned_classes(family: Family) -> tuple[type[PreTrainedConfig], type[PreTrainedModel], type[PreTrainedModel]]:
+
+def pruned_classes(family: Family) -> Classes:
     """Define a family's classes and register them, so that its checkpoints load without `trust_remote_code`.
 
-    Returns the configuration, the decoder and the causal language model.
+    Returns what `define_classes` does.
     """
-    config, model, causal = define_classes(family.definition())
+    classes = config, model, causal, scores = define_classes(family.definition())
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForCausalLM.register(config, causal, exist_ok=True)
-    return config, model, causal
+    if scores is not None:
+        AutoModelForSequenceClassification.register(config, scores, exist_ok=True)
+    return classes
 
 
 def register(model_type: str) -> None:

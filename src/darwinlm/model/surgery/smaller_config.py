@@ -10,7 +10,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.model.families.family import Family, class_prefix, is_custom
+from darwinlm.model.families.ending import stock_class
+from darwinlm.model.families.family import Family, is_custom, pruned_class
 from darwinlm.model.families.parts import Experts
 from darwinlm.model.families.pruned import pruned_classes, pruned_config
 from darwinlm.model.families.shapes import head_dim
@@ -56,9 +57,9 @@ def smaller_config(checkpoint: Checkpoint, table: LayerTable) -> PreTrainedConfi
     experts = family.mlp.experts
     if experts is not None and len({row[experts.count] for row in table.values() if experts.count in row}) > 1:
         changes["output_router_logits"] = False  # transformers' balancing loss needs equal numbers of experts
-    config_class, _, causal = pruned_classes(family)
+    config_class = pruned_classes(family)[0]
     config = pruned_config(config_class, checkpoint.config, table, changes)
-    config.architectures = [causal.__name__]
+    config.architectures = [pruned_class(family)]
     return config
 
 
@@ -89,7 +90,7 @@ def equal_config(
         config = AutoConfig.for_model(**tree)
     except StrictDataclassError:
         return None
-    config.architectures = [f"{class_prefix(family.model_type)}ForCausalLM"]
+    config.architectures = [stock_class(family)]
     return config
 
 

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.model.families.block_parts import has_part, part_of, put_part
+from darwinlm.model.families.ending import outputs_of
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.walk import items
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.runtime.compute import exact, to_device
 
@@ -194,10 +196,15 @@ class Decoder:
         return 0.0
 
     @property
+    def head_module(self) -> nn.Linear | None:
+        """The output projection; None if the model has none."""
+        return self.model.get_submodule(self.family.head) if self.family.head else None
+
+    @property
     def head_tokens(self) -> int:
         """Tokens whose logits over the whole vocabulary are computed at once."""
-        vocabulary = len(self.model.get_output_embeddings().weight)
-        return head_tokens(vocabulary * self.dtype.itemsize, on_cpu=self.device.type == "cpu")
+        outputs = int(self.model.config.hidden_size) if self.head_module is None else len(self.head_module.weight)
+        return head_tokens(outputs * self.dtype.itemsize, on_cpu=self.device.type == "cpu")
 
     @contextmanager
     def with_head(self, like: object = None) -> Iterator[None]:
@@ -212,9 +219,10 @@ class Decoder:
     def block_arguments(self, tokens: Tensor) -> list[BlockArguments]:
         """Arguments of each block's call, for unpadded tokens of this shape [b, t].
 
-        If blocks are linked, the arguments belong to these tokens and to one pass through the blocks.
+        If blocks are linked, or the tokens are items (`items.py`), the arguments belong to these tokens and to one pass
+        through the blocks.
         """
-        if self.linked:
+        if self.linked or items.is_marked(tokens):
             return [arguments for _, arguments in self._record(tokens)]
         shape = (tokens.shape[0], tokens.shape[1])
         if shape not in self._arguments:
@@ -229,10 +237,16 @@ class Decoder:
         names = list(inspect.signature(family_class.forward).parameters)[2:]  # after self and the residual stream
         with self._stand_ins({i: _Recorder(calls, names, last=i == count - 1) for i in range(count)}):
             try:
-                self.model(input_ids=to_device(tokens, self.device), use_cache=False)
+                self.model(input_ids=to_device(items.ids(tokens), self.device), use_cache=False, **self._places(tokens))
             except _AllRecorded:
                 return calls
         raise AssertionError("the model's forward never reached its last block")
+
+    def _places(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Positions of tokens [b, t], if they are items; else the model counts them itself."""
+        if not items.is_marked(tokens):
+            return {}
+        return {"position_ids": to_device(items.positions(tokens), self.device)}
 
     def run_block(self, block: int, hidden: Tensor, arguments: BlockArguments) -> Tensor:
         """One block, [b, t, m] -> [b, t, m]."""
@@ -241,16 +255,17 @@ class Decoder:
         return result
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits [n, v] of residual streams after the last block, [n, m]."""
+        """What the model gives for residual streams after the last block, [n, m]: logits [n, v], scores or states."""
         stand_ins: dict[int, nn.Module] = {i: KnownResult(hidden[None]) for i in range(len(self.blocks))}
         with self._stand_ins(stand_ins):
             token = to_device(torch.zeros(1, 1, dtype=torch.int64), self.device)
-            logits: Tensor = self.model(input_ids=token, use_cache=False).logits
-        return logits[0]
+            outputs = outputs_of(self.model, self.family.ending, input_ids=token, use_cache=False)
+        return outputs[0]
 
     def head_inputs(self, hidden: Tensor) -> Tensor:
         """Inputs of the output embedding, [n, m], for residual streams after the last block, [n, m]."""
-        return input_of(self.model.get_output_embeddings(), lambda: self.head(hidden))[0]
+        assert self.head_module is not None
+        return input_of(self.head_module, lambda: self.head(hidden))[0]
 
     @torch.no_grad()
     def logit_scale(self) -> float | None:
@@ -261,7 +276,8 @@ class Decoder:
             artificial.append(torch.linspace(-LARGE, LARGE, output.numel(), dtype=output.dtype, device=output.device))
             return artificial[0].view(output.shape)
 
-        hook = self.model.get_output_embeddings().register_forward_hook(replace)
+        assert self.head_module is not None
+        hook = self.head_module.register_forward_hook(replace)
         try:
             hidden = torch.zeros(1, self.model.config.hidden_size, dtype=self.dtype, device=self.device)
             logits = exact(self.head(hidden).flatten()).double()

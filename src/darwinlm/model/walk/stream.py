@@ -24,6 +24,9 @@ class BlockStream:
     `memory`, all of the stream is on the device. Blocks that are needed `again` stay where there is room. Blocks that
     `beside`, a stream of the same checkpoint which is moved first, has loaded aren't read a second time. Raises
     StorageError if the disk has no room for a stream that doesn't fit in memory.
+
+    Attributes:
+        batches: The text in batches, [b, t] each.
     """
 
     def __init__(
@@ -45,10 +48,10 @@ class BlockStream:
         lender: StreamedDecoder | None = None if beside is None else beside.decoder
         self.decoder: StreamedDecoder = StreamedDecoder(checkpoint, tokens, dtype=dtype, device=device, lender=lender)
         self.decoder.reserve(0 if again else ALL)
-        batches = torch.split(tokens, self.batch_sequences) if len(tokens) else ()
+        self.batches = torch.split(tokens, self.batch_sequences) if len(tokens) else ()
         elements = tokens.numel() * int(checkpoint.config.hidden_size)
-        self.hidden = HiddenStates((self.decoder.embed(batch) for batch in batches), elements, memory)
-        self._arguments = [self.decoder.block_arguments(batch) for batch in batches]
+        self.hidden = HiddenStates((self.decoder.embed(batch) for batch in self.batches), elements, memory)
+        self._arguments = [self.decoder.block_arguments(batch) for batch in self.batches]
         self._finite: list[Tensor] = []
 
     def arguments(self, index: int, block: int) -> BlockArguments:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shard_reading import in_memory
+from darwinlm.model.walk import items
 from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.transfers import Arriving, Mover, pinned, pinned_like
 from darwinlm.runtime.amounts import size
@@ -80,7 +81,7 @@ class StreamedDecoder(Decoder):
                 dropped=partial(_release, weakref.ref(self)),
             )
         )
-        self._load_outside(torch.unique(tokens), device)
+        self._load_outside(torch.unique(items.ids(tokens)), device)
 
     def _load_outside(self, used: Tensor, device: torch.device) -> None:
         """Load rows of embeddings and the small parts outside the blocks, and prepare a separate head."""
@@ -89,9 +90,12 @@ class StreamedDecoder(Decoder):
             if not name.startswith(family.layers):
                 for key, buffer in module.named_buffers(recurse=False):
                     module._buffers[key] = buffer.to(device)
-        head, embedding = self.model.get_output_embeddings(), self.model.get_submodule(family.embedding)
-        self._head_from = family.embedding if head.weight is embedding.weight else family.head
-        head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)  # no longer tied
+        head, embedding = self.head_module, self.model.get_submodule(family.embedding)
+        self._head_from = family.head
+        if head is not None:
+            if head.weight is embedding.weight:
+                self._head_from = family.embedding
+            head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)  # no longer tied
         embeddings = [family.embedding]
         if tail is not None and getattr(self.checkpoint.config, tail.width):
             embeddings.append(tail.embedding)
@@ -100,7 +104,7 @@ class StreamedDecoder(Decoder):
             rows = self.checkpoint.rows(f"{name}.weight", used, dtype=self._dtype).to(device)
             embedding.weight, embedding.padding_idx = nn.Parameter(rows, requires_grad=False), None
             embedding.register_forward_pre_hook(partial(_row_indices, used.to(device)))
-        large = tuple(f"{name}." for name in (*embeddings, family.head))
+        large = tuple(f"{name}." for name in (*embeddings, family.head) if name)
         for name in self.checkpoint.names_outside_blocks():
             owner, _, leaf = name.rpartition(".")
             if not name.startswith(large) and leaf in self.model.get_submodule(owner)._parameters:
@@ -176,30 +180,32 @@ class StreamedDecoder(Decoder):
 
     def unload(self, block: int) -> None:
         """Release the weights of a block or of the head."""
-        module = self.model.get_output_embeddings() if block == HEAD else self.blocks[block]
-        module.to("meta")
+        module = self.head_module if block == HEAD else self.blocks[block]
+        if module is not None:
+            module.to("meta")
         self._loaded.discard(block)
 
     @contextmanager
     def with_head(self, like: object = None) -> Iterator[None]:
         """Hold the head while the body runs. The head of `like`, a similar decoder, is shared if it is equal."""
-        if HEAD not in self._loaded:
-            self._load_head(like)
+        head = self.head_module
+        if head is not None and HEAD not in self._loaded:
+            self._load_head(head, like)
         self._head_uses += 1
         try:
             yield
         finally:
             self._head_uses -= 1
-            if not self._head_uses:
-                self._leave(HEAD, list(self.model.get_output_embeddings().parameters()))
+            if head is not None and not self._head_uses:
+                self._leave(HEAD, list(head.parameters()))
 
-    def _load_head(self, like: object) -> None:
-        head = self.model.get_output_embeddings()
+    def _load_head(self, head: nn.Linear, like: object) -> None:
         if self._lender is not None and HEAD in self._lender._loaded:
-            head.load_state_dict(self._lender.model.get_output_embeddings().state_dict(), assign=True)
+            assert self._lender.head_module is not None, "the lender is of the same checkpoint"
+            head.load_state_dict(self._lender.head_module.state_dict(), assign=True)
             self._loaded.add(HEAD)
             return
-        like_head = like.model.get_output_embeddings() if isinstance(like, StreamedDecoder) else None
+        like_head = like.head_module if isinstance(like, StreamedDecoder) else None
         for leaf, owner in (("weight", self._head_from), ("bias", self.family.head)):
             if getattr(head, leaf, None) is not None:
                 tensor = self.checkpoint.read(f"{owner}.{leaf}", dtype=self._dtype)[""].to(self.device)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.model.families.parts import ModuleKind
-from darwinlm.model.walk.chunks import chunked_gradient, next_tokens
+from darwinlm.model.objective.objective import Objective
 from darwinlm.model.walk.expert_inputs import expert_module, output_sizes
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.model.walk.moments import SecondMoment
@@ -30,13 +30,13 @@ from darwinlm.runtime.errors import NumericsError
 
 
 def output_gradients(
-    stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None = None
+    stream: BlockStream, objective: Objective, memory: HiddenMemory | None = None
 ) -> Iterator[tuple[int, dict[ModuleKind, Tensor]]]:
-    """Second moments of the gradient of the summed cross-entropy, from the last block to the first.
+    """Second moments of the gradients of an objective, from the last block to the first.
 
     Args:
-        stream: Stream over these tokens, before the first block; it is used up.
-        tokens: [n, t], the text.
+        stream: Stream over the text, before the first block; it is used up.
+        objective: What of the dense model is kept: for a language model, gradients are of the summed cross-entropy.
         memory: Allowed places for residual streams; None keeps all of them on the device.
 
     Yields:
@@ -57,7 +57,7 @@ def output_gradients(
             inputs.append(stream.hidden.copied(memory))
             stream.run(block)
         with stream.decoder.with_head():
-            gradients = _behind_last_block(stream, tokens, memory)
+            gradients = _behind_last_block(stream, objective, memory)
     watching = partial(_output_moments, stream, moments)
     blocks = stream.decoder.back(inputs, gradients, stream.arguments, watching)
     for _ in range(stream.checkpoint.n_blocks):
@@ -72,21 +72,11 @@ def output_gradients(
         yield block, means
 
 
-def _behind_last_block(stream: BlockStream, tokens: Tensor, memory: HiddenMemory | None) -> HiddenStates:
-    """Gradients of the summed next-token cross-entropy at the residual stream after the last block."""
-    batches = torch.split(tokens, stream.batch_sequences)
-
-    def gradient(hidden: Tensor, batch: Tensor) -> Tensor:
-        following = next_tokens(batch).to(hidden.device)
-
-        def loss(piece: slice, part: Tensor) -> Tensor:
-            logits = stream.decoder.head(part).float()
-            return nn.functional.cross_entropy(logits, following[piece], ignore_index=-1, reduction="sum")
-
-        return chunked_gradient(loss, hidden)
-
-    pairs = zip(stream.hidden, batches, strict=True)
-    return HiddenStates((gradient(hidden, batch) for hidden, batch in pairs), stream.hidden.elements, memory)
+def _behind_last_block(stream: BlockStream, objective: Objective, memory: HiddenMemory | None) -> HiddenStates:
+    """Gradients of the objective at the residual stream after the last block."""
+    pairs = zip(stream.hidden, stream.batches, strict=True)
+    gradients = (objective.sensitivity(stream.decoder, hidden, batch) for hidden, batch in pairs)
+    return HiddenStates(gradients, stream.hidden.elements, memory)
 
 
 @contextmanager

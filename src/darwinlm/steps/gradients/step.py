@@ -78,6 +78,7 @@ class Gradients(Step[GradientMoments]):
 
     def work(self, task: Task) -> None:
         """Walk back through the blocks, and write the moments of each."""
+        from darwinlm.model.objective.chosen import objective_of
         from darwinlm.model.walk.hidden import HiddenMemory
         from darwinlm.model.walk.stream import stream_of
         from darwinlm.runtime import parallel
@@ -89,7 +90,7 @@ class Gradients(Step[GradientMoments]):
         tokens = self.calibration.tokens[:count][parallel.place() :: parallel.size()]
         memory, total = HiddenMemory(task.folder), self.dense.n_blocks
         stream = stream_of(context, self.dense, tokens, memory, again=True)
-        for block, moments in output_gradients(stream, tokens, memory):
+        for block, moments in output_gradients(stream, objective_of(self.dense), memory):
             parallel.in_main(write_tensors, task.folder / block_file(block), moments)
             context.reporter.advance(total - block, total)
 

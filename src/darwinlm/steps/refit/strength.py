@@ -12,13 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from darwinlm.model.divergence import DenseDistribution
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.stream import BlockStream, stream_of
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_tensors
-from darwinlm.runtime.compute import exact
 from darwinlm.runtime.context import Context
 from darwinlm.steps.database.block_files import block_file
 from darwinlm.steps.refit.refit import STRENGTHS, Streams, put_weights, refit
@@ -77,18 +76,17 @@ def interpolated(folder: Path, checkpoint: Checkpoint, block: int, strength: flo
 
 @torch.no_grad()
 def stream_divergence(dense: BlockStream, other: BlockStream) -> float:
-    """KL(dense ‖ other) in nats per token, from residual streams after the last block on the same text.
+    """Distance of a model to the dense one, from residual streams after the last block on the same text.
+
+    Of a language model it is KL(dense ‖ other) in nats per token.
 
     Processes share the text; all get the same figure.
     """
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums, objective = torch.zeros(2, dtype=torch.float64), objective_of(dense.checkpoint)
     with dense.decoder.with_head(), other.decoder.with_head(dense.decoder):
-        for both in zip(dense.hidden, other.hidden, strict=True):
-            pieces = (torch.split(hidden.flatten(0, 1), dense.decoder.head_tokens) for hidden in both)
-            for states, others in zip(*pieces, strict=True):
-                divergence = DenseDistribution(dense.decoder.head(states)).kl(other.decoder.head(others))
-                summed = exact(divergence).sum(dtype=torch.float64)
-                sums += torch.tensor([float(summed), len(divergence)], dtype=torch.float64)
+        for before, after, batch in zip(dense.hidden, other.hidden, dense.batches, strict=True):
+            for part in objective.compared(dense.decoder, other.decoder, (before, after), batch):
+                sums += torch.tensor(part, dtype=torch.float64)
     total, tokens = map(float, parallel.all_reduce(sums))
     return max(total / tokens, 0.0)
 

@@ -21,12 +21,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from darwinlm.model.units.space import Allocation
-from darwinlm.model.walk.chunks import chunked_loss
 from darwinlm.model.walk.decoder import LOGIT_TOKENS
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import CPU, memory_of
-from darwinlm.steps.search.fitness import Fitness, kl_of_pieces
+from darwinlm.steps.search.fitness import Fitness
 from darwinlm.steps.search.module_cache import PlacedModules
 from darwinlm.steps.search.student import Student
 
@@ -110,7 +109,7 @@ class CandidateTrainer:
             for batch in self._batches(begin, end):
                 self.fitness.clock.check()
                 for rows in self._pieces(batch):
-                    self._backward(rows, next(dense).flatten(0, 1), batch.numel())
+                    self._backward(rows, next(dense), int(self.fitness.objective.counts(batch).sum()))
                 student.step()
             student.rounds += 1
 
@@ -145,12 +144,12 @@ class CandidateTrainer:
         return hidden
 
     def _backward(self, rows: Tensor, dense: Tensor, count: int) -> None:
-        """Accumulate the gradients of the placed student on some sequences of a batch with this many tokens.
+        """Accumulate the gradients of the placed student on some sequences of a batch with this many things compared.
 
-        `dense` is the dense model's stream after the last block, [n, m].
+        `dense` is the dense model's stream after the last block, [b, t, m].
         """
-        hidden = self._last(rows).flatten(0, 1)
+        hidden = self._last(rows)
         if not hidden.requires_grad:
             return
-        loss = chunked_loss(kl_of_pieces(self.decoder, dense), hidden, (), LOGIT_TOKENS) / count
+        loss = self.fitness.objective.loss(self.decoder, hidden, dense, rows) / count
         loss.backward()  # type: ignore[no-untyped-call]

@@ -19,21 +19,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from darwinlm.model.divergence import DenseDistribution, log_probabilities, summed_kl
+from darwinlm.model.objective.next_token import LANGUAGE
+from darwinlm.model.objective.objective import Objective, Window
 from darwinlm.model.units.space import Allocation
-from darwinlm.model.walk.chunks import LossOf
-from darwinlm.model.walk.decoder import BlockArguments, Decoder
+from darwinlm.model.walk.decoder import BlockArguments
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.runtime import parallel
 from darwinlm.runtime.clock import working_time
-from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import NumericsError, TimeLimitError
 from darwinlm.runtime.memory import memory_of
-from darwinlm.steps.search.dense_side import ExpectedRows, LinearHead
 from darwinlm.steps.search.module_cache import PlacedModules
-
-Window = tuple[int, int]
-"""Range of sequences on which candidates are compared, or a piece of it for one forward pass: first index, end."""
 
 
 @dataclass
@@ -61,20 +56,27 @@ class Clock:
 
 
 class Fitness:
-    """KL(dense ‖ candidate) in nats per token.
+    """Distance of candidates to the dense model by an objective: of a language model KL(dense ‖ candidate), per token.
 
     The fitness text is [n, t]; streams of candidates may go where `memory` says.
 
     Attributes:
-        dense: The dense model's stream after the last block, [n, t, m].
+        reference: What the dense model gives, with its stream after the last block, [n, t, m].
         evaluations: Number of evaluations of a candidate.
         clock: Time limit that stops an evaluation, once there is a first result.
     """
 
     def __init__(
-        self, placed: PlacedModules, tokens: Tensor, *, batch_tokens: int, memory: HiddenMemory | None = None
+        self,
+        placed: PlacedModules,
+        tokens: Tensor,
+        objective: Objective = LANGUAGE,
+        *,
+        batch_tokens: int,
+        memory: HiddenMemory | None = None,
     ) -> None:
         self.placed = placed
+        self.objective = objective
         self.memory = memory
         self.decoder = placed.decoder
         self.tokens = tokens
@@ -83,11 +85,12 @@ class Fitness:
         self.clock = Clock()
         self._batch_sequences = max(1, batch_tokens // parallel.size() // self.sequence_length)
         self._known: dict[Allocation, dict[int, float]] = {}
-        streams = self._through(list(self.pieces(0, self.n_sequences)))
-        self.dense = torch.cat(list(streams))
+        self._counts: list[int] = objective.counts(tokens).tolist()
+        batches = list(self.pieces(0, self.n_sequences))
+        streams = self._through(batches)
         with torch.no_grad(), self.decoder.with_head():
-            head = LinearHead.of(self.decoder)
-            self._sides = [ExpectedRows(self.decoder, head, stream.flatten(0, 1)) for stream in streams] if head else []
+            texts = [tokens[slice(*batch)] for batch in batches]
+            self.reference = objective.reference(self.decoder, streams, texts)
 
     def pieces(self, begin: int, end: int) -> Iterator[Window]:
         """Parts of a range for one forward pass each, with fixed borders."""
@@ -137,7 +140,12 @@ class Fitness:
                 self._known.setdefault(candidate, {}).update(losses)
         self.evaluations += len({candidate for candidate, _ in missing})
         known = [self._known[candidate] for candidate in allocations]
-        return [_mean([losses[number] for number in wanted], self.sequence_length) for losses in known]
+        count = self.count(window)
+        return [_mean([losses[number] for number in wanted], count) for losses in known]
+
+    def count(self, window: Window) -> int:
+        """Number of things compared in a window: of a language model, tokens."""
+        return sum(self._counts[slice(*window)])
 
     @torch.no_grad()
     def kl_in_place(self, n_tokens: int) -> float:
@@ -145,7 +153,7 @@ class Fitness:
         pieces = list(self.pieces(0, self.sequences(n_tokens)))
         ends = zip(pieces, self._through(pieces), strict=True)
         losses = [loss for piece, end in ends for loss in self._losses(piece, [end])[0]]
-        return _mean(losses, self.sequence_length)
+        return _mean(losses, self.count((0, len(losses))))
 
     def losses(self, allocation: Allocation) -> list[float]:
         """Summed KL of a candidate for each sequence, up to the first one that wasn't measured."""
@@ -213,35 +221,9 @@ class Fitness:
 
     def _losses(self, piece: Window, ends: Sequence[Tensor]) -> list[list[float]]:
         """Losses of the sequences of a piece, for each candidate's stream after the last block."""
-        if self._sides:
-            side, start = self._sides[piece[0] // self._batch_sequences], piece[0] % self._batch_sequences
-            divergence = torch.stack([side.kl(end.flatten(0, 1), start * self.sequence_length) for end in ends])
-        else:
-            divergence = self._compared(piece, ends)
-        losses = exact(divergence).view(len(ends), -1, self.sequence_length).sum(2, dtype=torch.float64).tolist()
+        losses: list[list[float]] = self.reference.losses(piece, ends).tolist()
         return [[loss if math.isfinite(loss) else math.inf for loss in row] for row in losses]
 
-    def _compared(self, piece: Window, ends: Sequence[Tensor]) -> Tensor:
-        """KL of each token, [candidates, n], from logits that are no linear function of the head's input."""
-        size = self.decoder.head_tokens
-        dense, *candidates = (torch.split(end.flatten(0, 1), size) for end in (self.dense[slice(*piece)], *ends))
-        divergences: list[list[Tensor]] = []
-        for number, part in enumerate(dense):
-            of_part = DenseDistribution(self.decoder.head(part))
-            divergences.append([of_part.kl(self.decoder.head(parts[number])) for parts in candidates])
-        return torch.stack([torch.cat(parts) for parts in zip(*divergences, strict=True)])
 
-
-def kl_of_pieces(decoder: Decoder, dense: Tensor) -> LossOf:
-    """Summed KL(dense ‖ model) of pieces of tokens, from both streams after the last block, [n, m]."""
-
-    def loss(piece: slice, hidden: Tensor) -> Tensor:
-        with torch.no_grad():
-            expected = log_probabilities(decoder.head(dense[piece]))
-        return summed_kl(decoder.head(hidden), expected)
-
-    return loss
-
-
-def _mean(losses: Sequence[float], sequence_length: int) -> float:
-    return max(math.fsum(losses) / (len(losses) * sequence_length), 0.0)
+def _mean(losses: Sequence[float], count: int) -> float:
+    return max(math.fsum(losses) / count, 0.0)

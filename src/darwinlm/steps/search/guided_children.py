@@ -16,10 +16,10 @@ from functools import partial
 
 import numpy as np
 
+from darwinlm.model.objective.objective import Window
 from darwinlm.model.units.space import Allocation, PerLevel
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.steps.budget.problem import Problem
-from darwinlm.steps.search.fitness import Window
 from darwinlm.steps.search.prediction import INTERACTION, Curvature, Surrogate
 from darwinlm.steps.search.propose import knapsack_start, level_switch, switched_children
 from darwinlm.steps.search.search_amounts import SearchAmounts

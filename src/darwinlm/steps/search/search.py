@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from darwinlm.model.objective.objective import Objective
 from darwinlm.model.units.space import Allocation, PerLevel
 from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.hidden import HiddenMemory
@@ -50,6 +51,7 @@ def search(
     model: Decoder,
     database: DatabaseReader,
     problem: Problem,
+    objective: Objective,
     texts: Mapping[str, Tensor],
     settings: SearchSettings,
     folder: Path,
@@ -60,8 +62,9 @@ def search(
 ) -> SearchOutcome:
     """Find the allocation, or resume an interrupted search.
 
-    `texts` are fitness text, [n, t], and training text if candidates are trained. `folder` holds the state. It ends
-    after `seconds`, or after `search.minutes`.
+    `objective` is what of the dense model is kept. `texts` are fitness text, [n, t], and training text if candidates
+    are trained. `folder` holds the state. It ends after `seconds`, or after `search.minutes`.
+
     Returns the best allocation, the best uniform one at the same budget, and figures for the report.
 
     Raises:
@@ -73,7 +76,7 @@ def search(
     placed = PlacedModules(model, database, problem.space)
     sequences = -(-settings.fitness_needed // texts["fitness"].shape[1])
     memory = HiddenMemory(folder)
-    fitness = Fitness(placed, texts["fitness"][:sequences], batch_tokens=batch_tokens, memory=memory)
+    fitness = Fitness(placed, texts["fitness"][:sequences], objective, batch_tokens=batch_tokens, memory=memory)
     estimates = database.estimated_losses(problem.space)
     losses = database.local_errors(problem.space) if estimates is None else estimates
     inputs = SearchInputs(fitness, problem, database, settings, losses, estimates is not None, reporter.say)

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from darwinlm.model.families.block_parts import Removed
+from darwinlm.model.objective.objective import Window
 from darwinlm.model.units.space import Allocation
-from darwinlm.model.walk.chunks import chunked_gradient
 from darwinlm.model.walk.decoder import BlockArguments, input_of
 from darwinlm.model.walk.hidden import HiddenStates
 from darwinlm.runtime import parallel
@@ -38,7 +38,7 @@ from darwinlm.runtime.errors import NumericsError
 from darwinlm.runtime.memory import memory_of
 from darwinlm.steps.database.factors import NestedFactors
 from darwinlm.steps.database.store import DatabaseReader
-from darwinlm.steps.search.fitness import Fitness, Window, kl_of_pieces
+from darwinlm.steps.search.fitness import Fitness
 
 
 class Gradients:
@@ -67,8 +67,9 @@ class Gradients:
                 "the gradient of the best allocation's loss isn't finite: try compute.dtype=float32, or "
                 "search.method=paper"
             )
-        n_tokens = (window[1] - window[0]) * self.fitness.sequence_length
-        split = torch.split(total / n_tokens, [len(module.levels) for module in self.placed.space.modules])
+        split = torch.split(
+            total / self.fitness.count(window), [len(module.levels) for module in self.placed.space.modules]
+        )
         return [row.tolist() for row in split]
 
     def _of_pieces(self, allocation: Allocation, pieces: Sequence[Window]) -> Tensor:
@@ -93,8 +94,7 @@ class Gradients:
 
         self.decoder.move(hidden, arguments, visiting, self.fitness.clock.check)
         with self.decoder.with_head():
-            dense = (self.fitness.dense[slice(*piece)] for piece in pieces)
-            gradients = self._states(map(self._behind_last_block, hidden, dense))
+            gradients = self._states(map(self.fitness.reference.gradient, pieces, hidden))
 
         @contextmanager
         def back_at(block: int) -> Iterator[None]:
@@ -120,11 +120,7 @@ class Gradients:
 
     def _states(self, streams: Iterable[Tensor]) -> HiddenStates:
         """The stream of some pieces of the text between two blocks, in an allowed place."""
-        return HiddenStates(streams, self.fitness.dense.numel(), self.fitness.memory)
-
-    def _behind_last_block(self, hidden: Tensor, dense: Tensor) -> Tensor:
-        """Gradient of the summed KL at the stream after the last block."""
-        return chunked_gradient(kl_of_pieces(self.decoder, dense.flatten(0, 1)), hidden)
+        return HiddenStates(streams, self.fitness.reference.dense.numel(), self.fitness.memory)
 
     def _watched(self, index: int) -> _Watched | None:
         """A module whose slopes can be computed; None for fixed modules and mixtures."""

@@ -73,6 +73,7 @@ class Search(Step[SearchResult]):
 
     def work(self, task: Task) -> None:
         """Find the allocation."""
+        from darwinlm.model.objective.chosen import objective_of
         from darwinlm.model.walk.decoder import Decoder
         from darwinlm.model.walk.streamed import StreamedDecoder
         from darwinlm.runtime import parallel
@@ -92,6 +93,7 @@ class Search(Step[SearchResult]):
             model,
             self.database.reader,
             self.problem,
+            objective_of(dense),
             texts,
             settings,
             task.folder,

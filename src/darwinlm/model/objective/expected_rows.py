@@ -49,10 +49,10 @@ class LinearHead:
 
         The factor is found if it isn't given.
         """
-        head = decoder.model.get_output_embeddings()
+        head = decoder.head_module
         if scale is None:
             scale = decoder.logit_scale() if type(head) is nn.Linear else None
-        if scale is None:
+        if scale is None or head is None:
             return None
         return cls(head.weight.detach(), None if head.bias is None else head.bias.detach(), scale)
 

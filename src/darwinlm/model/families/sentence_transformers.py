@@ -1,0 +1,168 @@
+"""Folders of sentence-transformers: the modules around a model, which are kept as they are.
+
+`modules.json` lists the modules in order, each with a folder of its own: the model, then pooling, normalisation, or
+dense layers. `config_sentence_transformers.json` holds prompts.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from darwinlm.runtime.errors import CheckpointError
+from darwinlm.runtime.json_values import JsonObject
+from darwinlm.runtime.limits import load_json, shorten
+
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+TRANSFORMER_SETTINGS = ("sentence_bert_config.json", "sentence_transformer_config.json")
+"""Settings of the module that is the model: the length of its inputs."""
+PACKAGE = "sentence_transformers."
+POOLINGS = {
+    "pooling_mode_lasttoken": "lasttoken",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+}
+"""Fields of a pooling's settings, as releases before 5.4 write them."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module of a folder: the end of its class's name, and its settings."""
+
+    kind: str
+    folder: Path
+
+    def settings(self) -> JsonObject:
+        """Its config.json; empty without one. Raises CheckpointError."""
+        path = self.folder / "config.json"
+        return _read(path) if path.is_file() else {}
+
+
+def is_sentence_transformer(folder: Path) -> bool:
+    """Whether a folder lists modules."""
+    return (folder / MODULES).is_file()
+
+
+def is_cross_encoder(folder: Path) -> bool:
+    """Whether a folder of sentence-transformers gives scores of pairs."""
+    path = folder / SETTINGS
+    if path.is_file() and _read(path).get("model_type") == "CrossEncoder":
+        return True
+    return any(module.kind == "LogitScore" for module in modules_of(folder))
+
+
+def modules_of(folder: Path) -> list[Module]:
+    """The modules of a folder in order; empty for a plain model.
+
+    Raises CheckpointError if the list is damaged, or a module is code of its own or lies outside of the folder.
+    """
+    path = folder / MODULES
+    if not path.is_file():
+        return []
+    listed = _parsed(path)
+    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        raise CheckpointError(f"{path} isn't a list of modules: fetch the model again")
+    modules = []
+    for entry in listed:
+        kind, place = str(entry.get("type", "")), str(entry.get("path", ""))
+        if not kind.startswith(PACKAGE):
+            raise CheckpointError(
+                f"{path}: the module {shorten(kind)} is code of its own, which never runs here: use a model whose "
+                "modules are those of sentence-transformers"
+            )
+        inside = (folder / place).resolve()
+        if not inside.is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{path}: a module lies outside of the model's folder ({shorten(place)}): remove it")
+        if inside != folder.resolve() and not inside.is_dir() and kind.rpartition(".")[2] != "Normalize":
+            raise CheckpointError(f"{folder} lacks the folder {shorten(place)} that {MODULES} names: fetch it again")
+        modules.append(Module(kind.rpartition(".")[2], folder / place))
+    return modules
+
+
+def transformer_folder(folder: Path) -> Path:
+    """The folder of the model among the modules, which older releases keep apart from the others."""
+    modules = modules_of(folder)
+    return modules[0].folder if modules else folder
+
+
+def pooling_of(folder: Path) -> str | None:
+    """Which tokens an embedding comes from: `lasttoken`, `mean`, or `cls`; None if the folder doesn't say.
+
+    Raises CheckpointError for other ways to pool.
+    """
+    found = next((module for module in modules_of(folder) if module.kind == "Pooling"), None)
+    if found is None:
+        return None
+    settings = found.settings()
+    mode = settings.get("pooling_mode")
+    if mode is None:
+        modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
+        mode = "+".join(POOLINGS.get(name, name.removeprefix("pooling_mode_")) for name in modes) or "mean"
+    if isinstance(mode, list):
+        mode = "+".join(map(str, mode))
+    if mode not in POOLINGS.values():
+        raise CheckpointError(
+            f"{found.folder / 'config.json'}: the pooling '{shorten(mode)}' isn't known here; known are "
+            f"{', '.join(POOLINGS.values())}"
+        )
+    return str(mode)
+
+
+def prompts_of(folder: Path) -> tuple[dict[str, str], str | None]:
+    """Prompts by name, and the name of the default one."""
+    path = folder / SETTINGS
+    if not path.is_file():
+        return {}, None
+    settings = _read(path)
+    prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
+        raise CheckpointError(f"{path}: prompts must be texts by name: correct the file")
+    default = settings.get("default_prompt_name")
+    return dict(prompts), default if isinstance(default, str) else None
+
+
+def longest_input(folder: Path) -> int | None:
+    """Most tokens of an input, by the settings of the model's module; None if they don't say."""
+    for module in modules_of(folder)[:1]:
+        for name in TRANSFORMER_SETTINGS:
+            if (module.folder / name).is_file():
+                longest = _read(module.folder / name).get("max_seq_length")
+                return longest if isinstance(longest, int) and longest > 0 else None
+    return None
+
+
+def carried_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Files of a folder of sentence-transformers beside the model, by their paths in it."""
+    if not is_sentence_transformer(folder):
+        return
+    for name in (MODULES, SETTINGS, *TRANSFORMER_SETTINGS):
+        if (folder / name).is_file():
+            yield name, folder / name
+    for module in modules_of(folder):
+        if module.folder.resolve() != folder.resolve() and module.folder.is_dir():
+            for path in sorted(module.folder.rglob("*")):
+                if path.is_file():
+                    yield path.relative_to(folder).as_posix(), path
+
+
+def carry_modules(source: Path, target: Path) -> None:
+    """Copy what makes a folder one of sentence-transformers. Raises CheckpointError, or OSError."""
+    for name, path in carried_files(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
+
+
+def _parsed(path: Path) -> object:
+    try:
+        return load_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} isn't JSON ({shorten(error)}): fetch the model again") from error
+
+
+def _read(path: Path) -> JsonObject:
+    settings = _parsed(path)
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} isn't a mapping: fetch the model again")
+    return settings
