@@ -6,6 +6,7 @@ import contextlib
 import gc
 import random
 import shutil
+import statistics
 import time
 from functools import partial
 from pathlib import Path
@@ -353,7 +354,7 @@ class _KilledError(Exception):
 
 def decoding(setup: Setup) -> None:
     """Measure tokens per second of both models in eager decoding, and as a graph with a cache of fixed size."""
-    from darwinlm.steps.evaluate.metrics import DecodeRate, PromptRate
+    from darwinlm.steps.evaluate.metrics import PromptRate
     from darwinlm.steps.evaluate.speed import measure_speed
     from darwinlm.steps.latency.graphs import GraphedDecoding
 
@@ -374,7 +375,7 @@ def decoding(setup: Setup) -> None:
                 steps.step()
             setup.wait()
         for (way, of_way), rate in zip(
-            rates.items(), (DecodeRate().of(eager), new / (time.perf_counter() - begun)), strict=True
+            rates.items(), (statistics.median(eager.decodes), new / (time.perf_counter() - begun)), strict=True
         ):
             of_way.append(rate)
             setup.told("decoding", f"{name}: decoding {way}", rate, "tokens/s")

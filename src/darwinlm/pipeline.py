@@ -87,10 +87,13 @@ def read_inputs(run: Run[AnyRecipe]) -> Inputs:
     """Model, text and, for budgets in time, the times of its modules. Raises DarwinLMError."""
     from darwinlm.planning.run_plan import announce
     from darwinlm.steps.source.whole_model import open_model
+    from darwinlm.steps.text.reading import kind_of, with_answers
 
     recipe, shares = run.recipe, text_shares(run.recipe)
-    original = open_model(run.context, recipe.model)
+    original = with_answers(open_model(run.context, recipe.model), recipe.section(TextSettings))
     check(run, original)
+    if kind := kind_of(original):
+        run.context.reporter.say(kind)
     if run.until in (None, REPORT) and not run.context.path(Text.name).exists():
         announce(run, STEPS, original)
     own_tokens = OwnText.amount(recipe, shares)
@@ -117,6 +120,7 @@ def check(run: Run[AnyRecipe], original: Checkpoint) -> None:
     from darwinlm.steps.budget.search_problem import problem_of
     from darwinlm.steps.file.bounded_file import check_file
     from darwinlm.steps.recover.recovery_run import check_recovery
+    from darwinlm.steps.text.reading import check_reader
     from darwinlm.steps.text.text_source import check_text
 
     recipe, context = run.recipe, run.context
@@ -124,6 +128,7 @@ def check(run: Run[AnyRecipe], original: Checkpoint) -> None:
     budget = recipe.section(BudgetSettings)
     recovery = recipe.section(RecoverySettings)
     check_text(text, original)
+    check_reader(original, cuts_vocabulary=recipe.section(VocabularySettings).cut, budget=budget.kind)
     if recipe.section(VocabularySettings).cut:
         _check_vocabulary(recipe, original)
     elif not budget.timed:
@@ -225,6 +230,7 @@ def make(
     score: Callable[[SearchResult, Corrected], CurveFigures] | None = None,
 ) -> Summary:
     """One size, from the search to the report; `score` measures the saved model. Raises DarwinLMError."""
+    from darwinlm.model.objective.chosen import objective_of
     from darwinlm.report.write import write_summary
     from darwinlm.steps.evaluate.measured_models import models_of_run
 
@@ -233,7 +239,7 @@ def make(
     corrected = correct(run, inputs, stitched)
     models = models_of_run(run.context, dense, database, search, stitched, corrected)
     answers = recipe.section(TextSettings).answer_tokens
-    if answers:
+    if answers and not objective_of(dense).reads:
         run(Chats(dense, models, answers))
     measured = run(Evaluate(dense, models, corrected.exported, text["evaluation"]))
     if recipe.section(BudgetSettings).kind == "file":

@@ -71,6 +71,15 @@ Text = Annotated[
         "(self).",
     ),
 ]
+Answers = Annotated[
+    str | None,
+    typer.Option(
+        "--answers",
+        metavar="YES,NO",
+        help="Two words with which a language model answers whether a text fits a query, such as yes,no: their "
+        "probabilities are then kept.",
+    ),
+]
 Vocab = Annotated[
     str | None,
     typer.Option(

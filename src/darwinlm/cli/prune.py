@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     "darwinlm prune MODEL --file 95MB --for q4_k_m --text TEXT --out runs/file",
     "darwinlm prune MODEL --speedup 2x --time 30m --text TEXT --out runs/fast",
     "darwinlm prune MODEL --within 2% --measure sciq,answers.jsonl --text TEXT --out runs/safe",
+    "darwinlm prune RERANKER --keep 50% --text pairs.jsonl --out runs/reranker",
 )
 @arguments.with_budget
 def prune(
@@ -38,6 +39,7 @@ def prune(
     ready_for: arguments.For = None,
     layers: arguments.Layers = None,
     text: arguments.Text = None,
+    answers: arguments.Answers = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
     until: arguments.Until = None,
@@ -65,6 +67,7 @@ def prune(
         time=time,
         preset=preset,
         text=text,
+        answers=answers,
         ready_for=ready_for,
         layers=layers,
         **budget,
@@ -146,6 +149,6 @@ def show_result(console: Console, summary: Summary, out: Path) -> None:
     console.print("\n" + "\n".join(f"{name:<6} {words}" for name, words in lines), soft_wrap=True)
     console.print(
         f"\ndarwinlm show {quoted}    show all figures, what is kept of every block, and next steps\n"
-        f"darwinlm chat {quoted}    talk to the smaller model",
+        + ("" if summary.export.gives != "language" else f"darwinlm chat {quoted}    talk to the smaller model"),
         soft_wrap=True,
     )

@@ -27,6 +27,7 @@ OPTIONS: Mapping[str, str] = {
     "time": "time",
     "preset": "preset",
     "text": "text.source",
+    "answers": "text.answers",
     "ready_for": "units.quantisation",
     "layers": "search.layers",
     "vocab": "vocabulary.keep",

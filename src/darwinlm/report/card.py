@@ -47,8 +47,9 @@ def _front_matter(summary: Summary) -> str:
         "base_model_relation": "finetune" if origin.base_model else None,  # the hub has no word for pruning
     }
     fields = {name: value for name, value in fields.items() if value}
-    fields["library_name"] = "transformers"
-    fields["pipeline_tag"] = "image-text-to-text" if summary.export.whole else "text-generation"
+    fields["library_name"] = "sentence-transformers" if summary.export.modules else "transformers"
+    reads = {"scores": "text-ranking", "states": "feature-extraction"}.get(summary.export.gives)
+    fields["pipeline_tag"] = reads or ("image-text-to-text" if summary.export.whole else "text-generation")
     tags = ["darwinlm", "pruning", "structured-pruning"]
     if summary.export.custom_code:
         tags.append("custom_code")

@@ -11,7 +11,7 @@ from darwinlm.runtime.figures import Passage
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.evaluate.metric import columns, directions
 from darwinlm.steps.evaluate.metrics import speed_beside, speed_heading
-from darwinlm.steps.evaluate.model_figures import DENSE, ModelFigures, copying_passage
+from darwinlm.steps.evaluate.model_figures import DENSE, ModelFigures, copying_passage, reading_passage
 
 
 def model_table(models: Mapping[str, ModelFigures], *, final: bool = False) -> Table:
@@ -89,5 +89,6 @@ def passages(summary: Summary) -> list[Passage]:
     """Further measurements: sections with tables. The user's own scores come first, then the steps in their order."""
     copying = copying_passage(summary.models, summary.name)
     by_steps = [passage for figures in summary.steps.values() for passage in figures.passages(summary.name)]
+    reading = reading_passage(summary.models, summary.name)
     own = [] if summary.curve is None else [summary.curve.passage()]
-    return [*own, *([] if copying is None else [copying]), *by_steps]
+    return [*own, *(passage for passage in (reading, copying) if passage is not None), *by_steps]

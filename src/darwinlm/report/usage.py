@@ -18,6 +18,8 @@ _PACKAGES = {"eval": "lm_eval", "gguf": "cyllama"}
 
 def loading_code(summary: Summary) -> str:
     """Python that loads the saved model and lets it write; it asks for remote code only where the model needs it."""
+    if summary.export.gives != "language":
+        return _reading_code(summary)
     prompt = summary.prompts[0] if summary.prompts else "Once upon a time"
     # The tokenizer is a plain one, but without an answer AutoTokenizer asks about the code of the configuration.
     remote, plain = (
@@ -49,6 +51,30 @@ def loading_code(summary: Summary) -> str:
     )
 
 
+def _reading_code(summary: Summary) -> str:
+    """Python that loads a model which reads texts one by one, and gives it some."""
+    remote = ", trust_remote_code=True" if summary.export.custom_code else ""
+    folder = json.dumps(summary.export.folder)
+    if summary.export.gives == "states":
+        return "\n".join(
+            [
+                "from sentence_transformers import SentenceTransformer",
+                "",
+                f"model = SentenceTransformer({folder}{remote})",
+                'embeddings = model.encode(["a text", "another text"])',
+                "print(model.similarity(embeddings, embeddings))",
+            ]
+        )
+    return "\n".join(
+        [
+            "from sentence_transformers import CrossEncoder",
+            "",
+            f"model = CrossEncoder({folder}{remote})",
+            'print(model.predict([("a query", "a text"), ("a query", "another text")]))',
+        ]
+    )
+
+
 def next_steps(
     summary: Summary, run: str, stem: str, model: str | None, *, on_this_machine: bool = False
 ) -> list[tuple[str, str]]:
@@ -64,6 +90,12 @@ def next_steps(
         "train it, which gains the most quality (needs a GPU; on a CPU try --tokens 1M)",
         f"darwinlm recover {run} --tokens 300M --text TEXT --out {recovered}",
     )
+    if summary.export.gives != "language":
+        return [
+            *([train] if summary.of(RecoveryFigures) is None else []),
+            ("measure it on other texts", f"darwinlm evaluate {run} --text TEXT{against}"),
+            ("publish it", f"hf upload OWNER/NAME {run}/model"),
+        ]
     cut: list[tuple[str, str]] = []
     if model and summary.budget and summary.of(VocabularyFigures) is None:
         keep = summary.budget.block_params / summary.budget.dense_block_params

@@ -9,7 +9,9 @@ from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.runtime.amounts import count, duration, factor, nats, percent, plural, size
 from darwinlm.runtime.figures import TimeFigures
 from darwinlm.runtime.published import hub_id, short_source
+from darwinlm.steps.evaluate.item_metrics import item_metrics
 from darwinlm.steps.evaluate.metrics import speed_gains
+from darwinlm.steps.evaluate.model_figures import ModelFigures, ReadingFigures, main_score
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 UNTRAINED = (
@@ -53,8 +55,23 @@ def smaller(summary: Summary) -> str:
 def loss(summary: Summary) -> str:
     """What was lost, in one line of words."""
     final = summary.saved
+    if final.reading is not None:
+        return _reading_loss(final, final.reading)
     parts = [] if final.agreement is None else [f"picks the original's next token {final.agreement:.0%} of the time"]
     return "; ".join([*parts, f"KL {nats(final.kl)} nats per token, where 0 means the same predictions"])
+
+
+def _reading_loss(final: ModelFigures, reading: ReadingFigures) -> str:
+    """What a model lost that reads texts one by one: its score with labels if there is one, and what it kept."""
+    parts = []
+    score = main_score(reading)
+    if score is not None and score.value is not None and score.difference is not None:
+        error = "" if score.error is None else f" ± {score.error:.3f}"
+        before = score.value - score.difference
+        parts.append(f"{score.name} {score.value:.3f} instead of {before:.3f} ({score.difference:+.3f}{error})")
+    kept = [metric for metric in item_metrics() if not metric.smaller_is_better and metric.name in final.metrics]
+    parts += [f"{metric.heading} {metric.words(final.metrics[metric.name])}" for metric in kept]
+    return "; ".join(parts) or "not measured"
 
 
 def faster(summary: Summary) -> str:
@@ -116,6 +133,13 @@ def measured_on(summary: Summary) -> str:
     if evaluation is None:
         return source
     return f"{evaluation.tokens:,} tokens ({plural(evaluation.documents, 'document')}) of {source}"
+
+
+def measures(summary: Summary) -> str:
+    """What is compared between models, and its verb, to begin a sentence."""
+    if summary.export.gives == "language":
+        return "Perplexity and KL(dense ‖ model) were"
+    return f"The {'scores' if summary.export.gives == 'scores' else 'embeddings'} of texts were"
 
 
 def machine_words(summary: Summary) -> str:

@@ -13,6 +13,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.origin import Origin, origin_of
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.layer_sizes import BlockSizes, block_sizes
+from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.surgery.depth import numbers_in
 from darwinlm.model.units.space import kept_whole
 from darwinlm.report.card import model_card
@@ -100,7 +101,7 @@ def summary_of(
         budget=budget,
         models=measured,
         origin=origin,
-        prompts=prompts_for(tokenizer),
+        prompts=() if objective_of(dense).reads else prompts_for(tokenizer),
         chat=is_chat(tokenizer),
         allocation=allocation_figures(dense, Checkpoint.describe(exported.folder)),
         kept=kept,

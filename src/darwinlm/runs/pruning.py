@@ -82,6 +82,7 @@ def prune(
     ready_for: str | None = None,
     layers: str | None = None,
     text: str | Path | Sequence[str | Path] | None = None,
+    answers: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
     overwrite: bool = False,
@@ -108,6 +109,7 @@ def prune(
         ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
         layers: "equal" gives all layers the same sizes, for engines that need them; "unequal" loses less.
         text: Source of the text, or several, of which each gives an equal part; overrides the recipe's.
+        answers: Two words, such as "yes,no", of a language model that judges texts.
         recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
         overwrite: Whether a finished run of another model or size in `out` may be replaced.
@@ -130,6 +132,7 @@ def prune(
         given = f"--{sized[0]}" if sized else "--until"
         raise RecipeError(f"--within finds the size itself, and runs to its report: leave {given} out")
     settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
+    settings["answers"] = answers
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
     check_tracker(track)
     if within is not None:

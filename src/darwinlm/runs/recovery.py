@@ -8,6 +8,7 @@ from pathlib import Path
 from darwinlm.formats.resolve import model_folder
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.origin import Origin, origin_of
+from darwinlm.model.objective.chosen import objective_of
 from darwinlm.pipeline import text_shares
 from darwinlm.planning.recovery_memory import check_recovery_memory
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
@@ -38,6 +39,7 @@ from darwinlm.steps.recover.step import Recover
 from darwinlm.steps.source.whole_model import open_model
 from darwinlm.steps.stitch.step import Stitched
 from darwinlm.steps.teacher.step import Teacher
+from darwinlm.steps.text.reading import with_answers
 from darwinlm.steps.text.step import Text
 from darwinlm.steps.text.text_source import check_text, documents_of, with_own_text
 
@@ -48,7 +50,8 @@ BARE = ("validation", "evaluation")
 def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_run: bool) -> None:
     """Train and measure a smaller model; `pruned` is the summary of the run that pruned it, if there is one."""
     recipe, context = run.recipe, run.context
-    original = open_model(context, recipe.model)
+    original = with_answers(open_model(context, recipe.model), recipe.text)
+    small = with_answers(small, recipe.text)
     check_text(recipe.text, small)
     original.check_carried()
     shares = text_shares(recipe)
@@ -73,7 +76,7 @@ def _train(run: Run[Recipe], small: Checkpoint, pruned: Summary | None, *, of_a_
             RECOVERED: StoredModel(context, exported.checkpoint),
         }
     )
-    if answers := recipe.text.answer_tokens:
+    if (answers := recipe.text.answer_tokens) and not objective_of(small).reads:
         run(Chats(teacher, models, answers))
     measured = run(Evaluate(small, models, exported, text["evaluation"]))
     of_teacher, of_saved = (vars(origin_of(model.folder, model.source)) for model in (teacher, exported.checkpoint))

@@ -84,6 +84,22 @@ def nats(value: float | None) -> str:
     return "∞" if math.isinf(value) else f"{value:.3f}"
 
 
+NATS = "nats per token"
+"""Unit of the KL between language models."""
+
+
+def loss(value: float | None, unit: str = NATS) -> str:
+    """A distance to the dense model with its name: `KL 0.123`, or of other models `distance of scores 0.00123`."""
+    if unit == NATS:
+        return f"KL {nats(value)}"
+    return f"{unit} {three_digits(value)}"
+
+
+def three_digits(value: float | None) -> str:
+    """A number in three significant digits."""
+    return NOTHING if value is None or math.isnan(value) else f"{value:.3g}"
+
+
 def perplexity(value: float | None) -> str:
     """A perplexity: 4.31, 48.4, 1,204; beyond a million only its order matters."""
     if value is None or math.isnan(value):

@@ -67,12 +67,17 @@ class Layout:
     shared: int = 0
 
 
+READS = "it gives scores or embeddings, which are exported as folders alone"
+
+
 def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     """Choose the architecture and the padding; MLP widths are rounded up to `mlp_multiple`.
 
     Raises:
         UnsupportedError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
+    if reshaper.family.ending != "language":
+        raise UnsupportedError(READS)
     config, stock = reshaper.checkpoint.config, reshaper.family.gguf
     if stock is None:
         raise UnsupportedError(UNKNOWN)

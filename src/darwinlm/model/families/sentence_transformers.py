@@ -166,3 +166,14 @@ def _read(path: Path) -> JsonObject:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} isn't a mapping: fetch the model again")
     return settings
+
+
+def answers_in(folder: Path) -> tuple[int, ...]:
+    """Tokens of the answers yes and no of a language model that is a reranker; empty if the folder names none."""
+    for module in modules_of(folder):
+        if module.kind == "LogitScore":
+            settings = module.settings()
+            tokens = [settings.get(name) for name in ("true_token_id", "false_token_id")]
+            if all(isinstance(token, int) for token in tokens):
+                return tuple(int(str(token)) for token in tokens)
+    return ()

@@ -65,6 +65,10 @@ class Scores(ItemObjective):
         sign = signs(keys, outputs.shape[-1])
         return {"one": label_probe, "several": separate_probe}[self.labels](outputs, sign)
 
+    def ranks(self, count: int) -> bool:
+        """Whether texts can be ranked by the model's `count` outputs of each."""
+        return self.labels == "score" or bool(self.answers) or (self.labels == "one" and count == 2)
+
     def relevance(self, outputs: Tensor) -> Tensor:
         """One number for each text by which texts are ranked, [i], from scores [i, c]."""
         if self.labels == "score":

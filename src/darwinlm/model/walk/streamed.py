@@ -126,10 +126,8 @@ class StreamedDecoder(Decoder):
     @property
     def cached_bytes(self) -> float:
         """Bytes of all blocks and the head."""
-        head = self.model.get_output_embeddings()
-        return float(sum(weight.numel() for part in (self.blocks, head) for weight in part.parameters())) * (
-            self._dtype.itemsize
-        )
+        parts = [self.blocks] if self.head_module is None else [self.blocks, self.head_module]
+        return float(sum(weight.numel() for part in parts for weight in part.parameters())) * self._dtype.itemsize
 
     def walk(self, blocks: Iterable[int]) -> Iterator[int]:
         """Yield blocks in this order; each one has its weights while it is visited."""

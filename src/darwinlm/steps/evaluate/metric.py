@@ -110,7 +110,10 @@ class TokenMetric(Metric, ABC):
 
 @dataclass(frozen=True)
 class TimedRounds:
-    """Tokens per second in each timed round: of a prompt in one forward pass, and of greedy decoding after it."""
+    """Tokens per second in each timed round: of a prompt in one forward pass, and of greedy decoding after it.
+
+    A model that doesn't write has no rates of decoding.
+    """
 
     prompts: tuple[float, ...]
     decodes: tuple[float, ...]
@@ -173,8 +176,8 @@ class _Unknown(Metric):
 
 def columns(models: Iterable[Values]) -> list[Metric]:
     """The metrics that tables of some models show; one that isn't registered here goes by its name."""
-    known = [metric for metric in METRICS.all() if metric.column]
     names = dict.fromkeys(name for values in models for name in values)
+    known = [metric for metric in METRICS.all() if metric.column and metric.name in names]
     return [*known, *(_Unknown(name) for name in names if name not in METRICS)]
 
 

@@ -120,6 +120,8 @@ class Perplexity(TokenMetric):
 
     def tile(self, saved: Values, dense: Values, uniform: Values | None) -> Tile | None:
         """The perplexity, compared with those of the dense and the uniform model."""
+        if self.name not in saved:
+            return None
         compared = f"dense {self.words(dense.get(self.name))}"
         if uniform is not None:
             compared += f", uniform {self.words(uniform.get(self.name))}"
@@ -224,9 +226,9 @@ class DecodeRate(_Rate):
 
     name, heading, noun = "decode_tokens_per_second", "decode tokens/s", "decode speed"
 
-    def of(self, rounds: TimedRounds) -> float:
-        """The median."""
-        return statistics.median(rounds.decodes)
+    def of(self, rounds: TimedRounds) -> float | None:
+        """The median; None for a model that doesn't write."""
+        return statistics.median(rounds.decodes) if rounds.decodes else None
 
 
 @register
@@ -240,7 +242,8 @@ class SpeedSpread(SpeedMetric):
         """The spread; None after a single round."""
         if len(rounds.prompts) < 2:
             return None
-        return max((max(rates) - min(rates)) / statistics.median(rates) for rates in (rounds.prompts, rounds.decodes))
+        timed = [rates for rates in (rounds.prompts, rounds.decodes) if rates]
+        return max((max(rates) - min(rates)) / statistics.median(rates) for rates in timed)
 
 
 def differs(saved: Values, dense: Values, metric: Metric) -> bool:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import field_validator
 
+from darwinlm.runtime.amounts import NOTHING
 from darwinlm.runtime.figures import Figures, ModelNames, Passage
 from darwinlm.runtime.tables import Table
+from darwinlm.steps.evaluate import item_metrics  # noqa: F401 - its import registers them
 from darwinlm.steps.evaluate.metric import SizeMetric, size_metrics
 from darwinlm.steps.evaluate.metrics import (
     Agreement,
@@ -54,17 +56,45 @@ class LookingBackFigures(Figures):
     remarks: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class TaskScore:
+    """A score with labels, its difference from the dense model's, and the standard error of this.
+
+    None where it isn't defined for the texts. `count` is the number of texts or queries.
+    """
+
+    name: str
+    value: float | None
+    difference: float | None
+    error: float | None
+    count: int
+
+
+class ReadingFigures(Figures):
+    """How a model that reads texts one by one does with their labels; a remark says why there are no scores."""
+
+    texts: int
+    scores: tuple[TaskScore, ...] = ()
+    remark: str = ""
+
+    def with_scores(self, found: tuple[tuple[TaskScore, ...], str]) -> ReadingFigures:
+        """The figures with scores and a remark."""
+        return self.model_copy(update={"scores": found[0], "remark": found[1]})
+
+
 class ModelFigures(Figures):
     """One model, measured on evaluation text.
 
     `metrics` are its figures by the names of the metrics; those of tokens are means over `tokens` predictions. A figure
-    that wasn't measured is None or absent; sizes are always present. `looking_back` is None if it wasn't measured.
+    that wasn't measured is None or absent; sizes are always present. `looking_back` and `reading` are None if they were
+    not measured.
     """
 
     metrics: dict[str, int | float | None]
     tokens: int | None = None
     continuations: tuple[str, ...] = ()
     looking_back: LookingBackFigures | None = None
+    reading: ReadingFigures | None = None
 
     @field_validator("metrics")
     @classmethod
@@ -145,3 +175,44 @@ def copying_passage(models: Measured, name: ModelNames) -> Passage | None:
         return Passage(COPYING, " ".join(remarks)) if remarks else None
     headings = ("model", *(f"copied, {score.name}" for score in dense.copying))
     return Passage(COPYING, tables=(Table(headings, rows, [COPIED_MEANS, *remarks], final=True),))
+
+
+READING = "Labels"
+READING_MEANS = (
+    "In brackets: the difference from the dense model, with its standard error, paired over the same texts or queries."
+)
+
+
+def reading_passage(models: Measured, name: ModelNames) -> Passage | None:
+    """How models do with the labels of evaluation text; None if no model has such figures."""
+    reading = {key: model.reading for key, model in models.items() if model.reading is not None}
+    if not reading:
+        return None
+    first = next(iter(reading.values()))
+    if not first.scores:
+        return Passage(READING, f"{first.remark[:1].upper()}{first.remark[1:]}.") if first.remark else None
+    headings = ("model", *(f"{score.name} ({score.count:,})" for score in first.scores))
+    rows = [
+        (name(key), *(task_cell(score, key == DENSE) for score in figures.scores)) for key, figures in reading.items()
+    ]
+    return Passage(READING, tables=(Table(headings, rows, [READING_MEANS], final=True),))
+
+
+def task_cell(score: TaskScore, dense: bool) -> str:
+    """A score in a table, with its difference from the dense model's; a dash where it isn't defined."""
+    if score.value is None:
+        return NOTHING
+    if dense or score.difference is None:
+        return f"{score.value:.3f}"
+    error = "" if score.error is None else f" ± {score.error:.3f}"
+    return f"{score.value:.3f} ({score.difference:+.3f}{error})"
+
+
+MAIN = ("nDCG@10", "accuracy", "Spearman", "AUC")
+"""Scores in the order in which one is chosen to stand for all."""
+
+
+def main_score(reading: ReadingFigures) -> TaskScore | None:
+    """The score that tells most: that of ranking, or else of labels; None without labels."""
+    by_name = {score.name: score for score in reading.scores if score.value is not None}
+    return next((by_name[name] for name in MAIN if name in by_name), None)

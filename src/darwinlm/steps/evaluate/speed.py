@@ -59,6 +59,22 @@ def measure_speed(models: Mapping[str, PreTrainedModel], prompt: Tensor) -> dict
     return {name: TimedRounds(tuple(prompts[name]), tuple(decodes[name])) for name in models}
 
 
+@torch.no_grad()
+def measure_reading_speed(models: Mapping[str, PreTrainedModel], prompt: Tensor) -> dict[str, TimedRounds]:
+    """Time the reading of a text [1, t] by models that write none, as `measure_speed`."""
+    rates: dict[str, list[float]] = {name: [] for name in models}
+    timed = 0.0
+    for number in range(SPEED_ROUNDS + 1):
+        for name, model in models.items():
+            seconds = _seconds(partial(model, input_ids=prompt.to(model.device), use_cache=False), model.device)
+            if number:
+                rates[name].append(prompt.shape[1] / seconds)
+                timed += seconds
+        if number and timed > SPEED_SECONDS:
+            break
+    return {name: TimedRounds(tuple(of_model), ()) for name, of_model in rates.items()}
+
+
 def _greedy(model: PreTrainedModel, ids: Tensor, new: int, **options: int) -> Tensor:
     """Prompt and continuation; the arguments override the checkpoint's generation_config.json."""
     tokens: Tensor = model.generate(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from darwinlm.runtime.sections import Sections
 from darwinlm.runtime.step import Cost, Step, Task
-from darwinlm.steps.evaluate.metric import METRICS, Metric, measured_by
+from darwinlm.steps.evaluate.item_metrics import ItemMetric
+from darwinlm.steps.evaluate.metric import METRICS, Metric, TokenMetric, measured_by
 from darwinlm.steps.evaluate.model_figures import (
     Measured,
 )
@@ -51,8 +52,11 @@ class Evaluate(Step[Measured]):
 
     @property
     def extensions(self) -> tuple[Metric, ...]:
-        """The metrics."""
-        return tuple(METRICS.all())
+        """The metrics of such models."""
+        from darwinlm.model.objective.chosen import objective_of
+
+        other = TokenMetric if objective_of(self.dense).reads else ItemMetric
+        return tuple(metric for metric in METRICS.all() if not isinstance(metric, other))
 
     def key(self, task: Task) -> Mapping[str, object]:
         """Versions of the metrics."""
@@ -60,11 +64,16 @@ class Evaluate(Step[Measured]):
 
     def work(self, task: Task) -> None:
         """Measure all models."""
+        from darwinlm.model.objective.chosen import objective_of
         from darwinlm.runtime import parallel
         from darwinlm.runtime.artifact import write_json
         from darwinlm.steps.evaluate.measured_models import measure_models
+        from darwinlm.steps.evaluate.measured_readers import measure_readers
 
-        measured = measure_models(task, self.dense, self.models, self.exported.dtype, self.evaluation.tokens)
+        if objective_of(self.dense).reads:
+            measured = measure_readers(task, self.dense, self.models, self.exported.dtype, self.evaluation)
+        else:
+            measured = measure_models(task, self.dense, self.models, self.exported.dtype, self.evaluation.tokens)
         figures = {key: model.as_json() for key, model in measured.items()}
         parallel.in_main(write_json, task.folder / FIGURES, figures)
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class ExportFigures(StepFigures):
     """The saved model; `whole` if it has further parts, such as a vision tower, around the language model.
 
-    With `custom_code`, it needs the modelling file beside it.
+    With `custom_code`, it needs the modelling file beside it. It `gives` text, `scores` or `states`, from which
+    embeddings are made; with `modules`, its folder is one of sentence-transformers.
     """
 
     lasting: ClassVar[bool] = False
@@ -22,3 +23,5 @@ class ExportFigures(StepFigures):
     custom_code: bool
     dtype: str
     whole: bool = False
+    gives: str = "language"
+    modules: bool = False

@@ -97,6 +97,7 @@ class Export(Step[Exported]):
 
     def figures(self, task: Task, result: Exported) -> ExportFigures:
         """What the saved model is."""
+        from darwinlm.model.families.sentence_transformers import is_sentence_transformer
         from darwinlm.model.families.whole import is_whole
 
         return ExportFigures(
@@ -104,6 +105,8 @@ class Export(Step[Exported]):
             custom_code=result.custom_code,
             dtype=str(result.dtype).removeprefix("torch."),
             whole=is_whole(result.folder),
+            gives="scores" if self.dense.answers else result.checkpoint.family.ending,
+            modules=is_sentence_transformer(result.folder),
         )
 
     def spoiled(self, task: Task) -> str | None:

@@ -18,6 +18,7 @@ from torch import nn
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import ModuleShape
 from darwinlm.model.layer_sizes import ModuleSizes, Place
+from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.surgery.layer_table import layer_table
 from darwinlm.model.surgery.smaller_config import smaller_config
 from darwinlm.model.surgery.smaller_model import empty_model
@@ -81,10 +82,13 @@ class ModelTimer:
         self.device = device
         self.runs = runs
         self.graphs = device.type == "cuda"
+        # A model that reads texts one by one never decodes, and the head is not asked for all of its tokens.
+        self.reads = objective_of(checkpoint).reads
+        self.decode_tokens = 0 if self.reads else budget.decode_tokens
         self._reference: TimedModel | None = None
         generator = torch.Generator().manual_seed(0)
         self._noise = torch.randn(1 << 16, generator=generator).mul_(0.02).to(dtype)
-        length = max(budget.prefill_tokens, 1) + budget.decode_tokens // 2
+        length = max(budget.prefill_tokens, 1) + self.decode_tokens // 2
         vocabulary = int(checkpoint.config.vocab_size)
         self._tokens = torch.randint(vocabulary, (1, length), generator=generator).to(device)
 
@@ -128,9 +132,13 @@ class ModelTimer:
         model = timed.model
         prompt = max(self.budget.prefill_tokens, 1)
         begun = now(self.device)
+        if self.reads:
+            last = {"logits_to_keep": 1} if self.checkpoint.answers else {}
+            model(input_ids=self._tokens[:, :prompt], use_cache=False, **last)
+            return now(self.device) - begun
         output = model(input_ids=self._tokens[:, :prompt], use_cache=True, logits_to_keep=1)
         total = now(self.device) - begun if self.budget.prefill_tokens else 0.0
-        if not self.budget.decode_tokens:
+        if not self.decode_tokens:
             return total
         graphed = self._graph_of(timed)
         if graphed is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, TypedDict
 
-from darwinlm.runtime.amounts import count, duration, nats, perplexity
+from darwinlm.runtime.amounts import NATS, count, duration, nats, perplexity, three_digits
 from darwinlm.runtime.charts import Axis, Chart, Curve, Picture, counted
 from darwinlm.runtime.figures import Extract, StepFigures
 from darwinlm.runtime.published import short_source
@@ -37,6 +37,7 @@ class RecoveryFigures(StepFigures):
     sharded: bool = False
     kept: Literal["trained", "before"] = "trained"
     log: tuple[TrainingPoint, ...] = ()
+    unit: str = NATS
 
     @property
     def label(self) -> str:
@@ -51,12 +52,20 @@ class RecoveryFigures(StepFigures):
         )
         if self.kept == "before":
             trained += " The loss on held-out text did not fall, so the weights from before were kept."
+        named, show = self._distance
         points = [
-            f"{nats(point.eval_kl)} after {count(point.tokens)} tokens"
+            f"{show(point.eval_kl)} after {count(point.tokens)} tokens"
             for point in self.log
             if point.eval_kl is not None
         ]
-        return (trained, f"KL on held-out text: {', '.join(points)}.") if points else (trained,)
+        return (trained, f"{named} on held-out text: {', '.join(points)}.") if points else (trained,)
+
+    @property
+    def _distance(self) -> tuple[str, Callable[[float | None], str]]:
+        """Name of the distance to the dense model, and what shows it: of a language model it is the KL."""
+        if self.unit == NATS:
+            return "KL", nats
+        return f"{self.unit[:1].upper()}{self.unit[1:]}", three_digits
 
     def pictures(self) -> tuple[Picture, ...]:
         """The loss of the training, and what held-out text says of the model, by the tokens read so far."""
@@ -65,9 +74,13 @@ class RecoveryFigures(StepFigures):
         perplexities = [
             (point.tokens, point.eval_perplexity) for point in self.log if point.eval_perplexity is not None
         ]
-        charts = [_by_tokens("Loss of the training", Axis("loss, nats per token", nats), losses)]
+        named, show = self._distance
+        own = "KL, nats per token" if self.unit == NATS else self.unit
+        charts = [
+            _by_tokens("Loss of the training", Axis("loss, nats per token" if self.unit == NATS else own, show), losses)
+        ]
         if kls:
-            charts.append(_by_tokens("KL on held-out text", Axis("KL, nats per token", nats), kls))
+            charts.append(_by_tokens(f"{named} on held-out text", Axis(own, show), kls))
         else:
             charts.append(_by_tokens("Perplexity on held-out text", Axis("perplexity", perplexity), perplexities))
         known = tuple(chart for chart in charts if chart is not None)

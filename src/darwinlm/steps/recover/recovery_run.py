@@ -10,26 +10,33 @@ from typing import TYPE_CHECKING
 
 from darwinlm.formats.transformers.saved import save_model
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.objective.chosen import objective_of
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import check_no_link, read_json, write_json
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.context import Context
-from darwinlm.runtime.errors import ArtifactError
+from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.folders import remove
 from darwinlm.runtime.step import Task
 from darwinlm.steps.recover.checks import check_teacher
+from darwinlm.steps.recover.item_text import PackedItems, pack_items
 from darwinlm.steps.recover.packed_text import PackedText, pack_documents
+from darwinlm.steps.recover.recovery_losses import ForwardKL
 from darwinlm.steps.recover.recovery_settings import RecoverySettings
 from darwinlm.steps.recover.schedule import Steps, plan_steps
 from darwinlm.steps.recover.sharding import load_teacher, sharding_mesh
 from darwinlm.steps.recover.train import Training
 from darwinlm.steps.text.packing import added_bos
+from darwinlm.steps.text.reading import encoder_of, length_of
 from darwinlm.steps.text.repeats import ordinary_tokens, with_repeats
+from darwinlm.steps.text.samples import read_samples
 from darwinlm.steps.text.sources import read_documents
 from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.text.text_source import check_length, check_source, given_source, with_own_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
     from transformers import PreTrainedTokenizerBase
 
     from darwinlm.steps.own_text.documents import Documents
@@ -56,12 +63,18 @@ def check_recovery(
         DataError: The text belongs to a benchmark.
     """
     check_length(text.sequence_length, dense, *([teacher] if settings.needs_dense else []))
+    if objective_of(dense).reads and (settings.distillation < 1 or type(settings.loss) is not ForwardKL):
+        raise RecipeError(
+            f"recovery trains {dense.source} to give what the dense model gives, by its own distance: leave out "
+            "recovery.loss and recovery.distillation, or train the saved model on labels with the trainers of "
+            "sentence-transformers (docs/trainers.md)"
+        )
     source = settings.text or text.source
     if source is not None:
         check_source(source)
     if settings.needs_dense and teacher is not dense:
         check_teacher(teacher, dense, dense.tokenizer())
-    return plan_steps(settings, text.sequence_length, context.batch_tokens, parallel.size())
+    return plan_steps(settings, length_of(dense, text), context.batch_tokens, parallel.size())
 
 
 def run_recovery(
@@ -87,10 +100,10 @@ def run_recovery(
         own_text: Text that the dense model wrote for the training, if it is one of the sources.
         seconds: Time after which the training ends.
     """
-    context, small = task.context, start.checkpoint
+    context = task.context
     settings, text_settings = task.settings(RecoverySettings), task.settings(TextSettings)
     ends = working_time() + seconds
-    tokenizer, seed = dense.tokenizer(), text_settings.seed
+    tokenizer = dense.tokenizer()
     source = with_own_text(settings.text or given_source(text_settings), own_text)
     scratch = context.path(SCRATCH)
     if parallel.broadcast((task.folder / RECORD).exists()):  # killed between the training and the manifest
@@ -99,23 +112,9 @@ def run_recovery(
     with parallel.agree():
         steps = check_recovery(context, settings, text_settings, teacher, dense)
     parallel.in_main(_begin, scratch, task.stage.digest)
-    pack_documents(
-        _documents(source, seed, tokenizer, context.reporter.say),
-        scratch / "text",
-        steps.sequences * steps.length,
-        tokenizer,
-        reserved=reserved,
-        vocabulary=int(small.config.vocab_size),
-        source=source,
-        progress=context.reporter.advance,
-    )
+    text = _text(source, dense, steps, text_settings, reserved, scratch / "text", context)
     mesh = sharding_mesh(settings.sharding, context.device)
     with parallel.agree():
-        repeats = partial(
-            with_repeats, share=text_settings.looking_back, seed=seed, ordinary=ordinary_tokens(tokenizer)
-        )
-        bos = added_bos(tokenizer)
-        text = PackedText(scratch / "text", steps.length, steps.sequences, bos, repeats=repeats)
         reference = None
         if settings.needs_dense:
             reference = load_teacher(teacher, context.dtype, context.device, mesh)
@@ -129,6 +128,7 @@ def run_recovery(
             settings,
             scratch / "training",
             {"key": task.stage.digest, "steps": steps.count},
+            objective_of(dense),
             device=context.device,
             dtype=context.dtype,
             mesh=mesh,
@@ -140,6 +140,38 @@ def run_recovery(
     parallel.in_main(lambda: save_model(model, task.folder / "model", tokenizer=tokenizer))
     parallel.in_main(write_json, task.folder / RECORD, record)
     parallel.in_main(_end, scratch)
+
+
+def _text(
+    source: str,
+    dense: Checkpoint,
+    steps: Steps,
+    settings: TextSettings,
+    reserved: tuple[str, ...],
+    folder: Path,
+    context: Context,
+) -> Dataset[dict[str, Tensor]]:
+    """The training text, packed into a folder. Raises DataError, StorageError."""
+    if objective_of(dense).reads:
+        samples = read_samples(source, seed=settings.seed)
+        pack_items(samples, folder, steps.sequences, encoder_of(dense, settings), reserved=reserved, source=source)
+        with parallel.agree():
+            return PackedItems(folder)
+    tokenizer = dense.tokenizer()
+    pack_documents(
+        _documents(source, settings.seed, tokenizer, context.reporter.say),
+        folder,
+        steps.sequences * steps.length,
+        tokenizer,
+        reserved=reserved,
+        vocabulary=int(dense.config.vocab_size),
+        source=source,
+        progress=context.reporter.advance,
+    )
+    with parallel.agree():
+        ordinary = ordinary_tokens(tokenizer)
+        repeats = partial(with_repeats, share=settings.looking_back, seed=settings.seed, ordinary=ordinary)
+        return PackedText(folder, steps.length, steps.sequences, added_bos(tokenizer), repeats=repeats)
 
 
 def remove_scratch(context: Context) -> None:

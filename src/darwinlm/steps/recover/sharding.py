@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ParallelError
+from darwinlm.steps.recover.reading_model import ReadingLosses
 from darwinlm.steps.recover.trained_model import Losses, decoder_of
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def load_teacher(
     return model
 
 
-def spread(losses: Losses, device: torch.device, mesh: DeviceMesh | None) -> nn.Module:
+def spread(losses: Losses | ReadingLosses, device: torch.device, mesh: DeviceMesh | None) -> nn.Module:
     """The module to call on this process's device: alone, as one of several copies, or sharded.
 
     Blocks of a sharded one were sharded when they were loaded (`sharder`).

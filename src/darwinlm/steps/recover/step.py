@@ -108,8 +108,10 @@ class Recover(Step[Recovered]):
 
     def figures(self, task: Task, result: Recovered) -> RecoveryFigures:
         """From the record of the training."""
+        from darwinlm.model.objective.chosen import objective_of
+
         source = task.settings(RecoverySettings).text or task.settings(TextSettings).source
-        return RecoveryFigures.of_record(result.record, source=source)
+        return RecoveryFigures.of_record({**result.record, "unit": objective_of(self.dense).unit}, source=source)
 
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:

@@ -15,11 +15,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
+from darwinlm.model.objective.item_objective import ItemObjective
+from darwinlm.model.objective.next_token import LANGUAGE
+from darwinlm.model.objective.objective import Objective
 from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import NATS
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.steps.recover.checkpoints import Checkpoints, TrainingState
+from darwinlm.steps.recover.reading_model import ReadingLosses
 from darwinlm.steps.recover.recovery_figures import TrainingRecord
 from darwinlm.steps.recover.recovery_settings import RecoverySettings
 from darwinlm.steps.recover.schedule import Steps, rate_share
@@ -66,6 +71,7 @@ class Training:
         text: One epoch.
         held_out: Validation text, [n, t].
         key: Identity of the training, as JSON.
+        objective: What of the dense model is kept.
         dtype: Element type of forward and backward passes; trained weights are always float32.
         mesh: The processes that share the weights (`sharding_mesh`); None if each has all of them.
         ends: When it must end, on the monotonic clock.
@@ -81,6 +87,7 @@ class Training:
     settings: RecoverySettings
     folder: Path
     key: dict[str, object]
+    objective: Objective = LANGUAGE
     _: KW_ONLY
     device: torch.device
     dtype: torch.dtype
@@ -147,7 +154,12 @@ class TrainingLoop:
             self.checkpoints.check_room(self.model)
         self.order: tuple[int, Tensor] | None = None
         self.sharded = given.mesh is not None
-        losses = Losses(self.model, given.teacher, given.settings, low, sharded=self.sharded)
+        losses: Losses | ReadingLosses
+        if isinstance(given.objective, ItemObjective):
+            assert given.teacher is not None, "a model that reads learns from the dense one"
+            losses = ReadingLosses(self.model, given.teacher, given.objective, low)
+        else:
+            losses = Losses(self.model, given.teacher, given.settings, low, sharded=self.sharded)
         self.call = spread(losses, given.device, given.mesh).train()
         self.trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         # The fused optimizer doesn't copy the tensors that it updates.
@@ -243,7 +255,8 @@ class TrainingLoop:
         """The highest learning rate: the recipe's, or one by the weights and the loss before training."""
         if self.settings.learning_rate is not None:
             return self.settings.learning_rate
-        return RATE * self.magnitude * min(self.state.log[0].get("eval_kl", RATE_KL) / RATE_KL, 1.0)
+        lost = self.state.log[0].get("eval_kl", RATE_KL) if self.given.objective.unit == NATS else RATE_KL
+        return RATE * self.magnitude * min(lost / RATE_KL, 1.0)
 
     def _batch(self, step: int, number: int) -> Tensor:
         """Tokens of a micro-batch of this process. The text is one epoch, whose order differs between epochs."""
@@ -268,7 +281,7 @@ class TrainingLoop:
         """Log perplexity, KL to the dense model and a registered loss, in nats per token, on validation text."""
         self.call.eval()
         teacher, held_out = self.given.teacher, self.given.held_out
-        rows, sums = self.steps.rows, torch.zeros(4, dtype=torch.float64)
+        rows, sums = self.steps.rows, torch.zeros(5, dtype=torch.float64)
         # All processes run equally many passes, because FSDP gathers weights collectively.
         most = -(-len(held_out) // parallel.size())
         share = held_out[parallel.place() :: parallel.size()]
@@ -277,19 +290,25 @@ class TrainingLoop:
             tokens = (batch if len(batch) else held_out[:1]).to(self.given.device)
             dense = None if teacher is None else run_dense(teacher, tokens)
             of_batch: HeldOutSums = self.call(tokens, dense, held_out=True)
-            summed = [of_batch.next_token, of_batch.kl, of_batch.loss, 1.0 * len(tokens)]
+            counts = 1.0 * of_batch.predicted, 1.0 * of_batch.compared
+            summed = [of_batch.next_token, of_batch.kl, of_batch.loss, *counts]
             sums += torch.tensor(summed, dtype=torch.float64) * bool(len(batch))
         self.call.train()
-        next_token, divergence, own, counted = parallel.all_reduce(sums).tolist()
-        length = held_out.shape[1]
-        figures = {"eval_perplexity": math.exp(min(next_token / (counted * (length - 1)), 700.0))}
+        next_token, divergence, own, predicted, compared = parallel.all_reduce(sums).tolist()
+        figures: dict[str, int | float] = {}
+        if predicted:
+            figures["eval_perplexity"] = math.exp(min(next_token / predicted, 700.0))
         if teacher is not None:
-            figures["eval_kl"] = max(divergence / (counted * length), 0.0)
-        if (loss := measured_apart(self.settings)) is not None:
-            figures["eval_loss"] = own / (counted * (length if loss.dense else length - 1))
-        where = self._log(self.state.step, figures)
-        kl = f", KL {figures['eval_kl']:.4f}" if "eval_kl" in figures else ""
-        self.given.say(f"{where}: held out: perplexity {figures['eval_perplexity']:.2f}{kl}")
+            figures["eval_kl"] = max(divergence / compared, 0.0)
+        if predicted and (loss := measured_apart(self.settings)) is not None:
+            figures["eval_loss"] = own / (compared if loss.dense else predicted)
+        where, words = self._log(self.state.step, figures), []
+        if predicted:
+            words.append(f"perplexity {figures['eval_perplexity']:.2f}")
+        if "eval_kl" in figures:
+            unit = self.given.objective.unit
+            words.append(f"KL {figures['eval_kl']:.4f}" if unit == NATS else f"{unit} {figures['eval_kl']:.3g}")
+        self.given.say(f"{where}: held out: {', '.join(words)}")
 
     def _log(self, step: int, figures: dict[str, int | float]) -> str:
         tokens = step * self.steps.tokens
@@ -354,12 +373,14 @@ class TrainingLoop:
 
 def improved(log: Sequence[Mapping[str, float]], settings: RecoverySettings) -> bool:
     """Whether training lowered the objective on held-out text, from the first and last figures of its log."""
-    held_out = [entry for entry in log if "eval_perplexity" in entry]
+    held_out = [entry for entry in log if entry.keys() & {"eval_perplexity", "eval_kl"}]
     return objective(held_out[-1], settings) <= objective(held_out[0], settings)
 
 
 def objective(figures: Mapping[str, float], settings: RecoverySettings) -> float:
-    """The weighted losses of the settings, from figures of held-out text."""
+    """The weighted losses of the settings, from figures of held-out text: of a model that reads, the distance."""
+    if "eval_perplexity" not in figures:
+        return figures["eval_kl"]
     share, next_token = settings.distillation, math.log(figures["eval_perplexity"])
     loss = figures.get("eval_kl", 0.0) if settings.loss.dense else next_token
     return share * figures.get("eval_loss", loss) + (1 - share) * next_token

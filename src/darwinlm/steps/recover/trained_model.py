@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm.model.families.family import family_of
+from darwinlm.model.walk import items
 from darwinlm.model.walk.chunks import chunked_loss, next_tokens
 from darwinlm.model.walk.decoder import KnownResult
 from darwinlm.steps.recover.losses import forward_kl, next_token_loss
@@ -50,7 +51,8 @@ def prepared(model: PreTrainedModel, settings: RecoverySettings) -> PreTrainedMo
         weight.requires_grad = still is None or not name.endswith(still)
     if not settings.trains_embeddings:
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
-            module.requires_grad_(requires_grad=False)
+            if module is not None:
+                module.requires_grad_(requires_grad=False)
     return model
 
 
@@ -83,13 +85,14 @@ def logits_of(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
     """The model without its head."""
-    decoder: nn.Module = getattr(model, model.base_model_prefix)
+    decoder: nn.Module = model.base_model
     return decoder
 
 
-def _streams(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+def streams_of(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Residual streams of tokens [b, t] after the final norm, [b, t, m]."""
-    hidden: Tensor = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
+    places = {"position_ids": items.positions(tokens)} if items.is_marked(tokens) else {}
+    hidden: Tensor = decoder_of(model)(input_ids=items.ids(tokens), use_cache=False, **places).last_hidden_state
     return hidden
 
 
@@ -100,7 +103,7 @@ def _at_once(model: PreTrainedModel) -> int:
 @torch.no_grad()
 def run_dense(teacher: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Residual streams of the dense model on tokens [b, t] after its final norm, [b, t, m]."""
-    return _streams(teacher, tokens)
+    return streams_of(teacher, tokens)
 
 
 def batch_loss(
@@ -117,7 +120,7 @@ def batch_loss(
     Tokens are [b, t], `dense` the dense model's streams on them, [b, t, m]. `losses` are the terms with their weights;
     if none needs the dense model, it and its streams are None. `again` is that of `chunked_loss`.
     """
-    hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
+    hidden, following = streams_of(model, tokens).flatten(0, 1), next_tokens(tokens)
     n_following = tokens[:, 1:].numel()
     flat = None if dense is None else dense.flatten(0, 1)
 
@@ -148,11 +151,19 @@ def given_to(loss: RecoveryLoss, dense: Tensor | None, following: Tensor) -> Ten
 
 @dataclass
 class HeldOutSums:
-    """Sums over held-out tokens: cross-entropy, KL to the dense model, and a registered loss; 0 if not asked for."""
+    """Sums over held-out text: cross-entropy, distance to the dense model, and a registered loss; 0 if not asked for.
+
+    Attributes:
+        kl: Of a language model it is the KL.
+        predicted: Number of predicted tokens, over which the cross-entropy is summed.
+        compared: Number of tokens or texts that are compared with the dense model.
+    """
 
     next_token: float = 0.0
     kl: float = 0.0
     loss: float = 0.0
+    predicted: int = 0
+    compared: int = 0
 
 
 @torch.no_grad()
@@ -164,8 +175,8 @@ def held_out_sums(
     other: RecoveryLoss | None = None,
 ) -> HeldOutSums:
     """Sums over tokens [b, t]; `dense` holds the dense model's streams on them, [b, t, m], if there is one."""
-    hidden, following = _streams(model, tokens).flatten(0, 1), next_tokens(tokens)
-    sums, most = HeldOutSums(), _at_once(model)
+    hidden, following = streams_of(model, tokens).flatten(0, 1), next_tokens(tokens)
+    sums, most = HeldOutSums(predicted=tokens[:, 1:].numel(), compared=tokens.numel()), _at_once(model)
     for start in range(0, len(hidden), most):
         piece = slice(start, start + most)
         logits = logits_of(model, hidden[piece])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
-from darwinlm.runtime.amounts import nats
+from darwinlm.runtime.amounts import NATS, loss, nats
 from darwinlm.runtime.figures import StepFigures
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class RefitFigures(StepFigures):
     strength: float
     kl_before: float | None = None
     kl_after: float | None = None
+    unit: str = NATS
 
     @property
     def label(self) -> str:
@@ -38,7 +39,8 @@ class RefitFigures(StepFigures):
             others = "; the others kept their weights, because no fit was better on validation text"
         measured = ""
         if self.kl_before is not None and self.kl_after is not None:
-            measured = f" (KL {nats(self.kl_before)} before, {nats(self.kl_after)} after)"
+            after = nats(self.kl_after) if self.unit == NATS else f"{self.kl_after:.3g}"
+            measured = f" ({loss(self.kl_before, self.unit)} before, {after} after)"
         if self.kept == "refit":
             chosen = (
                 f"The model took {self.strength:.0%} of the way to these weights, which was best on validation "

@@ -77,7 +77,9 @@ class Refit(Step[Refitted]):
 
     def work(self, task: Task) -> None:
         """Fit the stitched model towards the dense one, and choose how far to go."""
+        from darwinlm.model.objective.chosen import objective_of
         from darwinlm.runtime import parallel
+        from darwinlm.runtime.amounts import NATS
         from darwinlm.runtime.artifact import write_json
         from darwinlm.steps.refit.strength import fit_and_choose
 
@@ -85,11 +87,14 @@ class Refit(Step[Refitted]):
         record = fit_and_choose(
             task.context, self.dense, self.stitched.checkpoint, text, self.validation.tokens, task.folder
         )
-        improved = record["kept"] == "refit"
+        improved, unit = record["kept"] == "refit", objective_of(self.dense).unit
+        before, after = (
+            f"{loss:.3f}" if unit == NATS else f"{loss:.3g}" for loss in (record["kl_before"], record["kl_after"])
+        )
         far = f", interpolation {record['strength']:.0%}" if improved else ""
         task.context.reporter.say(
-            f"refit: {record['fitted']} of {record['modules']} modules fitted{far}; KL on validation text "
-            f"{record['kl_before']:.3f} -> {record['kl_after']:.3f}"
+            f"refit: {record['fitted']} of {record['modules']} modules fitted{far}; "
+            f"{'KL' if unit == NATS else unit} on validation text {before} -> {after}"
             + ("" if improved else ": no improvement, so the stitched weights are kept")
         )
         parallel.in_main(write_json, task.folder / RECORD, record)
@@ -103,7 +108,9 @@ class Refit(Step[Refitted]):
 
     def figures(self, task: Task, result: Refitted) -> RefitFigures:
         """From the record."""
-        return RefitFigures.of_record(result.record)
+        from darwinlm.model.objective.chosen import objective_of
+
+        return RefitFigures.of_record({**result.record, "unit": objective_of(self.dense).unit})
 
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, TypedDict
 
-from darwinlm.runtime.amounts import duration, nats, plural
+from darwinlm.runtime.amounts import NATS, duration, loss, nats, plural, three_digits
 from darwinlm.runtime.charts import Axis, Bars, Chart, Curve, Level, Picture, whole
 from darwinlm.runtime.figures import Extract, StepFigures
 
@@ -22,13 +22,15 @@ class SearchFigures(StepFigures):
     """How the sizes were chosen. KL is to the model that was cut, in nats per token of fitness text.
 
     It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer.
-    `described` is what the method says of itself, to end a sentence. `history` begins with the first parent.
+    `described` is what the method says of itself, to end a sentence. `history` begins with the first parent. `unit` is
+    that of the losses: of a language model they are KL.
     """
 
     heading: ClassVar[str] = "Search"
 
     method: str
     described: str
+    unit: str = NATS
     start_kl: float
     uniform_kl: float
     kl: float
@@ -52,11 +54,13 @@ class SearchFigures(StepFigures):
 
     def account(self) -> tuple[str, ...]:
         """What chose the sizes, from which KL to which."""
+        own = f"{nats(self.kl)} nats per token" if self.unit == NATS else f"{self.kl:.3g}"
+        uniform = nats(self.uniform_kl) if self.unit == NATS else f"{self.uniform_kl:.3g}"
         return (
-            f"The sizes come from {self.chosen_by}. It started from nearly equal layers at KL {nats(self.start_kl)} to "
-            f"the dense model and ended at {nats(self.kl)} nats per token on the search's own text, after "
+            f"The sizes come from {self.chosen_by}. It started from nearly equal layers at "
+            f"{loss(self.start_kl, self.unit)} to the dense model and ended at {own} on the search's own text, after "
             f"{self.evaluations:,} evaluations in {duration(self.seconds)}: {self.ended}. The best model with equal "
-            f"layers has {nats(self.uniform_kl)} on that text.",
+            f"layers has {uniform} on that text.",
         )
 
     def pictures(self) -> tuple[Picture, ...]:
@@ -65,17 +69,19 @@ class SearchFigures(StepFigures):
             return ()
         numbers = tuple(float(generation.number) for generation in self.history)
         tips = tuple(
-            f"generation {generation.number}: KL {nats(generation.kl)} after {generation.evaluations:,} evaluations"
+            f"generation {generation.number}: {loss(generation.kl, self.unit)} after {generation.evaluations:,} "
+            "evaluations"
             for generation in self.history
         )
         generations = Axis("generation", whole, steps=True)
+        named, show = ("KL", nats) if self.unit == NATS else (f"{self.unit[:1].upper()}{self.unit[1:]}", three_digits)
         losses = Chart(
-            "KL of the best model so far",
+            f"{named} of the best model so far",
             generations,
-            Axis("KL, nats per token", nats),
+            Axis("KL, nats per token" if self.unit == NATS else self.unit, show),
             (
                 Curve("", numbers, tuple(generation.kl for generation in self.history), tips),
-                Level(self.uniform_kl, f"uniform model {nats(self.uniform_kl)}"),
+                Level(self.uniform_kl, f"uniform model {show(self.uniform_kl)}"),
             ),
         )
         moved = tuple(float(generation.moved) for generation in self.history[1:])
@@ -93,11 +99,12 @@ class SearchFigures(StepFigures):
 
     def card(self) -> str:
         """What chose the sizes, and what it gained."""
+        own = f"{nats(self.kl)} nats per token" if self.unit == NATS else f"{self.kl:.3g}"
         return (
             "Attention and MLP sub-layers were pruned to many sizes with second-order information from calibration "
             f"text (structured optimal brain surgeon). The size of each comes from {self.chosen_by}: "
-            f"{self.evaluations:,} evaluations, from KL {nats(self.start_kl)} to {nats(self.kl)} nats per token on the "
-            "search's own text."
+            f"{self.evaluations:,} evaluations, from {loss(self.start_kl, self.unit)} to {own} on the search's own "
+            "text."
         )
 
 

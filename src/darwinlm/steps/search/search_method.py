@@ -16,10 +16,10 @@ from darwinlm.runtime.registry import Extension, Extensions
 from darwinlm.runtime.step import Cost
 
 if TYPE_CHECKING:
+    from darwinlm.model.objective.objective import Window
     from darwinlm.model.units.space import Allocation, PerLevel
     from darwinlm.steps.budget.problem import Problem
     from darwinlm.steps.database.store import DatabaseReader
-    from darwinlm.model.objective.objective import Window
     from darwinlm.steps.search.fitness import Fitness
     from darwinlm.steps.search.search_amounts import SearchAmounts
     from darwinlm.steps.search.state import SearchState

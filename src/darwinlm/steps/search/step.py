@@ -112,9 +112,11 @@ class Search(Step[SearchResult]):
 
     def figures(self, task: Task, result: SearchResult) -> SearchFigures:
         """From the record."""
+        from darwinlm.model.objective.chosen import objective_of
+
         method, generations = task.settings(SearchSettings).method, len(result.record["history"]) - 1
         ran = {"method": SEARCH_METHODS.name_of(type(method)), "described": method.words, "generations": generations}
-        return SearchFigures.of_record({**ran, **result.record})
+        return SearchFigures.of_record({**ran, "unit": objective_of(self.dense).unit, **result.record})
 
     @classmethod
     def cost(cls, load: Workload) -> Cost:

@@ -45,6 +45,10 @@ _SAMPLE = 32
 _ROWS_PER_BATCH = 64
 
 
+Columns = Callable[[Sequence[str], "str | None", str], "list[str]"]
+"""Chooses the columns of a table from their names, the named field, and the place for messages."""
+
+
 class Row(TypedDict):
     """A record of a file. The shuffle depends on the printed length of rows, and so on these names and types.
 
@@ -57,6 +61,10 @@ class Row(TypedDict):
     where: str
     fields: tuple[str, ...]
     record: Record
+
+
+Rows = Callable[[str, "str | None", str], Iterator[Row]]
+"""Gives the records of a file, from its path, the named field and its encoding."""
 
 
 def read_files(
@@ -72,41 +80,53 @@ def read_files(
     None finds it by its name. Without `seed`, the order is kept. Only chats need the tokenizer. `say` hears of files
     whose encoding had to be guessed. Raises DataError.
     """
+    for row in read_rows(files, field, seed, say=say):
+        yield text_of(row["record"], row["fields"], row["where"], tokenizer)
+
+
+def read_rows(
+    files: Sequence[Path],
+    field: str | None,
+    seed: int | None = None,
+    rows: Rows | None = None,
+    *,
+    say: Callable[[str], object] | None = None,
+) -> Iterator[Row]:
+    """The records of files in the order of `read_files`; `rows` gives those of one, with the fields that are needed."""
     order = list(files)
     if seed is not None:
         random.Random(seed).shuffle(order)  # noqa: S311 - no secret depends on it
     at_once = min(len(files), OPEN_FILES)
-    waiting = [_documents(path, field, seed, tokenizer, at_once, say) for path in order]
+    waiting = [_in_order(path, field, seed, rows or _rows, at_once, say) for path in order]
     while waiting:
         ended = []
-        for documents in waiting[:OPEN_FILES]:
+        for of_file in waiting[:OPEN_FILES]:
             try:
-                yield next(documents)
+                yield next(of_file)
             except StopIteration:
-                ended.append(documents)
-        waiting = [documents for documents in waiting if documents not in ended]
+                ended.append(of_file)
+        waiting = [of_file for of_file in waiting if of_file not in ended]
 
 
-def _documents(
+def _in_order(
     path: Path,
     field: str | None,
     seed: int | None,
-    tokenizer: PreTrainedTokenizerBase | None,
+    rows: Rows,
     files: int,
     say: Callable[[str], object] | None,
-) -> Iterator[str]:
+) -> Iterator[Row]:
     encoding = UTF8 if path.suffix.lower() in _BINARY else encoding_of(path)
     if say is not None and encoding not in (UTF8, "utf-16"):
         say(f"text: {path} isn't UTF-8 and is read as {encoding}; if letters come out wrong, convert it to UTF-8")
-    rows: Iterable[Row] = _rows(str(path), field, encoding)
-    if seed is not None:
-        from datasets.packaged_modules.generator.generator import Generator
+    if seed is None:
+        yield from rows(str(path), field, encoding)
+        return
+    from datasets.packaged_modules.generator.generator import Generator
 
-        arguments = {"path": str(path), "field": field, "encoding": encoding}
-        stream = _stream(Generator, generator=_rows, gen_kwargs=arguments)
-        rows = shuffled(stream, f"{seed} {path.name}", files)
-    for row in rows:
-        yield text_of(row["record"], row["fields"], row["where"], tokenizer)
+    arguments = {"path": str(path), "field": field, "encoding": encoding}
+    stream = _stream(Generator, generator=rows, gen_kwargs=arguments)
+    yield from cast("Iterable[Row]", shuffled(stream, f"{seed} {path.name}", files))
 
 
 def shuffled(rows: IterableDataset, seed: str, files: int = 1) -> IterableDataset:
@@ -132,7 +152,7 @@ def _stream(builder: type[DatasetBuilder], **options: object) -> IterableDataset
 
 def _rows(path: str, field: str | None, encoding: str) -> Iterator[Row]:
     """The records of a file, without what isn't text. All have the text fields of the first."""
-    for location, record in _records(Path(path), field, encoding):
+    for location, record in file_records(Path(path), field, encoding):
         fields = text_fields(list(record), field, location)
         field = "+".join(fields)
         columns = (*fields, *(same_name(name, record) for name in CHAT_COLUMNS))
@@ -140,15 +160,24 @@ def _rows(path: str, field: str | None, encoding: str) -> Iterator[Row]:
         yield {"where": location, "fields": fields, "record": text}
 
 
-def _records(path: Path, field: str | None, encoding: str) -> Iterator[tuple[str, Record]]:
-    """Yield (location, record) of a file of any supported kind."""
+def text_columns(names: Sequence[str], field: str | None, location: str) -> list[str]:
+    """The columns of a table that texts need. Raises DataError."""
+    fields = text_fields(names, field, location)
+    wanted = (*fields, *(same_name(name, names) for name in CHAT_COLUMNS))
+    return [name for name in names if name in wanted]
+
+
+def file_records(
+    path: Path, field: str | None, encoding: str, columns: Columns = text_columns
+) -> Iterator[tuple[str, Record]]:
+    """Yield (location, record) of a file of any supported kind; `columns` are those that are read of a table."""
     extension = extension_of(path)
     if extension in JSON:
         return json_records(path, encoding)
     if extension in TABLES:
         return _csv_records(path, encoding)
     if path.suffix.lower() in _BINARY:
-        return _table_records(path, field)
+        return _table_records(path, field, columns)
     if field is not None:
         raise DataError(f"{path}: a text file has no field '#{field}'. Leave '#{field}' out.")
     return _page(path, encoding) if extension in PAGES else _passages(path, encoding)
@@ -249,10 +278,10 @@ def _csv_records(path: Path, encoding: str) -> Iterator[tuple[str, Record]]:
         raise DataError(f"{path}, line {table.line_num}: {reason}. Correct the table, with such cells in quotes.")
 
 
-def _table_records(path: Path, field: str | None) -> Iterator[tuple[str, Record]]:
+def _table_records(path: Path, field: str | None, columns: Columns) -> Iterator[tuple[str, Record]]:
     """Yield (location, record) of a Parquet or Arrow file; columns that hold no text aren't read from Parquet."""
     try:
-        for number, record in enumerate(_table(path, field), start=1):
+        for number, record in enumerate(_table(path, field, columns), start=1):
             yield f"{path}, row {number}", record
     except DataError:
         raise
@@ -262,7 +291,7 @@ def _table_records(path: Path, field: str | None) -> Iterator[tuple[str, Record]
         raise DataError(f"{path}: the file is damaged or isn't {kind} ({reason}). Write it again.") from error
 
 
-def _table(path: Path, field: str | None) -> IterableDataset:
+def _table(path: Path, field: str | None, columns: Columns) -> IterableDataset:
     files = {"train": [glob.escape(str(path))]}
     if path.suffix.lower() == ".arrow":
         from datasets.packaged_modules.arrow.arrow import Arrow
@@ -271,8 +300,5 @@ def _table(path: Path, field: str | None) -> IterableDataset:
     import pyarrow.parquet as pq
     from datasets.packaged_modules.parquet.parquet import Parquet
 
-    names = pq.read_schema(path).names
-    fields = text_fields(names, field, str(path))
-    wanted = (*fields, *(same_name(name, names) for name in CHAT_COLUMNS))
-    columns = [name for name in names if name in wanted]
-    return _stream(Parquet, data_files=files, columns=columns, batch_size=_ROWS_PER_BATCH)
+    wanted = columns(pq.read_schema(path).names, field, str(path))
+    return _stream(Parquet, data_files=files, columns=wanted, batch_size=_ROWS_PER_BATCH)

@@ -19,6 +19,21 @@ _DESCRIPTION_FILE = "blocks.json"
 
 
 @dataclass(frozen=True, eq=False)
+class ItemLabels:
+    """What is known of the complete items of sequences (`model/walk/items.py`), in their order; i is their number.
+
+    Attributes:
+        group: Number of an item's query, or of itself without one, [i] int64.
+        role: 1 for a query on its own, 0 for a text or a pair, [i] int64.
+        label: Label of a text or pair, [i] float64; NaN without one.
+    """
+
+    group: torch.Tensor
+    role: torch.Tensor
+    label: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class TokenSequences:
     """Tokens for one purpose, cut into sequences of equal length.
 
@@ -27,11 +42,13 @@ class TokenSequences:
     Attributes:
         tokens: Token ids, int64 [B, T].
         document_hashes: `document_hash` of every document with at least one token, in the order of the tokens.
+        items: Labels of the items, if the sequences hold items.
     """
 
     tokens: torch.Tensor = field(repr=False)
     document_hashes: tuple[str, ...] = field(repr=False)
     source: str
+    items: ItemLabels | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         assert self.tokens.dim() == 2, "tokens are [sequences, tokens in a sequence]"
@@ -70,17 +87,20 @@ class TokenSequences:
 
     def save(self, folder: Path) -> None:
         """Write the sequences into a folder, which is created if needed. Raises StorageError."""
-        write_tensors(folder / _TOKENS_FILE, {"tokens": self.tokens})
+        labels = {} if self.items is None else vars(self.items)
+        write_tensors(folder / _TOKENS_FILE, {"tokens": self.tokens, **labels})
         write_json(folder / _DESCRIPTION_FILE, {"source": self.source, "document_hashes": list(self.document_hashes)})
 
     @classmethod
     def load(cls, folder: Path) -> TokenSequences:
         """Read what `save` wrote. Raises ArtifactError."""
         description = read_as(folder / _DESCRIPTION_FILE, _Description)
-        tokens = read_tensors(folder / _TOKENS_FILE).get("tokens")
+        tensors = read_tensors(folder / _TOKENS_FILE)
+        tokens = tensors.pop("tokens", None)
         if tokens is None or tokens.dim() != 2 or tokens.dtype != torch.int64:
             raise damaged(folder / _TOKENS_FILE, "there are no sequences of tokens in it")
-        return cls(tokens, description.document_hashes, description.source)
+        labels = ItemLabels(**tensors) if tensors.keys() == ItemLabels.__dataclass_fields__.keys() else None
+        return cls(tokens, description.document_hashes, description.source, labels)
 
 
 @dataclass(frozen=True)

@@ -252,14 +252,14 @@ def _visible(documents: Iterator[str], source: str) -> Iterator[str]:
 
 def _read_hub(source: HubSource, seed: int | None, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
     field = source.field
-    for number, row in enumerate(_hub_rows(source, seed), start=1):
+    for number, row in enumerate(hub_rows(source, seed), start=1):
         location = f"{source}, row {number}"
         fields = text_fields(list(row), field, location)
         field = "+".join(fields)
         yield text_of(row, fields, location, tokenizer)
 
 
-def _hub_rows(source: HubSource, seed: int | None) -> Iterator[Record]:
+def hub_rows(source: HubSource, seed: int | None) -> Iterator[Record]:
     """Stream the rows; all network errors of the library become a `DataError`."""
     try:
         import datasets

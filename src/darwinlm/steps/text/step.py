@@ -49,26 +49,38 @@ class Text(Step["dict[str, TokenSequences]"]):
         """Identity of the text."""
         from darwinlm.steps.text.text_source import fingerprint, given_source
 
-        return {"text": fingerprint(given_source(task.settings(TextSettings)))}
+        settings = task.settings(TextSettings)
+        template = {} if settings.template is None else {"template": settings.template}
+        return {"text": fingerprint(given_source(settings)), **template}
 
     def work(self, task: Task) -> None:
         """Read, split, repeat passages, and save."""
+        from darwinlm.model.objective.chosen import objective_of
+        from darwinlm.steps.text.item_sequences import prepare_items
         from darwinlm.steps.text.prepared import prepare_text
+        from darwinlm.steps.text.reading import encoder_of
+        from darwinlm.steps.text.samples import read_samples
         from darwinlm.steps.text.text_source import given_source, with_own_text
 
-        settings = task.settings(TextSettings)
+        settings, say = task.settings(TextSettings), task.context.reporter.say
         source = with_own_text(given_source(settings), self.own_text)
-        sequences = prepare_text(source, self.shares, self.dense.tokenizer(), settings, task.context.reporter.say)
+        if objective_of(self.dense).reads:
+            samples = read_samples(source, seed=settings.seed)
+            encoder = encoder_of(self.dense, settings)
+            sequences = prepare_items(samples, self.shares, encoder, settings.seed, source, say)
+        else:
+            sequences = prepare_text(source, self.shares, self.dense.tokenizer(), settings, say)
         for purpose, part in sequences.items():
             part.save(task.folder / purpose)
 
     def read(self, task: Task) -> dict[str, TokenSequences]:
         """The sequences by purpose. Raises ArtifactError if the model doesn't have their tokens."""
         from darwinlm.model.families.loading import check_tokens
+        from darwinlm.model.walk.items import ids
         from darwinlm.steps.text.sequences import TokenSequences
 
         texts = {purpose: TokenSequences.load(task.folder / purpose) for purpose in self.shares}
-        largest = max(int(part.tokens.max()) for part in texts.values())
+        largest = max(int(ids(part.tokens).max()) for part in texts.values())
         check_tokens(largest, int(self.dense.config.vocab_size), self.dense.source)
         return texts
 

@@ -37,6 +37,12 @@ class TextSettings(Section):
     evaluation_tokens: Whole = Field(6144, gt=0)
     """Tokens for the figures in the report; no choice depends on them. From 4096 on, chat models are compared on a
     quarter as many tokens of their answers too."""
+    answers: str | None = None
+    """Two words, such as yes,no, with which a language model answers whether a text fits a query, the one that means
+    yes first. Their probabilities are then what is kept. None takes those in the model's files, if there are any."""
+    template: str | None = None
+    """Text with {query} and {document} in which a pair is put, as in the model's training. None takes the chat template
+    if it has these roles, or joins the two as the tokenizer does. For models that give scores."""
     seed: Seed = 0
     """Seed of the order of the documents, their split by purpose, and the repeated passages."""
 

@@ -10,6 +10,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime.artifact import file_digest
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.steps.text.leakage import check_not_evaluation_text
+from darwinlm.steps.text.reading import check_reading
 from darwinlm.steps.text.shares import SELF, named_parts
 from darwinlm.steps.text.sources import LocalSource, parse_source
 
@@ -35,6 +36,7 @@ def with_own_text(source: str, own_text: Documents | None) -> str:
 def check_text(settings: TextSettings, model: Checkpoint) -> None:
     """Refuse sequences that are too long for a model, and text of a benchmark. Raises RecipeError, DataError."""
     check_length(settings.sequence_length, model)
+    check_reading(model, settings)
     check_source(given_source(settings))
 
 

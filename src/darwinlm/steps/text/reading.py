@@ -1,0 +1,127 @@
+"""How the texts of a model that reads become its inputs: from its files, and from the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from darwinlm.model.families.sentence_transformers import answers_in, longest_input, prompts_of
+from darwinlm.model.objective.chosen import objective_of
+from darwinlm.runtime.errors import RecipeError
+from darwinlm.steps.text.encoder import DOCUMENT, ItemEncoder
+from darwinlm.steps.text.shares import SELF, named_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.steps.text.text_settings import TextSettings
+
+
+def encoder_of(model: Checkpoint, settings: TextSettings) -> ItemEncoder:
+    """What makes the inputs of a model. Raises ModelError, CheckpointError."""
+    prompts, default = prompts_of(model.folder)
+    return ItemEncoder(
+        model.tokenizer(),
+        length_of(model, settings),
+        settings.template,
+        prompts,
+        default,
+        apart=model.family.ending == "states",
+    )
+
+
+def length_of(model: Checkpoint, settings: TextSettings) -> int:
+    """Tokens in a sequence: the recipe's, but no more than an embedder or reranker reads of a text."""
+    longest = longest_input(model.folder) if objective_of(model).reads else None
+    return min(settings.sequence_length, longest or settings.sequence_length)
+
+
+def with_answers(model: Checkpoint, settings: TextSettings) -> Checkpoint:
+    """The model with the tokens that it answers with, if it is a language model that judges texts.
+
+    They are those of the recipe, or of its files. Raises RecipeError.
+    """
+    if model.family.ending != "language":
+        if settings.answers is not None:
+            raise RecipeError(
+                f"--answers is for language models that judge texts, but {model.source} gives "
+                f"{objective_of(model).words()}: leave it out"
+            )
+        return model
+    if settings.answers is None:
+        answers = answers_in(model.folder)
+    else:
+        answers = answer_tokens(settings.answers, model.tokenizer())
+    return replace(model, answers=answers) if answers else model
+
+
+def answer_tokens(words: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens of two answers such as `yes,no`. Raises RecipeError if they aren't two single tokens."""
+    parts = [word.strip() for word in words.split(",")]
+    if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
+        raise RecipeError(
+            f"text.answers is '{words}', but must be two words such as yes,no, the one that means yes first"
+        )
+    tokens = []
+    for word in parts:
+        forms = [tokenizer(form, add_special_tokens=False)["input_ids"] for form in (word, f" {word}")]
+        single = next((ids[0] for ids in forms if len(ids) == 1), None)
+        if single is None:
+            raise RecipeError(
+                f"text.answers: '{word}' is {len(forms[0])} tokens of this model, but an answer must be a single one: "
+                "give words that the model was trained to answer with, such as yes,no"
+            )
+        tokens.append(int(single))
+    return tuple(tokens)
+
+
+def check_reading(model: Checkpoint, settings: TextSettings) -> None:
+    """Refuse text that a model can't be pruned with. Raises RecipeError, and CheckpointError for its pooling."""
+    objective = objective_of(model)
+    if not objective.reads:
+        if settings.template is not None:
+            raise RecipeError(
+                f"text.template is for models that judge pairs, and {model.source} writes text: give --answers yes,no "
+                "if it answers with these words, or leave the template out"
+            )
+        return
+    if settings.template is not None and DOCUMENT not in settings.template:
+        raise RecipeError("text.template has no {document}, where the text goes: add it, and {query} for pairs")
+    if not settings.source or SELF in named_parts(settings.source):
+        raise RecipeError(
+            f"{model.source} gives {objective.words()} and can't write the text for its own pruning: name texts or "
+            "pairs that it is used on, such as --text pairs.jsonl with lines like "
+            '{"query": "...", "document": "..."}, or --text reviews.csv#text'
+        )
+
+
+def check_reader(model: Checkpoint, *, cuts_vocabulary: bool, budget: str) -> None:
+    """Refuse what isn't done for models that read texts one by one. Raises RecipeError."""
+    objective = objective_of(model)
+    if objective.reads and cuts_vocabulary:
+        raise RecipeError(
+            f"--vocab is for models that write, and {model.source} gives {objective.words()}: leave it out, or cut the "
+            "vocabulary of the language model that it was trained from"
+        )
+    if objective.reads and budget == "file":
+        raise RecipeError(
+            f"budget.file is the size of a GGUF file, and {model.source} gives {objective.words()}, so it is saved as "
+            "a folder alone: choose --keep, --params, --bytes or --speedup"
+        )
+
+
+def kind_of(model: Checkpoint) -> str | None:
+    """What a model that reads is, and what tells so, in a line; None for a model that writes."""
+    objective = objective_of(model)
+    if not objective.reads:
+        return None
+    if model.answers:
+        what, because = "a language model that judges texts", "its answers are given"
+    elif model.family.ending == "states":
+        what, because = "an embedder", "its files are those of a model without a head"
+    else:
+        labels = int(model.config.num_labels)
+        what = "a reranker or regressor with one score" if labels == 1 else f"a classifier with {labels} labels"
+        because = "its config.json names a class for sequence classification"
+    return f"{model.source} is {what} ({because}): {objective.words()} is kept"
