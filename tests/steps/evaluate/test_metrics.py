@@ -110,6 +110,7 @@ def test_a_metric_that_is_not_registered_here_goes_by_its_name():
 
 def test_other_metrics_give_another_evaluation(top_five, monkeypatch):
     step = Evaluate.__new__(Evaluate)
+    object.__setattr__(step, "dense", SimpleNamespace(family=SimpleNamespace(ending="language"), answers=()))
     known = step.key(None)
     assert known["metrics"]["top_five"] == 1
     assert top_five in step.extensions
