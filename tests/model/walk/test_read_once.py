@@ -10,6 +10,7 @@ from tests.tiny.checkpoint import stream_over
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shard_reading import TYPES, in_memory, read_spans, spans
+from darwinlm.model.objective.next_token import LANGUAGE
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.compute import all_finite
 from darwinlm.runtime.console import Reporter
@@ -47,7 +48,7 @@ def test_gradients_keep_blocks_where_there_is_room(tiny_llama, reads, monkeypatc
     if not room:
         monkeypatch.setitem(CACHES, "blocks", 0.0)
     stream = stream_over(tiny_llama, TEXT, 64, again=True)
-    found = dict(output_gradients(stream, TEXT))
+    found = dict(output_gradients(stream, LANGUAGE))
     assert {count for (_, block), count in reads.items() if block != "head"} == {1 if room else 2}
     assert len(found) == stream.checkpoint.n_blocks
 

@@ -51,7 +51,7 @@ def test_losses_and_slopes_are_those_of_the_whole_model(model_type, tiny_folder,
     streamed = PlacedModules(decoder, whole.database, whole.space)
     memory = HiddenMemory(tmp_path, "file")
     fitness = [Fitness(whole, tokens, batch_tokens=64), Fitness(streamed, tokens, batch_tokens=64, memory=memory)]
-    assert torch.equal(fitness[0].dense, fitness[1].dense)
+    assert torch.equal(fitness[0].reference.dense, fitness[1].reference.dense)
     base, candidates = allocations(whole.space)
     decoder.read.clear()
     expected, found = (each.kl_on(candidates, window) for each in fitness)
