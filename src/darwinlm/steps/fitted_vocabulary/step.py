@@ -69,6 +69,7 @@ class FittedVocabulary(Step[CutVocabulary]):
         from darwinlm.steps.vocabulary.cut_vocabulary import (
             EVALUATION,
             VALIDATION,
+            choice_for,
             passages_of,
             read_documents,
             write_cut,
@@ -81,7 +82,7 @@ class FittedVocabulary(Step[CutVocabulary]):
         tokens = ModelTokens.of(dense)
         purposes = (EVALUATION, VALIDATION)
         documents = read_documents(source, self.shares, settings.seed, tokens.tokenizer, purposes)
-        choice = tokens.used_by(documents.all())
+        choice = choice_for(tokens, dense, documents, settings, task.folder, context)
         length, amount = settings.sequence_length, PASSAGES * settings.validation_tokens
         passages = [*passages_of(documents.held_out[VALIDATION], length, amount)]
         sizes = Sizes.of(task.recipe, dense, tokens)

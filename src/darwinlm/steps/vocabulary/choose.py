@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 
 MULTIPLE = 64
@@ -16,7 +16,7 @@ def kept_size(keep: float, tokens: int) -> int:
 
 
 def choose_tokens(
-    uses: Mapping[int, int], always: Set[int], paths: Mapping[int, Sequence[int] | None], size: int
+    uses: Mapping[int, float], always: Set[int], paths: Mapping[int, Sequence[int] | None], size: int
 ) -> set[int]:
     """Choose the tokens that the text is merged to most often, closed under their paths.
 
@@ -25,7 +25,7 @@ def choose_tokens(
     trained tokenizers is that of their use in the tokenizer's own training text.
 
     Args:
-        uses: Number of uses of each token in the text.
+        uses: Number of uses of each token.
         always: Tokens that are kept in any case; closed under their paths.
         paths: For every token the tokens that it is merged from, itself included; None if no merge gives it.
         size: Number of tokens to keep, at least that of `always`.
@@ -33,7 +33,7 @@ def choose_tokens(
     Returns:
         Exactly `size` tokens, or all if there are fewer.
     """
-    merges: Counter[int] = Counter()
+    merges: dict[int, float] = defaultdict(float)
     for token, count in uses.items():
         for part in paths[token] or (token,):
             merges[part] += count

@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from tokenizers import Tokenizer
+from torch.nn.utils.rnn import pad_sequence
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.surgery.fewer_tokens import cut_weights, write_tokenizer
@@ -17,10 +19,11 @@ from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.context import Context
 from darwinlm.runtime.errors import DataError
-from darwinlm.steps.text.packing import document_hash
+from darwinlm.steps.text.packing import document_hash, token_ids
 from darwinlm.steps.text.sources import read_domains
 from darwinlm.steps.text.splits import purpose_of
 from darwinlm.steps.text.text_settings import TextSettings
+from darwinlm.steps.vocabulary.predicted_uses import predicted_uses
 from darwinlm.steps.vocabulary.scripts import ScriptFigures, script_figures
 from darwinlm.steps.vocabulary.spelling import measure_bits, measure_spelling
 from darwinlm.steps.vocabulary.token_choice import ModelTokens, TokenChoice
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 CHARACTERS = 1 << 25
 """Maximum number of characters of text for the choice; tokens are counted at about a million characters per second."""
+PREDICTED_TOKENS = 8192
+"""Tokens of the text at which the model's predictions are added up."""
 CHARACTERS_PER_TOKEN = 3
 """Length of held-out passages, so that they fit into a sequence; SmolLM2's tokens have about 4.5."""
 EVALUATION, VALIDATION = "evaluation", "validation"
@@ -97,8 +102,34 @@ def cut_vocabulary(
     vocabulary = ModelTokens.of(dense)
     size = vocabulary.size(keep)
     documents = read_documents(source, shares, settings.seed, vocabulary.tokenizer)
-    choice = vocabulary.used_by(documents.all())
+    choice = choice_for(vocabulary, dense, documents, settings, folder, context)
     return write_cut(dense, choice, choice.rows(size), documents, settings, folder, context)
+
+
+def choice_for(
+    vocabulary: ModelTokens,
+    dense: Checkpoint,
+    documents: Documents,
+    settings: TextSettings,
+    folder: Path,
+    context: Context,
+) -> TokenChoice:
+    """The choice of tokens for documents; streams of the model that reads some of them may go into `folder`."""
+    ids = token_ids(
+        vocabulary.tokenizer, [*passages_of(documents.chosen_from, settings.sequence_length, PREDICTED_TOKENS)]
+    )
+    sequences = [torch.tensor(sequence[: settings.sequence_length]) for sequence in ids if sequence]
+    tokens = pad_sequence(sequences, batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    predicted = predicted_uses(
+        StreamedDecoder(dense, torch.unique(tokens), dtype=context.dtype, device=context.device),
+        tokens,
+        torch.arange(tokens.shape[1])[None] < lengths[:, None],
+        batch_tokens=context.batch_tokens,
+        memory=HiddenMemory(folder),
+        progress=context.reporter.advance,
+    )
+    return vocabulary.used_by(documents.all(), predicted)
 
 
 def write_cut(

@@ -39,7 +39,7 @@ class Vocabulary(Step[CutVocabulary]):
     """
 
     name = "vocabulary"
-    version = 5
+    version = 6
     writes = "the dense model with fewer tokens, and what they cost"
     Settings = VocabularySettings
     section = "vocabulary"

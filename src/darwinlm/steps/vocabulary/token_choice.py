@@ -16,6 +16,7 @@ from darwinlm.steps.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.steps.vocabulary.tokenizer_tree import TokenizerTree
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 BATCH_DOCUMENTS = 512
@@ -61,13 +62,19 @@ class ModelTokens:
             )
         return size
 
-    def used_by(self, documents: Iterable[str]) -> TokenChoice:
-        """The choice of tokens for a text."""
+    def used_by(self, documents: Iterable[str], predicted: Tensor) -> TokenChoice:
+        """The choice of tokens for a text.
+
+        `predicted`, float64 [v], says how often the model expects each token in text of this kind, in a text of any
+        length. It counts as much as the text itself.
+        """
         texts = list(documents)
-        uses: Counter[int] = Counter()
+        counted: Counter[int] = Counter()
         for start in range(0, len(texts), BATCH_DOCUMENTS):
             for ids in token_ids(self.tokenizer, texts[start : start + BATCH_DOCUMENTS]):
-                uses.update(ids)
+                counted.update(ids)
+        expected: list[float] = (predicted * (counted.total() / predicted.sum())).tolist()
+        uses = {token: counted[token] + expected[token] for token in self.tree.tokens}
         return TokenChoice(self, uses, {token: self.tree.path(token) for token in self.tree.tokens})
 
 
@@ -76,12 +83,12 @@ class TokenChoice:
     """The tokens that a text uses.
 
     Attributes:
-        uses: Number of uses of each token.
+        uses: Number of uses of each token, counted in the text and expected in as much further text.
         paths: For every token the tokens that it is merged from; see `choose_tokens`.
     """
 
     vocabulary: ModelTokens
-    uses: Mapping[int, int]
+    uses: Mapping[int, float]
     paths: Mapping[int, Sequence[int] | None]
 
     def rows(self, size: int) -> list[int]:
