@@ -172,14 +172,15 @@ def test_one_screen_has_sizes_the_loss_answers_and_next_steps() -> None:
     for model in tree["models"].values():
         model["continuations"] = ["The Rhine, " * 40, "The North Sea.", "Bonn."]
     said = io.StringIO()
-    demo._screen(Console(file=said, width=200, highlight=False), made(tree), Path("runs/demo"))
+    demo._screen(Console(file=said, width=200, highlight=False), made(tree), (32, 28, 50), Path("runs/demo"))
     lines = said.getvalue().splitlines()
     assert len(lines) <= 25
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
     for part in (
         "sizes searched for 1 generation; then trained on 24,576 tokens",
-        "parameters",
+        "parameters: ",
+        "28 of 50 simple questions answered right; the original answers 32",
         "KL ",
         " if all layers are cut alike",
         "original    The North Sea.",

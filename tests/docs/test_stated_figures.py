@@ -13,7 +13,7 @@ from darwinlm import plan
 from darwinlm.planning.run_plan import Plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.load import shipped_recipes
-from darwinlm.runs.demo_recipe import SETTINGS
+from darwinlm.runs.demo_recipe import SETTINGS, SIZE
 from darwinlm.runtime.amounts import duration, size
 from darwinlm.steps.recover.recovery_settings import LONG_TRAINING
 from darwinlm.steps.refit.refit_settings import RefitSettings
@@ -129,8 +129,8 @@ STATEMENTS = [
     ("docs/method.md", "a fifth repeats passages; at most 512 tokens of a document | `text.looking_back=0`"),
     ("docs/method.md", f"{DEFAULTS.search.generations} of at most {DEFAULTS.search.offspring} in two rounds"),
     ("docs/method.md", f"{DEFAULTS.text.calibration_tokens:,} tokens | `text.calibration_tokens`"),
-    ("README.md", f"to {SETTINGS['budget.keep']:.1%} of its".replace("%", " %")),
-    ("docs/quickstart.md", f"to {SETTINGS['budget.keep']:.1%} of its".replace("%", " %")),
+    ("README.md", f"to {SIZE['budget.params']} parameters".replace("M", " M")),
+    ("docs/quickstart.md", f"to {SIZE['budget.params']} parameters".replace("M", " M")),
     ("docs/quickstart.md", f"searched for {SETTINGS['search.generations']} generations"),
 ]
 

@@ -15,11 +15,15 @@ from darwinlm.cli.app import SHRINK, command
 if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
 
+FILE_TYPE = "q4_k_m"
+"""Type of a GGUF file whose size is shown; the model comes as Q4_1, which is of the same quality."""
+
 
 @command(SHRINK, "darwinlm demo")
 def demo(out: arguments.Out = Path("runs/demo"), assignments: arguments.Set = None) -> None:
     """Prune SmolLM2-135M-Instruct, which comes from PyPI, and compare the answers of both models."""
     from darwinlm import pipeline
+    from darwinlm.runs.demo_questions import count_answers
     from darwinlm.runs.demo_recipe import demo_recipe
     from darwinlm.runs.pruning import open_size
 
@@ -27,16 +31,20 @@ def demo(out: arguments.Out = Path("runs/demo"), assignments: arguments.Set = No
     run = open_size(recipe, out, terminal.reporter(), until=pipeline.REPORT, begun=terminal.BEGUN)
     summary = pipeline.prune(run)
     assert summary is not None, "the run goes to its report"
-    _screen(terminal.console(), summary, out)
+    _screen(terminal.console(), summary, count_answers(run), out)
 
 
-def _screen(console: Console, summary: Summary, out: Path) -> None:
-    """Print sizes, what was lost, answers of both models, and next steps: one screen, the rest is for `show`."""
+def _screen(console: Console, summary: Summary, answers: tuple[int, int, int], out: Path) -> None:
+    """Print sizes, what was lost, answers of both models, and next steps: one screen, the rest is for `show`.
+
+    `answers` are the right ones of the original and of the smaller model, of so many.
+    """
     from darwinlm.report import wording
     from darwinlm.report.write import PAGE
-    from darwinlm.runtime.amounts import count, nats, plural, size
+    from darwinlm.runtime.amounts import count, nats, percent, plural, size
     from darwinlm.steps.recover.recovery_figures import RecoveryFigures
     from darwinlm.steps.search.search_figures import SearchFigures
+    from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
     dense, small = summary.dense, summary.saved
     search, recovery = summary.of(SearchFigures), summary.of(RecoveryFigures)
@@ -45,12 +53,17 @@ def _screen(console: Console, summary: Summary, out: Path) -> None:
     lines = []
     if search is not None:
         lines.append(("done", f"sizes searched for {plural(search.generations, 'generation')}; {trained}"))
-    weights = f"{size(dense.bytes)} → {size(small.bytes)}"
-    lines.append(("size", f"{count(dense.params)} → {count(small.params)} parameters, {weights} of weights"))
-    if (file := summary.file) is not None and file.bytes is not None:
-        sizes = f"{size(file.dense[file.smaller])} → {size(file.predicted[file.smaller])}"
-        lines.append(("file", f"{sizes} as {file.smaller}, estimated; it came with {size(file.bytes)}"))
+    vocabulary = summary.of(VocabularyFigures)
+    params = dense.params if vocabulary is None else vocabulary.dense_params
+    smaller = percent(params - small.params, params)
+    lines.append(("size", f"{count(params)} → {count(small.params)} parameters: {smaller} smaller"))
+    if (file := summary.file) is not None and file.bytes is not None and FILE_TYPE in file.predicted:
+        lines.append(("file", f"{size(file.bytes)} as it came → {size(file.predicted[FILE_TYPE])} as {FILE_TYPE}"))
+    if vocabulary is not None:
+        lines.extend(vocabulary.lines())
+    right, still_right, questions = answers
     lines += [
+        ("answers", f"{still_right} of {questions} simple questions answered right; the original answers {right}"),
         ("lost", f"KL {nats(small.kl)} nats per token to the original; 0 means the same predictions"),
         ("", f"on {wording.measured_on(summary)}"),
     ]
