@@ -129,8 +129,8 @@ STATEMENTS = [
     ("docs/method.md", "a fifth repeats passages; at most 512 tokens of a document | `text.looking_back=0`"),
     ("docs/method.md", f"{DEFAULTS.search.generations} of at most {DEFAULTS.search.offspring} in two rounds"),
     ("docs/method.md", f"{DEFAULTS.text.calibration_tokens:,} tokens | `text.calibration_tokens`"),
-    ("README.md", f"to {SIZE['budget.params']} parameters".replace("M", " M")),
-    ("docs/quickstart.md", f"to {SIZE['budget.params']} parameters".replace("M", " M")),
+    ("README.md", f"to at most {SIZE['budget.params']} parameters".replace("M", " M")),
+    ("docs/quickstart.md", f"to at most {SIZE['budget.params']} parameters".replace("M", " M")),
     ("docs/quickstart.md", f"searched for {SETTINGS['search.generations']} generations"),
 ]
 
