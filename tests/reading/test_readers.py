@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import darwinlm
 from darwinlm.report.comparison import passages
-from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.errors import ModelError, RecipeError
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint
 from tests.tiny.readers import tiny_embedder, tiny_pairs, tiny_scorer
 
@@ -116,3 +116,9 @@ def test_answers_must_be_two_tokens(answers, tmp_path):
     model, pairs = tiny_checkpoint(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(RecipeError, match=r"text\.answers"):
         darwinlm.prune(model, tmp_path / "run", text=pairs, answers=answers, assignments=READING)
+
+
+def test_commands_for_models_that_write_are_refused(tmp_path):
+    model = tiny_scorer(tmp_path / "dense")
+    with pytest.raises(ModelError, match=r"gives scores or embeddings, not text: load it with CrossEncoder"):
+        darwinlm.load(model)

@@ -23,7 +23,7 @@ from darwinlm.model.quantisation import LLAMA_CPP
 from darwinlm.model.surgery.fewer_tokens import cut_weights
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
-from darwinlm.runtime.errors import CheckpointError, FamilyError
+from darwinlm.runtime.errors import CheckpointError, FamilyError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -127,6 +127,12 @@ def _in_pytorch(source: str, dtype: torch.dtype, device: torch.device) -> Opened
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+    if checkpoint.family.ending != "language":
+        shutil.rmtree(work, ignore_errors=True)
+        raise ModelError(
+            f"{source} gives scores or embeddings, not text: load it with CrossEncoder or SentenceTransformer of "
+            "sentence-transformers; its report has the figures"
+        )
     tokenizer = checkpoint.tokenizer()
     opened = Opened(source, tokenizer, checkpoint=checkpoint, dtype=dtype, device=device, work=work)
     weakref.finalize(opened, shutil.rmtree, work, ignore_errors=True)

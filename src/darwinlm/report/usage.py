@@ -93,7 +93,6 @@ def next_steps(
     if summary.export.gives != "language":
         return [
             *([train] if summary.of(RecoveryFigures) is None else []),
-            ("measure it on other texts", f"darwinlm evaluate {run} --text TEXT{against}"),
             ("publish it", f"hf upload OWNER/NAME {run}/model"),
         ]
     cut: list[tuple[str, str]] = []
