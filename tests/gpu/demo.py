@@ -3,9 +3,9 @@
     python -m tests.gpu.demo runs/gpu-demo
 
 Rerun it to resume.
-On 2026-12-01, when the demo cut blocks alone, the saved models had a KL of 0.148 and 0.135, uniform ones 0.195 and 0.201, after 434,642 kernels:
-attention is rounded to bfloat16 in other places there, so some removal orders differ. In float32 results agree
-(`test_gpu_pipeline.py`).
+On 2026-12-01, when the demo cut blocks alone, the saved models had a KL of 0.148 and 0.135, uniform ones 0.195 and
+0.201, after 434,642 kernels: attention is rounded to bfloat16 in other places there, so some removal orders differ. In
+float32 results agree (`test_gpu_pipeline.py`).
 """
 
 import sys
