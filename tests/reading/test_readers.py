@@ -77,7 +77,7 @@ def test_a_language_model_that_answers_keeps_its_answers(tmp_path):
 def test_recovery_brings_scores_closer(tmp_path):
     model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl", queries=160)
     pruned(model, pairs, tmp_path / "run")
-    trained = darwinlm.recover(tmp_path / "run", tmp_path / "recovered", tokens=6400)
+    trained = darwinlm.recover(tmp_path / "run", tmp_path / "recovered", tokens=6400).summary
     assert trained.saved.metrics["distance"] < trained.models["before"].metrics["distance"]
     assert trained.steps["recover"].unit == "distance of scores"
 

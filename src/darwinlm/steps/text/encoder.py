@@ -92,7 +92,7 @@ class ItemEncoder:
             except Exception as error:  # a template is a program; it may raise anything
                 raise ModelError(
                     f"the model's chat template can't be applied to a query and a document ({first_line(error)}): give "
-                    "a template with --set text.template='... {query} ... {document} ...'"
+                    "a template with {query} and {document} as text.template in a recipe"
                 ) from error
 
         return self._fitted(render, sample.text)
