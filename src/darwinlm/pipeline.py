@@ -141,7 +141,7 @@ def check(run: Run[AnyRecipe], original: Checkpoint) -> None:
 
 
 def _check_vocabulary(recipe: Sections, original: Checkpoint) -> None:
-    from darwinlm.steps.fitted_vocabulary.sizes import Sizes
+    from darwinlm.steps.fitted_vocabulary.vocabulary_sizes import Sizes
     from darwinlm.steps.vocabulary.token_choice import ModelTokens
 
     settings, tokens = recipe.section(VocabularySettings), ModelTokens.of(original)

@@ -164,7 +164,7 @@ def test_an_index_that_points_outside_its_folder(prune, sharded, tmp_path, place
 
 def test_a_gguf_file_that_splits_text_in_an_unknown_way(prune, gguf_bytes, tmp_path):
     (tmp_path / "odd.gguf").write_bytes(gguf_bytes.replace(b"gpt-2", b"gpt-x"))
-    prune(model=tmp_path / "odd.gguf").refused("can't read the GGUF file", "odd.gguf", "tokenizer.ggml.pre is 'gpt-x'")
+    prune(model=tmp_path / "odd.gguf").refused("how its tokenizer splits text (tokenizer.ggml.pre is 'gpt-x'")
     assert not (tmp_path / "out").exists()
 
 

@@ -170,9 +170,9 @@ def test_run_folder_is_its_model(command, finished_llama, tiny_text_file, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "nothing to measure: give --suite, --text or --chat"),
+        ("", "nothing to measure: give --suite, --text, --chat or --measure"),
         ("--chat", "--chat compares answers with the original model's: name it with --against"),
-        ("--suite piqa --against {model}", "--against is for --text and --chat"),
+        ("--suite piqa --against {model}", "--against is for --text, --chat and --measure"),
         ("--chat --against {model}", "writes no chats: the model has no chat template"),
         ("--suite piqa --dtype int8", "dtype int8: use auto, bfloat16"),
         ("--text nowhere.txt", "nowhere.txt"),

@@ -123,7 +123,9 @@ def test_latencies_are_of_the_card_and_its_graphs(gpu):
     machine = Latency(dense=None).key(SimpleNamespace(context=SimpleNamespace(device=CARD, dtype=torch.float32)))
     assert machine["machine"][:2] == [torch.cuda.get_device_name(CARD), "cuda"]
     assert "CUDA graph" in machine["timed"]
-    checkpoint = SimpleNamespace(config=SimpleNamespace(vocab_size=9))
+    checkpoint = SimpleNamespace(
+        config=SimpleNamespace(vocab_size=9), family=SimpleNamespace(ending="language"), answers=None
+    )
     budget = SimpleNamespace(prefill_tokens=2, decode_tokens=2, batch=1)
     timer = ModelTimer(checkpoint, {}, budget, dtype=torch.float32, device=CARD, runs=1)
     assert timer.graphs

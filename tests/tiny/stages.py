@@ -14,7 +14,8 @@ def run_stages(run: Run[Any], until: str) -> SimpleNamespace:
         inputs = read_inputs(run)
         found |= vars(inputs) | inputs.text
         problem = None if run.recipe.vocabulary.auto else plan(run, inputs)
-        found["plan"], found["database"] = problem, build(run, inputs)
+        found["plan"] = problem
+        found["database"] = build(run, inputs)
         inputs, found["plan"], found["database"] = fit(run, inputs, problem, found["database"])
         found |= vars(inputs) | inputs.text
         found["report"] = make(run, inputs, found["plan"], found["database"])

@@ -29,6 +29,7 @@ def plan(
     model: arguments.Model = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help=_AS_FOR_PRUNE)] = None,
     vocab: arguments.Vocab = None,
+    answers: arguments.Answers = None,
     time: arguments.Time = None,
     preset: arguments.Preset = None,
     ready_for: arguments.For = None,
@@ -70,6 +71,7 @@ def plan(
     from darwinlm.recipe import load_recipes, options
 
     settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
+    settings["answers"] = answers
     recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **settings))
     from darwinlm.pipeline import REPORT
     from darwinlm.runs.plan_model import plan as plan_run  # with PyTorch, which takes seconds

@@ -43,6 +43,7 @@ def plan(
     ready_for: str | None = None,
     layers: str | None = None,
     text: str | Path | Sequence[str | Path] | None = None,
+    answers: str | None = None,
     until: str = REPORT,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
@@ -62,6 +63,7 @@ def plan(
         ready_for: Quantisation that will follow.
         layers: "equal" or "unequal".
         text: Source of the text, or several. Whether it is there is checked, but it isn't read.
+        answers: Two words, such as "yes,no", of a language model that judges texts.
         until: Last stage.
         recipe: Recipe, path of a recipe, or name of a bundled one.
         assignments: "section.field=value" strings.
@@ -71,6 +73,7 @@ def plan(
         RecipeError, ModelError, FamilyError, DataError: The input is wrong, or this machine has no such device.
     """
     settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
+    settings["answers"] = answers
     resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
     if until not in ORDER:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(ORDER)}")

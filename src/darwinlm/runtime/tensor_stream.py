@@ -54,7 +54,8 @@ def write_float32(
                         stream.write(numbers)
                         hashed.update(numbers)
                     written += tensor.numel()
-                assert written == prod(shapes[name]), f"{name} has its shape"
+                expected = prod(shapes[name])
+                assert written == expected, f"{name} has its shape"
 
     write_atomically(path, write)
     note_digest(path, hashed.hexdigest())

@@ -18,7 +18,7 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.steps.budget.search_problem import params_per_token
 from darwinlm.steps.fitted_vocabulary.scan import FewerTokens
-from darwinlm.steps.fitted_vocabulary.sizes import Sizes
+from darwinlm.steps.fitted_vocabulary.vocabulary_sizes import Sizes
 from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.vocabulary.token_choice import ModelTokens
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from darwinlm.formats.gguf.header import GgufHeader
-from darwinlm.formats.gguf.places import FUSED, ROWS_OF, group_of, groups_of, place_in_block, place_of
 from darwinlm.formats.gguf.quirks import FromFile, quirks, undoing
 from darwinlm.formats.gguf.stock_layout import Layout
+from darwinlm.formats.gguf.tensor_places import FUSED, ROWS_OF, group_of, groups_of, place_in_block, place_of
 from darwinlm.formats.gguf.tensors import rotation_gains
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.expert_tensors import as_stored, row_axis

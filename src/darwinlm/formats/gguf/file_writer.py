@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from darwinlm.formats.gguf.places import exact_tensors
 from darwinlm.formats.gguf.quirks import quirk
 from darwinlm.formats.gguf.rope import write_rope
 from darwinlm.formats.gguf.stock_layout import Layout
+from darwinlm.formats.gguf.tensor_places import exact_tensors
 from darwinlm.formats.gguf.tensors import gguf_tensors
 from darwinlm.formats.gguf.tokenizer_keys import KeyValue, write_tokenizer
 from darwinlm.model.quantisation import QUANTISATIONS

@@ -11,10 +11,10 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from darwinlm.formats.gguf.places import FUSED, group_of, groups_of, place_in_block, place_of
 from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.formats.gguf.rope import rope_tensors
 from darwinlm.formats.gguf.stock_layout import Layout
+from darwinlm.formats.gguf.tensor_places import FUSED, group_of, groups_of, place_in_block, place_of
 from darwinlm.model.families.expert_tensors import by_rows, row_axis
 from darwinlm.model.families.shapes import row_segments
 from darwinlm.model.layer_sizes import BlockSizes

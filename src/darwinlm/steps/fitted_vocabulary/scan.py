@@ -23,7 +23,7 @@ from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.context import Context
 from darwinlm.steps.budget.problem import Problem
 from darwinlm.steps.database.store import DatabaseReader
-from darwinlm.steps.fitted_vocabulary.sizes import Sizes
+from darwinlm.steps.fitted_vocabulary.vocabulary_sizes import Sizes
 from darwinlm.steps.search.propose import uniform_allocations
 from darwinlm.steps.stitch.stitch import stitched_blocks
 from darwinlm.steps.vocabulary.spelling import measure_bits

@@ -64,7 +64,7 @@ class FittedVocabulary(Step[CutVocabulary]):
         """Measure several sizes, choose one, write its model, and measure that."""
         from darwinlm.runtime.artifact import write_json
         from darwinlm.steps.fitted_vocabulary.scan import Scan, best_of
-        from darwinlm.steps.fitted_vocabulary.sizes import Sizes
+        from darwinlm.steps.fitted_vocabulary.vocabulary_sizes import Sizes
         from darwinlm.steps.text.text_source import check_source, given_source, with_own_text
         from darwinlm.steps.vocabulary.cut_vocabulary import (
             EVALUATION,
@@ -110,7 +110,7 @@ class FittedVocabulary(Step[CutVocabulary]):
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:
         """Passes of the smaller model at every size, and modules cut to each."""
-        from darwinlm.steps.fitted_vocabulary.sizes import TRIED
+        from darwinlm.steps.fitted_vocabulary.vocabulary_sizes import TRIED
         from darwinlm.steps.vocabulary.cut_vocabulary import EVALUATION
         from darwinlm.steps.workload import largest
 

@@ -36,8 +36,10 @@ class ReadingLosses(nn.Module):
         """
         (teacher,) = self.teacher
         with torch.autocast(tokens.device.type, self.low, enabled=self.low is not None):
-            expected = self._outputs(teacher, run_dense(teacher, tokens) if dense is None else dense, tokens)
-            outputs = self._outputs(self.model, streams_of(self.model, tokens), tokens)
+            expected = self._outputs(
+                teacher, run_dense(teacher, tokens, marked=True) if dense is None else dense, tokens
+            )
+            outputs = self._outputs(self.model, streams_of(self.model, tokens, marked=True), tokens)
         distances = self.objective.distance(outputs, expected.detach(), Bank(expected.detach()))
         if held_out:
             return HeldOutSums(kl=float(distances.double().sum()), compared=len(distances))

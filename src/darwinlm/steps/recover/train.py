@@ -270,9 +270,13 @@ class TrainingLoop:
 
     def loss_of(self, tokens: Tensor) -> Tensor:
         """Mean loss per token of a batch [b, t]."""
-        dense = run_dense(self.given.teacher, tokens) if self.settings.needs_dense else None
+        dense = self.dense_states(self.given.teacher, tokens) if self.settings.needs_dense else None
         loss: Tensor = self.call(tokens, dense)
         return loss
+
+    def dense_states(self, teacher: PreTrainedModel, tokens: Tensor) -> Tensor:
+        """States of the dense model for a batch [b, t], [b, t, m]."""
+        return run_dense(teacher, tokens, marked=isinstance(self.given.objective, ItemObjective))
 
     # ------------------------------------------------------------------------------------- evaluation and the log
 
@@ -288,7 +292,7 @@ class TrainingLoop:
         for start in range(0, most, rows):
             batch = share[start : start + rows]
             tokens = (batch if len(batch) else held_out[:1]).to(self.given.device)
-            dense = None if teacher is None else run_dense(teacher, tokens)
+            dense = None if teacher is None else self.dense_states(teacher, tokens)
             of_batch: HeldOutSums = self.call(tokens, dense, held_out=True)
             counts = 1.0 * of_batch.predicted, 1.0 * of_batch.compared
             summed = [of_batch.next_token, of_batch.kl, of_batch.loss, *counts]

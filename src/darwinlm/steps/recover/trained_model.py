@@ -89,10 +89,14 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
     return decoder
 
 
-def streams_of(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Residual streams of tokens [b, t] after the final norm, [b, t, m]."""
-    places = {"position_ids": items.positions(tokens)} if items.is_marked(tokens) else {}
-    hidden: Tensor = decoder_of(model)(input_ids=items.ids(tokens), use_cache=False, **places).last_hidden_state
+def streams_of(model: PreTrainedModel, tokens: Tensor, *, marked: bool = False) -> Tensor:
+    """Residual streams of tokens [b, t] after the final norm, [b, t, m].
+
+    `marked` says whether the sequences hold items; to find out from tokens on a GPU, the host would wait for it.
+    """
+    places = {"position_ids": items.positions(tokens)} if marked else {}
+    ids = items.ids(tokens) if marked else tokens
+    hidden: Tensor = decoder_of(model)(input_ids=ids, use_cache=False, **places).last_hidden_state
     return hidden
 
 
@@ -101,9 +105,9 @@ def _at_once(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def run_dense(teacher: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Residual streams of the dense model on tokens [b, t] after its final norm, [b, t, m]."""
-    return streams_of(teacher, tokens)
+def run_dense(teacher: PreTrainedModel, tokens: Tensor, *, marked: bool = False) -> Tensor:
+    """Residual streams of the dense model on tokens [b, t] after its final norm, [b, t, m]; see `streams_of`."""
+    return streams_of(teacher, tokens, marked=marked)
 
 
 def batch_loss(

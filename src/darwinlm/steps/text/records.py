@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, TypedDict, cast
 
 from darwinlm.runtime.errors import DataError, first_line
 from darwinlm.runtime.limits import parse_json, shorten
-from darwinlm.steps.text.packing import added_bos
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -165,6 +164,8 @@ def chat_text(
     Raises:
         DataError: This is no chat, or the template can't render it, tools included.
     """
+    from darwinlm.steps.text.packing import added_bos  # with NumPy, which reading a recipe doesn't need
+
     if not isinstance(messages, list):
         raise DataError(_NO_CHAT.format(location))
     chat = [_message(message, location) for message in messages]
