@@ -30,6 +30,8 @@ SWITCH, REPORT = "COVERED_LINES", "report"
 RAN, CHECKED = "__ran__", "__checked__"
 """Names in the instrumented code: the shared bytes, and the decorator of formulas."""
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+COMPILED = "modeling_darwinlm.py"
+"""A file whose lines aren't noted: torch.compile traces it, and can't trace the notes."""
 
 
 class Lines:
@@ -140,7 +142,8 @@ def start() -> Lines | None:
     assert found is not None
     assert found.origin is not None
     assert "darwinlm" not in sys.modules, "its lines would be missing"
-    lines = Lines(sorted(Path(found.origin).parent.rglob("*.py")), Path(os.environ[SWITCH]))
+    files = sorted(path for path in Path(found.origin).parent.rglob("*.py") if path.name != COMPILED)
+    lines = Lines(files, Path(os.environ[SWITCH]))
     setattr(builtins, RAN, lines.ran)
     setattr(builtins, CHECKED, jaxtyped(typechecker=checked))
     sys.meta_path.insert(0, _Finder("darwinlm", lines))

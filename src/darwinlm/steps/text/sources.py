@@ -241,6 +241,8 @@ def read_domains(
 
 def _visible(documents: Iterator[str], source: str) -> Iterator[str]:
     """Yield documents with a visible character, long ones in pieces. Raises DataError if no document has one."""
+    from darwinlm.steps.text.packing import pieces  # with NumPy, which reading a recipe doesn't need
+
     empty = True
     for document in documents:
         if document and not document.isspace():
