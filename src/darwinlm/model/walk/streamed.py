@@ -61,7 +61,7 @@ class StreamedDecoder(Decoder):
                 "with more memory, or compute.device=cpu"
             )
         self._lender = lender
-        self._weights = weights or self._from_checkpoint
+        self._given_weights = weights  # no method of its own, which would keep the decoder in a cycle
         # Noted now, since a thread reads a block while others stand in for it.
         self._names = [frozenset(block.state_dict()) for block in self.blocks]
         self._dtype = dtype
@@ -220,7 +220,8 @@ class StreamedDecoder(Decoder):
 
     def _read(self, block: int) -> dict[str, Tensor]:
         names = self._names[block]  # older checkpoints contain buffers that models compute
-        return {name: tensor for name, tensor in self._weights(block).items() if name in names}
+        weights = (self._given_weights or self._from_checkpoint)(block)
+        return {name: tensor for name, tensor in weights.items() if name in names}
 
     def _fetch(self, block: int) -> None:
         missing = block in range(len(self.blocks)) and block not in self._loaded and block not in self._arriving

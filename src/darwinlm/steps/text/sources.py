@@ -33,7 +33,6 @@ from darwinlm.runtime.limits import shorten
 from darwinlm.steps.text.file_kinds import EXTENSIONS, extension_of, is_code
 from darwinlm.steps.text.folder import FolderFiles, list_folder
 from darwinlm.steps.text.local_files import read_files, shuffled
-from darwinlm.steps.text.packing import pieces
 from darwinlm.steps.text.records import Record, listed, text_fields, text_of
 
 if TYPE_CHECKING:
