@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
 
 FILE_TYPE = "q4_k_m"
-"""Type of a GGUF file whose size is shown; the model comes as Q4_1, which is of the same quality."""
+"""Type of a GGUF file whose size is shown: of about as many bits per weight as the Q4_1 in which the model comes."""
 
 
 @command(SHRINK, "darwinlm demo")
@@ -58,13 +58,16 @@ def _screen(console: Console, summary: Summary, answers: tuple[int, int, int], o
     smaller = percent(params - small.params, params)
     lines.append(("size", f"{count(params)} → {count(small.params)} parameters: {smaller} smaller"))
     if (file := summary.file) is not None and file.bytes is not None and FILE_TYPE in file.predicted:
-        lines.append(("file", f"{size(file.bytes)} as it came → {size(file.predicted[FILE_TYPE])} as {FILE_TYPE}"))
+        lines.append(
+            ("file", f"{size(file.bytes)} as it came → {size(file.predicted[FILE_TYPE])} as {FILE_TYPE}, estimated")
+        )
     if vocabulary is not None:
         lines.extend(vocabulary.lines())
+    reference = "the original" if vocabulary is None else "the original with the same tokens"
     right, still_right, questions = answers
     lines += [
         ("answers", f"{still_right} of {questions} simple questions answered right; the original answers {right}"),
-        ("lost", f"KL {nats(small.kl)} nats per token to the original; 0 means the same predictions"),
+        ("lost", f"KL {nats(small.kl)} nats per token to {reference}; 0 means the same predictions"),
         ("", f"on {wording.measured_on(summary)}"),
     ]
     if (uniform := summary.uniform) is not None:

@@ -20,7 +20,8 @@ class VocabularySettings(Section):
 
     keep: Part | None = Field(None, gt=0)
     """Tokens of the vocabulary to keep, as a share or a number: 50% or 24k, rounded up to a multiple of 64. Those that
-    `text.source` uses most are kept; other text takes more tokens. None keeps all. `auto` is short for `auto: true`."""
+    `text.source` uses most, or that the model expects in more text of its kind, are kept; other text takes more tokens.
+    None keeps all. `auto` is short for `auto: true`."""
     auto: bool = False
     """Whether the budget, which must be `params`, `bytes` or `file`, decides how many tokens are kept: as many as let
     the smaller model need the fewest bits per byte of held-out documents of `text.source`."""
