@@ -68,7 +68,7 @@ def test_an_endless_loop_ends(function, body, where):
     begun = time.monotonic()
     with pytest.raises(MeasureError, match=rf"{where}: not finished after .*endless loop.*--measure-time"):
         scores(function(body, 0.2))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
 
 
 def test_what_lies_beside_the_file_can_be_imported(tmp_path):
