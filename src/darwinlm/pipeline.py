@@ -6,7 +6,7 @@ class in a package of its own, `steps/NAME/step.py`: its settings, inputs, work,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from darwinlm.runtime.sections import AnyRecipe, Sections
@@ -83,19 +83,23 @@ def prune(run: Run[AnyRecipe]) -> Summary | None:
         return None
 
 
-def read_inputs(run: Run[AnyRecipe]) -> Inputs:
-    """Model, text and, for budgets in time, the times of its modules. Raises DarwinLMError."""
-    from darwinlm.planning.run_plan import announce
+def read_inputs(run: Run[AnyRecipe], others: Sequence[tuple[AnyRecipe, str]] = ()) -> Inputs:
+    """Model, text and, for budgets in time, the times of its modules. Raises DarwinLMError.
+
+    `others` are recipes of further sizes that the run makes, with the last step of each; what it announces counts them.
+    """
+    from darwinlm.planning.run_plan import announce, expect_disk
     from darwinlm.steps.source.whole_model import open_model
     from darwinlm.steps.text.reading import kind_of, with_answers
 
     recipe, shares = run.recipe, text_shares(run.recipe)
     original = with_answers(open_model(run.context, recipe.model), recipe.section(TextSettings))
     check(run, original)
+    expect_disk(run, STEPS, original, others)
     if kind := kind_of(original):
         run.context.reporter.say(kind)
     if run.until in (None, REPORT) and not run.context.path(Text.name).exists():
-        announce(run, STEPS, original)
+        announce(run, STEPS, original, others)
     own_tokens = OwnText.amount(recipe, shares)
     own_text = run(OwnText(original, own_tokens)) if own_tokens else None
     settings = recipe.section(VocabularySettings)

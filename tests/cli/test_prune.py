@@ -47,7 +47,27 @@ def test_the_plan_is_told_before_the_first_stage(prune, monkeypatch):
     monkeypatch.setattr(Run, "__call__", Mock(side_effect=KeyboardInterrupt))
     ended = prune()
     assert ended.code == 130
-    assert re.search(r"planned: [\d.]+ (s|min) if nothing else runs, up to [\d.]+ [kMG]B of memory", ended.out)
+    amount = r"[\d.]+ [kMG]B"
+    said = (
+        rf"planned: [\d.]+ (s|min) if nothing else runs; up to {amount} of memory, {amount} of it without caches; up to"
+    )
+    assert re.search(rf"{said} {amount} of disk space", ended.out)
+
+
+@pytest.mark.parametrize(("free", "lacks"), [(10, True), (1 << 40, False)])
+def test_a_run_says_before_its_first_stage_whether_the_disk_has_room(free, lacks, prune, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Mock(free=free))
+    monkeypatch.setattr(Run, "__call__", Mock(side_effect=KeyboardInterrupt))
+    out = prune().out
+    assert ("has 10 bytes free, about " in out) == lacks
+    assert ("free some space, or choose another output folder" in out) == lacks
+
+
+def test_a_sweep_announces_all_of_its_sizes(prune, monkeypatch):
+    monkeypatch.setattr(Run, "__call__", Mock(side_effect=KeyboardInterrupt))
+    one, two = (re.search(r"up to ([\d.]+) ([kM])B of disk", prune("--keep", keep).out) for keep in ("60%", "60%,50%"))
+    first, both = (float(number) * {"k": 1e3, "M": 1e6}[unit] for number, unit in (one.groups(), two.groups()))
+    assert 1.2 * first < both < 2 * first
 
 
 def test_a_run_that_needs_more_memory_is_refused_before_its_first_stage(prune, monkeypatch, tmp_path):

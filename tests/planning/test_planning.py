@@ -74,7 +74,7 @@ def test_every_family_has_a_plan(model_type: str, tiny_folder) -> None:
 def test_rows_are_the_stages_that_read_a_model_in_their_order(tiny_llama: Path) -> None:
     sizes = sizes_of(tiny_llama, *TRAINING, "text.source=self", "budget.speedup=2x", "text.evaluation_tokens=4096")
     rows = [row.step for row in plan_card(STEPS, sizes, "h100").rows]
-    others = {"vocabulary", "text", "fitted_vocabulary", "fitted_text", "export", "file", "report"}
+    others = {"vocabulary", "text", "fitted_vocabulary", "fitted_text", "file", "report"}
     assert rows == [step.name for step in STEPS if step.name not in others]
 
 
@@ -162,7 +162,7 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
         plan = plan_of(str(folder), recipe=f"{name}-fast", device="h200")
         assert plan.sizes.params == params
         assert [row.step for row in plan.rows] == [
-            *("gradients", "database", "search", "stitch", "refit", "chats", "evaluate")
+            *("gradients", "database", "search", "stitch", "refit", "export", "chats", "evaluate")
         ]
     ended = command(*words).succeeded()
     assert f"{count(params)} parameters" in ended.out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
@@ -11,7 +11,7 @@ import torch
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.planning.rate import measure_rate
-from darwinlm.runtime import parallel, tables
+from darwinlm.runtime import disk, parallel, tables
 from darwinlm.runtime.amounts import count, duration, size
 from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.runtime.limits import visible
@@ -20,6 +20,7 @@ from darwinlm.runtime.run import Run
 from darwinlm.runtime.sections import AnyRecipe, Sections
 from darwinlm.runtime.step import AnyStep, Cost
 from darwinlm.runtime.tables import Table
+from darwinlm.steps.database.step import Database
 from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.search.step import Search
@@ -28,6 +29,8 @@ from darwinlm.steps.text.shares import shares_of
 from darwinlm.steps.workload import LIBRARIES, Workload
 
 Steps = Sequence[type[AnyStep]]
+Others = Sequence[tuple[Sections, str]]
+"""Recipes of further sizes from the same database, with the last step of each."""
 
 DEVICES = {
     "h100": (989, 80), "h200": (989, 141), "a100": (312, 80), "a100-40gb": (312, 40), "l40s": (362, 48),
@@ -96,10 +99,13 @@ class Plan:
 
     @property
     def table(self) -> Table:
-        """A row for each stage and one for all: passes of the model, time and memory."""
-        cells = [(row.step, f"{self.passes(row):,.0f}", self.times(row), size(row.cost.bytes)) for row in self.rows]
-        total = ("all", f"{self.passes():,.0f}", self.times(), size(self.peak.cost.bytes))
-        return Table(("stage", "passes", "time", "memory"), [*cells, total])
+        """A row for each stage and one for all: passes of the model, time, memory, and space on the disk."""
+        cells = [
+            (row.step, f"{self.passes(row):,.0f}", self.times(row), size(row.cost.bytes), size(row.cost.disk or None))
+            for row in self.rows
+        ]
+        total = ("all", f"{self.passes():,.0f}", self.times(), size(self.peak.cost.bytes), size(self.disk))
+        return Table(("stage", "passes", "time", "memory", "disk"), [*cells, total])
 
     @property
     def lines(self) -> tuple[str, str]:
@@ -127,6 +133,11 @@ class Plan:
         return max(row.cost.bytes + row.cost.caches for row in self.rows)
 
     @property
+    def disk(self) -> float:
+        """Bytes that the run takes in its output folder at most, temporary files included."""
+        return most_disk(self.rows)
+
+    @property
     def peak(self) -> Row:
         """The step that needs most memory, which is that of the run."""
         return max(self.rows, key=lambda row: row.cost.bytes)
@@ -143,6 +154,21 @@ class Plan:
             f"for {item}, but {self.device} has {size(self.memory)}{' free' if self.free else ''}: "
             f"{REMEDIES.get(item, 'use a device with more memory')}"
         )
+
+
+def most_disk(rows: Iterable[Row]) -> float:
+    """Bytes on the disk at most: what steps leave there adds up, and each has its temporary files while it works."""
+    left = most = 0.0
+    for row in rows:
+        left += row.cost.disk
+        most = max(most, left + row.cost.scratch)
+    return most
+
+
+def of_each_size(rows: Sequence[Row]) -> list[Row]:
+    """The rows that each size of a sweep has of its own: those after the database, which the sizes share."""
+    names = [row.step for row in rows]
+    return list(rows[names.index(Database.name) + 1 :]) if Database.name in names else []
 
 
 def rows_of(steps: Steps, sizes: RunSizes, *, on_cpu: bool, memory: float) -> list[Row]:
@@ -184,17 +210,56 @@ def check_memory(steps: Steps, recipe: Sections, checkpoint: Checkpoint, device:
     memory_of(device).needs = {row.step: row.cost.bytes for row in plan.rows}
 
 
-def announce(run: Run[AnyRecipe], steps: Steps, original: Checkpoint) -> None:
-    """Say the planned time and memory of a new run."""
+def plans_of(
+    run: Run[AnyRecipe], steps: Steps, original: Checkpoint, others: Others = (), rate: float | None = None
+) -> list[Plan]:
+    """Plans of a run, and of the other sizes that it makes from the same database: of these, their own rows alone.
+
+    The rate of this machine is measured if it isn't given.
+    """
+    device, processes = run.context.device, parallel.size()
+    first = plan_here(steps, RunSizes(original, run.recipe, processes), device, rate)
+    plans = [first]
+    for recipe, last in others:
+        plan = plan_here(steps, RunSizes(original, recipe, processes), device, first.rates[0])
+        rows = of_each_size(plan.rows)
+        after = next((place for place, row in enumerate(rows, 1) if row.step == last), len(rows))
+        plans.append(replace(plan, rows=rows[:after]))
+    return plans
+
+
+def expect_disk(run: Run[AnyRecipe], steps: Steps, original: Checkpoint, others: Others = ()) -> None:
+    """Note the space that a run takes on the disk, for the message of a full one."""
+    plans = plans_of(run, steps, original, others, math.inf)
+    disk.expect(run.folder, most_disk(row for plan in plans for row in plan.rows))
+
+
+def announce(run: Run[AnyRecipe], steps: Steps, original: Checkpoint, others: Others = ()) -> None:
+    """Say the planned time, memory and disk space of a new run, and whether the disk has room for it."""
     if not parallel.is_main():
         return
-    limit = run.context.limit
-    planned = plan_here(steps, RunSizes(original, run.recipe, parallel.size()), run.context.device)
-    time = f"{duration(planned.seconds()[0])} if nothing else runs"
+    limit, say = run.context.limit, run.context.reporter.say
+    plans = plans_of(run, steps, original, others)
+    time = f"{duration(sum(plan.seconds()[0] for plan in plans if plan.rows))} if nothing else runs"
     if limit is not None:
         amounts = f"with the amounts of the preset {limit.preset}"
         time = f"{duration(limit.seconds)} at most if nothing else runs, {amounts}"
-    run.context.reporter.say(
-        f"planned: {time}, up to {size(planned.most_memory)} of memory, {size(planned.peak.cost.bytes)} of it without "
-        "caches"
+    most, least = (max(of(plan) for plan in plans if plan.rows) for of in (_most_memory, _least_memory))
+    space = most_disk(row for plan in plans for row in plan.rows)
+    say(
+        f"planned: {time}; up to {size(most)} of memory, {size(least)} of it without caches; up to {size(space)} of "
+        "disk space"
     )
+    if lack := disk.lacking(run.folder):
+        say(
+            f"the disk of {run.folder} has {size(disk.free_bytes(run.folder))} free, about {size(lack)} too little: "
+            "free some space, or choose another output folder; a run that finds the disk full ends, and can be resumed"
+        )
+
+
+def _most_memory(plan: Plan) -> float:
+    return plan.most_memory
+
+
+def _least_memory(plan: Plan) -> float:
+    return plan.peak.cost.bytes

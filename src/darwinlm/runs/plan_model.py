@@ -13,7 +13,7 @@ from darwinlm.formats.resolve import describe_model
 from darwinlm.model.units.space import kept_whole
 from darwinlm.pipeline import ORDER, REPORT, STEPS
 from darwinlm.planning.rate import measure_rate
-from darwinlm.planning.run_plan import DEVICES, Plan, plan_card, plan_here
+from darwinlm.planning.run_plan import DEVICES, Plan, of_each_size, plan_card, plan_here
 from darwinlm.recipe import BudgetArguments, BudgetSettings, Recipe, load_recipe, options
 from darwinlm.report.wording import large_embedding
 from darwinlm.runs.amount import limit_of
@@ -26,7 +26,6 @@ from darwinlm.runtime.limits import suggestion
 from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.steps.budget.layers import choose_layers
 from darwinlm.steps.run_sizes import RunSizes
-from darwinlm.steps.search.step import Search
 from darwinlm.steps.text.text_source import check_source, given_source
 from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
@@ -117,13 +116,8 @@ def _plan(resolved: Recipe, device: str, processes: int) -> Plan:
 
 def sweep_seconds(plans: Sequence[Plan]) -> tuple[float, float]:
     """The shortest and the longest time of a sweep over several sizes, which share all stages up to the database."""
-    times = [plans[0].seconds()] + [
-        plan.seconds(*(row for row in plan.rows if row.step in _OF_EACH_SIZE)) for plan in plans[1:]
-    ]
+    times = [plans[0].seconds(), *(replace(plan, rows=of_each_size(plan.rows)).seconds() for plan in plans[1:])]
     return sum(time[0] for time in times), sum(time[1] for time in times)
-
-
-_OF_EACH_SIZE = frozenset(ORDER[ORDER.index(Search.name) :])
 
 
 def plan_of(sizes: RunSizes, device: torch.device, rate: float | None = None) -> Plan:

@@ -10,6 +10,10 @@ STEP = 0.025
 """Distance of the sizes that may be tried: a search rarely tells closer ones apart."""
 LARGEST, SMALLEST = 39, 12
 """The sizes in steps: 97.5 % and 30 %. A smaller model needs training whatever the measure says."""
+MOST = (LARGEST - SMALLEST + 1).bit_length()
+"""Most sizes that are tried."""
+MIDDLE = STEP * (LARGEST + SMALLEST) / 2
+"""A share that stands for those that may be tried."""
 
 
 class Probe(Protocol):

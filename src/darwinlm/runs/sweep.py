@@ -68,7 +68,7 @@ def prune_sweep(
     ordered = [load_recipe(recipe, (), {"preset": sweep.recipe.preset}) for recipe in ordered]
     summaries: dict[str, Summary] = {}
     with tracked(sweep, track), suppress(Ended):
-        inputs = read_inputs(sweep)
+        inputs = read_inputs(sweep, [(recipe, until) for recipe in ordered[1:]])
         runs = [
             open_size(
                 recipe,

@@ -20,7 +20,7 @@ from darwinlm.runs.finished import read_summary
 from darwinlm.runs.opening import open_run
 from darwinlm.runs.own_scores import OwnScores
 from darwinlm.runs.pruning import check_replaced
-from darwinlm.runs.smallest import Bracket, smallest
+from darwinlm.runs.smallest import MIDDLE, MOST, Bracket, smallest
 from darwinlm.runtime.amounts import percent
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, BudgetError, RecipeError
@@ -28,6 +28,7 @@ from darwinlm.runtime.run import Run
 from darwinlm.steps.budget.kinds import Keep
 from darwinlm.steps.database.step import PruningDatabase
 from darwinlm.steps.recover.recovery_settings import RecoverySettings
+from darwinlm.steps.refit.step import Refit
 from darwinlm.steps.results import Inputs
 
 SIZES = "sizes"
@@ -72,7 +73,7 @@ def prune_within(
     if not overwrite:
         _check_replaced(recipe, folder, within)
     main = open_run(recipe, folder, reporter)
-    inputs = pipeline.read_inputs(main)
+    inputs = pipeline.read_inputs(main, [(_short(main.recipe, MIDDLE), Refit.name)] * MOST)
     own = OwnScores(main, inputs, measures, within)
     own.check()
     judge = own.judge

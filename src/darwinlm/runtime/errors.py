@@ -34,11 +34,13 @@ from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from darwinlm.runtime import disk
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 DISK = {
-    errno.ENOSPC: "the disk is full: free some space",
+    errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "your quota of the disk is used up: free some space",
     errno.EROFS: "the disk is read-only: make it writable or choose another place",
     errno.EFBIG: "the file system or a limit allows no file this large (FAT: none of 4 GiB): choose another place",
@@ -208,6 +210,8 @@ def storage_error(path: Path, error: Exception) -> StorageError:
     text = str(error)
     refused = (advice for number, advice in DISK.items() if os.strerror(number) in text)
     reason = next(refused, f"{getattr(error, 'strerror', None) or text}: check the path and its permissions")
+    if reason == DISK[errno.ENOSPC]:
+        reason = f"{reason}: {disk.how_much(path)}"
     return StorageError(f"can't write {path}: {reason}, then rerun the same command; finished work is kept")
 
 

@@ -69,11 +69,15 @@ class Cost:
         operations: Its work in operations of passes through the model, over all processes.
         memory: Bytes on the device of one process at the peak, by what they hold.
         caches: Largest number of bytes of caches, in addition to `memory`.
+        disk: Bytes of files that it leaves in the output folder.
+        scratch: Bytes of its temporary files there, in addition to `disk`.
     """
 
     operations: float
     memory: Mapping[str, float]
     caches: float = 0.0
+    disk: float = 0.0
+    scratch: float = 0.0
 
     @property
     def bytes(self) -> float:

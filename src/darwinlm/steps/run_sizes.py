@@ -33,6 +33,7 @@ class RunSizes:
     Attributes:
         cut: Shapes of modules with several levels.
         params: Number of parameters of the dense model with the recipe's vocabulary; a tied embedding counts once.
+        original_params: The same with its own vocabulary.
         blocks: Number of parameters in its blocks.
         block: Number of parameters of the largest one.
         outside: Number of parameters outside its blocks: embedding, head, last norm.
@@ -60,9 +61,10 @@ class RunSizes:
         self.vocabulary, self.depth = kept_size(kept_tokens or 1, rows), checkpoint.n_blocks
         self.blocks = self.space.params(self.space.dense)
         self.block = max(self.params_of(block) for block in range(self.depth))
-        self.params = 0
+        self.params = self.original_params = 0
         for name, parameter in checkpoint.outline.named_parameters():
             in_blocks = name.startswith(f"{checkpoint.family.layers}.")
+            self.original_params += parameter.numel()
             if parameter.shape[:1] == (rows,) and not in_blocks:
                 self.params += parameter.numel() // rows * self.vocabulary
             else:

@@ -85,4 +85,4 @@ class Chats(Step[ChatFigures]):
         work += sizes.operations(TOGETHER * tokens, heads=1)
         fits = load.on_cpu or sizes.params * sizes.size <= load.memory / 2  # else none are written
         writing = load.writing(CHATS_AT_ONCE, LENGTH) if fits else {}
-        return Cost(work, largest(writing, load.reading(2 * tokens, 3)))
+        return Cost(work, largest(writing, load.reading(2 * tokens, 3)), scratch=load.mapped(sizes.params))

@@ -119,6 +119,7 @@ class Database(Step[PruningDatabase]):
         tokens = load.settings(TextSettings).calibration_tokens
         weighted = load.settings(DatabaseSettings).metric.gradients
         work, moments, module = sizes.operations(tokens), dict[int, float](), 0.0
+        packed, largest_matrix = 0.0, 0.0
         for shape in sizes.cut:
             d, experts, orders = float(shape.sizes.width), max(shape.sizes.experts, 1), max(shape.sizes.experts, 1)
             if shape.kind != "mlp" and (count := len(variants(shape, load.settings(UnitsSettings)))) > 1:
@@ -129,7 +130,10 @@ class Database(Step[PruningDatabase]):
             weights = sizes.size + 16 if few and weighted else 8
             matrices = 8 * (2 - load.on_cpu + few) + 4 * shape.sizes.experts
             module = max(module, matrices * d * d + weights * r * d + 12 * r * r)
+            packed += 2 * experts * d * (d + 1)
+            largest_matrix = max(largest_matrix, 8 * experts * d * d)
         of_a_block = {"second moments": max(moments.values(), default=0.0)}
         factorising = {"factors of one module": module} | ({} if load.on_cpu else of_a_block)
         held = largest(load.passing | {"blocks": load.block} | of_a_block, factorising)
-        return Cost(work, load.streams(tokens) | held)
+        set_aside = largest_matrix if load.on_cpu else 0.0
+        return Cost(work, load.streams(tokens) | held, disk=packed, scratch=set_aside)

@@ -99,4 +99,5 @@ class Evaluate(Step[Measured]):
         small = sizes.saved_params
         if not load.on_cpu and (models := float((sizes.params + small) * sizes.size)) <= load.memory / 2:
             timing["whole models"] = models
-        return Cost(work, largest(load.reading(read, 1 + smaller), timing))
+        mapped = load.mapped(sizes.params + small)
+        return Cost(work, largest(load.reading(read, 1 + smaller), timing), scratch=mapped)

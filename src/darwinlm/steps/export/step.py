@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Step, Task
+from darwinlm.runtime.step import Cost, Step, Task
 from darwinlm.steps.export.export_figures import ExportFigures
 from darwinlm.steps.text.text_settings import TextSettings
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.steps.stitch.step import Stitched
     from darwinlm.steps.text.sequences import TokenSequences
+    from darwinlm.steps.workload import Workload
 
 FILES = "export.json"
 """Hashes of the files in `model/`, which is outside of the step's folder."""
@@ -108,6 +109,11 @@ class Export(Step[Exported]):
             gives="scores" if self.dense.answers else result.checkpoint.family.ending,
             modules=is_sentence_transformer(result.folder),
         )
+
+    @classmethod
+    def cost(cls, load: Workload) -> Cost:
+        """The model on the disk, and once more while it is put together."""
+        return Cost(0.0, {}, disk=load.smaller_model, scratch=load.smaller_model)
 
     def spoiled(self, task: Task) -> str | None:
         """The first file of the model that isn't as recorded."""

@@ -112,4 +112,6 @@ class Gradients(Step[GradientMoments]):
         if load.on_cpu:  # memory that forward passes freed stays with the process, in fragments between the streams
             memory["fragments"] = load.passing["activations"]
         memory["rows of the embedding"] = float(min(tokens, sizes.vocabulary) * sizes.width * sizes.size)
-        return Cost(sizes.operations(tokens, blocks=3, heads=2), memory | load.streams(tokens, sizes.depth + 1))
+        work = sizes.operations(tokens, blocks=3, heads=2)
+        moments = 4.0 * sizes.width**2 * len(sizes.shapes)
+        return Cost(work, memory | load.streams(tokens, sizes.depth + 1), disk=moments)

@@ -90,7 +90,8 @@ class OwnText(Step[Documents]):
         if not tokens:
             return None
         work = TOGETHER * sizes.operations(tokens, heads=1)
-        return Cost(work, load.writing(ROWS, load.settings(TextSettings).sequence_length))
+        writing = load.writing(ROWS, load.settings(TextSettings).sequence_length)
+        return Cost(work, writing, scratch=load.mapped(sizes.original_params))
 
 
 @dataclass(frozen=True, eq=False)

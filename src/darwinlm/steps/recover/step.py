@@ -117,6 +117,7 @@ class Recover(Step[Recovered]):
     def cost(cls, load: Workload) -> Cost | None:
         """Training of the smaller model, the dense one beside it, and evaluations. None without training."""
         from darwinlm.runtime import parallel
+        from darwinlm.steps.recover.checkpoints import KEPT
         from darwinlm.steps.recover.trained_model import logit_tokens
         from darwinlm.steps.workload import SAVED
 
@@ -143,4 +144,7 @@ class Recover(Step[Recovered]):
         if settings.needs_dense:
             work += sizes.operations(settings.tokens, heads=2) + sizes.operations(held_out, heads=1)
             held["dense model"] = (sizes.blocks / shards + sizes.outside) * sizes.size
-        return Cost(work, held)
+        checkpoint = 12.0 * weights
+        text = settings.tokens / settings.epochs * (2 if sizes.vocabulary <= 1 << 16 else 4)
+        while_training = (KEPT + 1) * checkpoint + text
+        return Cost(work, held, disk=load.smaller_model, scratch=while_training)

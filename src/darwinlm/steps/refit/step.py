@@ -129,4 +129,5 @@ class Refit(Step[Refitted]):
         moments = {"moments of one module": d * (20 * d + 32 * r)}
         fitting = load.passing | {"blocks": (2 + 2 * k) * load.block} | moments
         held = largest(fitting, {"heads": 2 * load.head, "logits": load.compared})
-        return Cost(work, load.streams(tokens, 4) | held)
+        written = sum(4.0 * k * max(shape.sizes.experts, 1) * shape.sizes.width * r for shape in sizes.shapes)
+        return Cost(work, load.streams(tokens, 4) | held, disk=written)

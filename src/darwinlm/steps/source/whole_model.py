@@ -44,9 +44,12 @@ def open_model(context: Context, model: str | None) -> Checkpoint:
 
 
 def conversion_cost(load: Workload) -> Cost | None:
-    """Memory of the conversion of a GGUF file; None for other models."""
-    memory = memory_to_read(load.sizes.checkpoint.source) if load.on_cpu else 0.0
-    return Cost(0, {"a tensor in float32": memory}) if memory else None
+    """Memory and disk space of the conversion of a GGUF file; None for other models."""
+    source = load.sizes.checkpoint.source
+    if not is_converted(source):
+        return None
+    memory = memory_to_read(source) if load.on_cpu else 0.0
+    return Cost(0, {"a tensor in float32": memory}, disk=4.0 * load.sizes.original_params)
 
 
 def load_whole(task: Task, checkpoint: Checkpoint) -> PreTrainedModel:

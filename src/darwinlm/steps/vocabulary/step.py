@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from darwinlm.runtime.step import Step, Task, Uses
+from darwinlm.runtime.step import Cost, Step, Task, Uses
 from darwinlm.steps.text.step import DOCUMENTS
 from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
@@ -15,6 +15,7 @@ from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.steps.own_text.documents import Documents
+    from darwinlm.steps.workload import Workload
 
 FIGURES = "figures.json"
 
@@ -81,6 +82,19 @@ class Vocabulary(Step[CutVocabulary]):
 
         checkpoint = Checkpoint.open(task.folder / "model", self.original.source)
         return CutVocabulary(checkpoint, read_as(task.folder / FIGURES, VocabularyFigures), task.stage.digest)
+
+    @classmethod
+    def cost(cls, load: Workload) -> Cost | None:
+        """What the tokens are chosen and measured by, and the model with fewer tokens. None without a cut."""
+        from darwinlm.steps.vocabulary.cut_vocabulary import EVALUATION, PREDICTED_TOKENS
+
+        settings = load.settings(VocabularySettings)
+        if settings.auto or not settings.cut:
+            return None
+        sizes, held_out = load.sizes, load.shares.get(EVALUATION, 0)
+        work = sizes.operations(PREDICTED_TOKENS + 2 * held_out, heads=1)
+        memory = load.reading(max(PREDICTED_TOKENS, held_out), 1)
+        return Cost(work, memory, disk=sizes.params * sizes.saved)
 
     def figures(self, task: Task, result: CutVocabulary) -> VocabularyFigures:
         """What the smaller vocabulary costs."""
