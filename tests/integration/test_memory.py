@@ -87,8 +87,8 @@ def test_no_process_holds_a_whole_dense_or_trained_model(tmp_path):
     assert size > 150e6
     model = whole.load(torch.float32)
     expected = logits_of(model, run_dense(model, torch.arange(8)[None])[0]).double().mean(0)[:4].tolist()
-    # A whole model beside its share would be 1.25 of its size. How many gathered blocks (0.04 each) are still waiting to
-    # be freed at the peak depends on how the processes meet: 0.60 to 0.71 were seen.
+    # A whole model beside its share would be 1.25 of its size. How many gathered blocks (0.04 each) are still waiting
+    # to be freed at the peak depends on how the processes meet: 0.60 to 0.71 were seen.
     for process in processes:
         assert process["mesh"] == [0, 1, 2, 3]
         assert process["held"] == pytest.approx(size / 4, rel=0.01)

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from tests.tiny.checkpoint import SETTINGS
+from tests.tiny.pruned import plain_checkpoint
 
+from darwinlm.formats.gguf.file_sizes import predicted_sizes
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import Row, most_disk, of_each_size, plan_here, rows_of
-from darwinlm.recipe import load_recipe
+from darwinlm.recipe import load_recipe, options
 from darwinlm.runs.smallest import MOST
 from darwinlm.runs.smallest import smallest as bisect
 from darwinlm.runtime import disk
@@ -100,3 +102,28 @@ def test_a_full_disk_says_how_much_the_run_takes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(9000, 0, 9000))  # a quota, or a wrong plan
     with pytest.raises(StorageError, match=r"full: free some space; this run takes up to 5 kB in all, then rerun"):
         write_json(run / "stages" / "a.json", {})
+
+
+def test_a_bounded_file_has_a_row_in_the_plan(tmp_path: Path) -> None:
+    pytest.importorskip("gguf", reason="the extra gguf")
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 6}
+    model = plain_checkpoint(tmp_path / "model", "llama", **sizes)
+    assert "file" not in rows(model)
+    bound = predicted_sizes(Checkpoint.open(model))["q8_0"] - 100_000
+    chosen = options(model=model, file=bound, ready_for="q8_0")
+    recipe = load_recipe(None, (*SETTINGS, "units.mlp_multiple=32"), chosen)
+    planned = rows_of(STEPS, RunSizes(Checkpoint.describe(model), recipe), on_cpu=True, memory=1e12)
+    assert planned[-1].step == "file"
+    cost = planned[-1].cost
+    assert cost.operations > 0
+    assert cost.disk == bound
+    assert cost.scratch > cost.disk
+
+
+def test_chats_are_planned_as_they_are_written_token_by_token(tiny_llama: Path) -> None:
+    recipe = load_recipe(None, SETTINGS, {"model": str(tiny_llama), "text.evaluation_tokens": "16384"})
+    sizes = RunSizes(Checkpoint.describe(tiny_llama), recipe)
+    planned = rows_of(STEPS, sizes, on_cpu=True, memory=1e12)
+    (chats,) = (row.cost for row in planned if row.step == "chats")
+    read = sizes.operations(2 * 4096, 1 + 2 * sizes.kept, heads=3)
+    assert chats.operations > 2 * read

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from math import prod
 
+from darwinlm.formats.resolve import is_converted
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import ModuleShape, module_shapes
 from darwinlm.model.units.space import space_of
@@ -38,7 +39,8 @@ class RunSizes:
         block: Number of parameters of the largest one.
         outside: Number of parameters outside its blocks: embedding, head, last norm.
         channels: Channels of the stream and of the widest attention and MLP, of which a token uses its own experts.
-        saved: Bytes of a saved weight.
+        saved: Bytes of a weight of the model that the run saves.
+        stored: Bytes of a weight of the dense model on the disk: a GGUF file is converted to float32.
         pass_tokens: Tokens in one pass.
         fitted: Whether the run chooses the size of the vocabulary; until then, it counts as a whole here.
     """
@@ -76,6 +78,7 @@ class RunSizes:
         self.channels = self.width + sum(widths.values())
         self.dtype = DTYPES["float32" if recipe.compute.dtype == "float32" else "bfloat16"]
         self.size, self.saved = self.dtype.itemsize, checkpoint.dtype.itemsize
+        self.stored = 4 if is_converted(checkpoint.source) else self.saved
         self.pass_tokens = max(recipe.compute.batch_tokens or GPU_TOKENS, text.sequence_length)
 
     def params_of(self, block: int) -> int:

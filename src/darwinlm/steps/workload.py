@@ -83,18 +83,12 @@ class Workload:
         memory = tokens * count * self.sizes.width * self.sizes.size / self.sizes.processes
         return {"streams": memory} if memory <= STREAMS else {}
 
-    @property
-    def smaller_model(self) -> float:
-        """Bytes of the smaller model's weights, as they are saved."""
-        return float(self.sizes.saved_params * self.sizes.saved)
+    def mapped(self, params: float, weight: int) -> float:
+        """Bytes of the temporary files of a whole model with so many parameters that are stored in `weight` bytes each.
 
-    def mapped(self, params: float) -> float:
-        """Bytes of the temporary files of whole models with so many parameters.
-
-        There are none on a GPU, and none if the models are saved in the element type of the run.
+        There are none on a GPU, and none if the model is stored in the element type of the run.
         """
-        sizes = self.sizes
-        return params * sizes.size if self.on_cpu and sizes.size != sizes.saved else 0.0
+        return params * self.sizes.size if self.on_cpu and self.sizes.size != weight else 0.0
 
     def writing(self, rows: int, length: int) -> Memory:
         """Bytes of a whole model that writes `rows` texts at once, of `length` tokens each.

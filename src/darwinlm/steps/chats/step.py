@@ -76,13 +76,16 @@ class Chats(Step[ChatFigures]):
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:
         """Answers of the dense model, read by it and two smaller ones. None for short runs."""
-        from darwinlm.steps.workload import TOGETHER, largest
+        from darwinlm.steps.workload import ALONE, TOGETHER, largest
 
         sizes, tokens = load.sizes, load.settings(TextSettings).answer_tokens
         if not tokens:
             return None
         work = sizes.operations(2 * tokens, 1 + 2 * sizes.kept, heads=3)
-        work += sizes.operations(TOGETHER * tokens, heads=1)
+        batches = -(-tokens // (CHATS_AT_ONCE * LENGTH // 2))  # of chats that use half of their length
+        step = ALONE + TOGETHER * CHATS_AT_ONCE / 2  # reads all weights; on average, half of the chats go on
+        work += sizes.operations(batches * LENGTH * step, heads=1)
         fits = load.on_cpu or sizes.params * sizes.size <= load.memory / 2  # else none are written
         writing = load.writing(CHATS_AT_ONCE, LENGTH) if fits else {}
-        return Cost(work, largest(writing, load.reading(2 * tokens, 3)), scratch=load.mapped(sizes.params))
+        mapped = load.mapped(sizes.params, sizes.stored)
+        return Cost(work, largest(writing, load.reading(2 * tokens, 3)), scratch=mapped)

@@ -99,5 +99,5 @@ class Evaluate(Step[Measured]):
         small = sizes.saved_params
         if not load.on_cpu and (models := float((sizes.params + small) * sizes.size)) <= load.memory / 2:
             timing["whole models"] = models
-        mapped = load.mapped(sizes.params + small)
+        mapped = load.mapped(sizes.params, sizes.stored) + load.mapped(small, sizes.saved)
         return Cost(work, largest(load.reading(read, 1 + smaller), timing), scratch=mapped)

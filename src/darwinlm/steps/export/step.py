@@ -113,7 +113,8 @@ class Export(Step[Exported]):
     @classmethod
     def cost(cls, load: Workload) -> Cost:
         """The model on the disk, and once more while it is put together."""
-        return Cost(0.0, {}, disk=load.smaller_model, scratch=load.smaller_model)
+        model = float(load.sizes.saved_params * load.sizes.saved)
+        return Cost(0.0, {}, disk=model, scratch=model)
 
     def spoiled(self, task: Task) -> str | None:
         """The first file of the model that isn't as recorded."""

@@ -123,7 +123,7 @@ class FittedVocabulary(Step[CutVocabulary]):
         for d in (float(shape.sizes.width) for shape in sizes.cut):
             work += load.slow * TRIED * 2 * d * d * sizes.kept**2 * r
         factors = {"factors of one module": 4 * load.widest * (load.widest + 2 * r), "blocks": load.block}
-        model = sizes.params * sizes.saved  # at most, since the size is chosen later
+        model = sizes.params * sizes.stored  # at most, since the size is chosen later
         return Cost(work, largest(load.reading(tokens, 1), factors), disk=model)
 
 

@@ -83,15 +83,15 @@ class OwnText(Step[Documents]):
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:
         """A whole model that writes many texts at once."""
-        from darwinlm.steps.workload import ROWS, TOGETHER
+        from darwinlm.steps.workload import ALONE, ROWS, TOGETHER
 
         sizes = load.sizes
         tokens = cls.amount(sizes.recipe, dict(load.shares))
         if not tokens:
             return None
-        work = TOGETHER * sizes.operations(tokens, heads=1)
-        writing = load.writing(ROWS, load.settings(TextSettings).sequence_length)
-        return Cost(work, writing, scratch=load.mapped(sizes.original_params))
+        length = load.settings(TextSettings).sequence_length
+        work = sizes.operations(TOGETHER * tokens + ALONE * length, heads=1)  # the last texts end one by one
+        return Cost(work, load.writing(ROWS, length), scratch=load.mapped(sizes.original_params, sizes.stored))
 
 
 @dataclass(frozen=True, eq=False)

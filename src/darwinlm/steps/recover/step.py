@@ -147,4 +147,4 @@ class Recover(Step[Recovered]):
         checkpoint = 12.0 * weights
         text = settings.tokens / settings.epochs * (2 if sizes.vocabulary <= 1 << 16 else 4)
         while_training = (KEPT + 1) * checkpoint + text
-        return Cost(work, held, disk=load.smaller_model, scratch=while_training)
+        return Cost(work, held, disk=sizes.saved_params * sizes.stored, scratch=while_training)

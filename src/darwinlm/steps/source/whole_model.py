@@ -49,7 +49,7 @@ def conversion_cost(load: Workload) -> Cost | None:
     if not is_converted(source):
         return None
     memory = memory_to_read(source) if load.on_cpu else 0.0
-    return Cost(0, {"a tensor in float32": memory}, disk=4.0 * load.sizes.original_params)
+    return Cost(0, {"a tensor in float32": memory}, disk=load.sizes.original_params * load.sizes.stored)
 
 
 def load_whole(task: Task, checkpoint: Checkpoint) -> PreTrainedModel:

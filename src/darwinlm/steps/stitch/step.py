@@ -91,5 +91,5 @@ class Stitch(Step[Stitched]):
         sizes, r = load.sizes, load.sizes.width
         squares = sum(max(shape.sizes.experts, 1) * float(shape.sizes.width) ** 2 for shape in sizes.shapes)
         factors = {"factors of one module": 4 * load.widest * (load.widest + 2 * r), "blocks": load.block}
-        work, model = load.slow * squares * r * (2 + sizes.kept**2), load.smaller_model
+        work, model = load.slow * squares * r * (2 + sizes.kept**2), float(sizes.saved_params * sizes.stored)
         return Cost(work, factors, disk=model, scratch=model)

@@ -94,7 +94,7 @@ class Vocabulary(Step[CutVocabulary]):
         sizes, held_out = load.sizes, load.shares.get(EVALUATION, 0)
         work = sizes.operations(PREDICTED_TOKENS + 2 * held_out, heads=1)
         memory = load.reading(max(PREDICTED_TOKENS, held_out), 1)
-        return Cost(work, memory, disk=sizes.params * sizes.saved)
+        return Cost(work, memory, disk=sizes.params * sizes.stored)
 
     def figures(self, task: Task, result: CutVocabulary) -> VocabularyFigures:
         """What the smaller vocabulary costs."""
