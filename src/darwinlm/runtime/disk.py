@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from darwinlm.runtime.amounts import size
+from darwinlm.runtime.errors import tell_when_full
 
 _PLANNED: dict[Path, float] = {}
 """Bytes that runs of this process write at most, by output folder."""
@@ -53,3 +54,6 @@ def _written(folder: Path) -> int:
 
 def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
+
+
+tell_when_full(how_much)

@@ -34,9 +34,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from darwinlm.runtime import disk
-
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 DISK = {
@@ -205,13 +204,26 @@ def install(extra: str) -> str:
     return f"pip install 'darwinlm[{extra}]{f' @ {url}' if url else ''}'"
 
 
+def _free_some(path: Path) -> str:
+    return "free some space"
+
+
+_how_much: Callable[[Path], str] = _free_some
+
+
+def tell_when_full(how_much: Callable[[Path], str]) -> None:
+    """Let messages about a full disk say how much space to free for a file that couldn't be written."""
+    global _how_much  # noqa: PLW0603
+    _how_much = how_much
+
+
 def storage_error(path: Path, error: Exception) -> StorageError:
     """The error for a failed write, with the path and a remedy."""
     text = str(error)
     refused = (advice for number, advice in DISK.items() if os.strerror(number) in text)
     reason = next(refused, f"{getattr(error, 'strerror', None) or text}: check the path and its permissions")
     if reason == DISK[errno.ENOSPC]:
-        reason = f"{reason}: {disk.how_much(path)}"
+        reason = f"{reason}: {_how_much(path)}"
     return StorageError(f"can't write {path}: {reason}, then rerun the same command; finished work is kept")
 
 
