@@ -54,7 +54,7 @@ def test_the_file_keeps_the_bound_and_the_quantised_dense_model_stands_beside_it
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["budget"]["kind"] == "file"
 
 
-def test_without_a_type_the_model_is_pruned_to_the_smallest_one_that_is_worth_it(given, tmp_path):
+def test_without_a_type_the_model_is_pruned_to_the_smallest_one_that_is_worth_it(given, command, tmp_path):
     pytest.importorskip("cyllama", reason="comes with the extra gguf")
     dense = sizes_of(tmp_path / "model")
     bound = dense["q3_k_m"] - 100_000
@@ -66,6 +66,9 @@ def test_without_a_type_the_model_is_pruned_to_the_smallest_one_that_is_worth_it
     assert "No type makes the dense model that small" in ended.out
     again = given("--file", bound).succeeded()
     assert "already done" in again.out
+    for kind, exceeds in (("q8_0", True), (SMALLEST, False)):
+        exported = command("export", tmp_path / "out", "--quant", kind, "--out", tmp_path / f"{kind}.gguf").succeeded()
+        assert ("that the run was pruned to; darwinlm show" in exported.out + exported.err) == exceeds
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q5_k_m", "q3_k_m"])

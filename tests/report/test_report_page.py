@@ -32,13 +32,32 @@ def test_commands_are_ones_that_the_program_takes(name):
     text = Page(render_page(summary)).text
     for _, line in steps:
         assert line in text
-        if not line.startswith("hf upload"):
+        if line.startswith("darwinlm"):
             parse(line)
     trains = [line for _, line in steps if line.startswith("darwinlm recover")]
     assert len(trains) == (summary.of(RecoveryFigures) is None)
     pruned = summary.budget is not None and summary.of(VocabularyFigures) is None
     large = pruned and summary.dense.block_params < 0.8 * summary.dense.params
     assert any("--vocab" in line for _, line in steps) == large
+
+
+def test_next_steps_of_a_bounded_model_keep_the_bound():
+    options = {"--file 75MB": ("file", 75e6), "--params 100M": ("params", 1e8), "--bytes 200MB": ("bytes", 2e8)}
+    for option, (kind, upper) in options.items():
+        summary = made(changed(searched(), budget={"kind": kind, "keep": None, "unit": "bytes", "upper": upper}))
+        (line,) = [line for _, line in next_steps(summary, ".", "../smaller", summary.model) if "--vocab" in line]
+        assert f" {option} --vocab auto " in line
+        parse(line)
+    sizes = {"q8_0": 110_000_000, "q4_0": 74_000_000, "q2_k": 70_000_000}
+    tree = changed(searched(), budget={"kind": "file", "keep": None, "unit": "bytes", "upper": 75e6})
+    tree = changed(tree, file={"dense": sizes, "predicted": sizes, "bytes": 120_000_000})
+    assert any("--quant q4_0 " in line for _, line in next_steps(made(tree), ".", "../smaller", None))
+    assert "Larger than the bound of 75 MB: q8_0." in Page(render_page(made(tree))).text
+    file = {"model": "m", "file": "model-q4_0.gguf", "tokens": 9}
+    file["saved"] = {"quantisation": "q4_0", "bytes": 74_000_000, "kl": 0.9}
+    steps = [line for _, line in next_steps(made(told(tree, file=file)), "runs/a", "runs/a", None)]
+    assert "llama-cli -m runs/a/model-q4_0.gguf" in steps
+    assert not any("darwinlm export" in line for line in steps)
 
 
 def swept(second_kl, second_params=80_000_000):

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from huggingface_hub import ModelCard
-from tests.tiny.summaries import NASTY, front_matter, made, plain, searched, told
+from tests.tiny.summaries import NASTY, changed, front_matter, made, plain, recovered, searched, told
 
 from darwinlm.report import wording
 from darwinlm.report.card import model_card
@@ -21,6 +21,25 @@ def test_what_was_gained_and_lost():
         ("loss", "KL 0.871 nats per token, where 0 means the same predictions"),
         ("speed", "prompt speed ×2.1, decode speed ×1.8"),
     ]
+
+
+def bounded(tree, kind="file", upper=75e6):
+    return changed(tree, budget={"kind": kind, "keep": None, "unit": "bytes", "upper": upper})
+
+
+def test_a_model_that_lost_much_has_advice():
+    lost = "a model that lost this much answers many questions wrongly; to lose less, "
+    vocabulary, train = "cut the vocabulary in place of some blocks ", "train it (darwinlm recover)"
+    assert dict(wording.told(made(searched())))["advice"] == f"{lost}{vocabulary}(--vocab 50%), and {train}"
+    assert wording.advice(made(bounded(searched()))) == f"{lost}{vocabulary}(--vocab auto), and {train}"
+    assert wording.advice(made(bounded(recovered()))).endswith("(--vocab auto), and train it for longer")
+    little = searched()
+    for model in little["models"].values():
+        model["metrics"]["kl"] = 0.1
+    assert wording.told(made(little)) == wording.gains(made(little))
+    file = {"model": "m", "file": "model-q2_k.gguf", "tokens": 9}
+    file["saved"] = {"quantisation": "q2_k", "bytes": 70_000_000, "kl": 0.9}
+    assert "train it" in wording.advice(made(told(little, file=file))), "the file lost much"
 
 
 COMPUTED = "computed from the sizes: prompt speed ×2.0, decode speed ×1.7"

@@ -140,7 +140,7 @@ def show_result(console: Console, summary: Summary, out: Path) -> None:
     from darwinlm.report import wording
 
     quoted = shlex.quote(str(out))
-    lines = wording.gains(summary)
+    lines = wording.told(summary)
     if summary.curve is not None:
         lines += summary.curve.lines()
     if summary.time is not None:

@@ -70,7 +70,7 @@ def _show(console: Console, run: Path, summary: Summary) -> None:
     from darwinlm.report.comparison import comparison
 
     console.print(Text(wording.title(summary), style="bold"))
-    for name, words in wording.gains(summary):
+    for name, words in wording.told(summary):
         console.print(f"{name:<6} {words}", soft_wrap=True)
     console.print()
     plain = not (console.encoding or "").startswith("utf")

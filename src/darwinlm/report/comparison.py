@@ -80,6 +80,10 @@ def file_table(summary: Summary) -> Table | None:
     remarks = ["Sizes are predicted."]
     if file.bytes is not None:
         remarks.append(f"The file that came in has {amounts.size(file.bytes)}.")
+    if summary.budget is not None and summary.budget.kind == "file":
+        over = [kind for kind, n_bytes in file.predicted.items() if n_bytes > summary.budget.upper]
+        if over:
+            remarks.append(f"Larger than the bound of {amounts.size(summary.budget.upper)}: {', '.join(over)}.")
     named = {DENSE: file.dense, summary.name(summary.saved_key): file.predicted}
     rows = [(name, *(amounts.size(sizes[kind]) for kind in file.predicted)) for name, sizes in named.items()]
     return Table(("GGUF file", *file.predicted), rows, remarks, final=True)

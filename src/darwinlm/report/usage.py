@@ -7,8 +7,9 @@ import json
 import shlex
 
 from darwinlm.report.summary import Summary
-from darwinlm.report.wording import large_embedding
+from darwinlm.report.wording import WHOLE_MODEL, large_embedding
 from darwinlm.runtime.errors import install
+from darwinlm.steps.file.file_figures import BoundedFileFigures
 from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
@@ -83,38 +84,60 @@ def next_steps(
     Paths of new files and folders begin with `stem`. `model` is the dense one; None where it has no name that others
     know. A wish names the extra that it needs; `on_this_machine`, on this machine, how to install it if it isn't.
     """
-    kind = summary.file.smaller if summary.file and summary.file.bytes is not None else "q8_0"
+    kind = _file_type(summary)
     run, recovered, gguf = (shlex.quote(path) for path in (run, f"{stem}-recovered", f"{stem}.gguf"))
     against = f" --against {shlex.quote(model)}" if model else ""
     train = (
         "train it, which gains the most quality (needs a GPU; on a CPU try --tokens 1M)",
         f"darwinlm recover {run} --tokens 300M --text TEXT --out {recovered}",
     )
+    bounded = summary.of(BoundedFileFigures)
+    file = (
+        f"write a file for llama.cpp{_needs('gguf', on_this_machine=on_this_machine)}",
+        f"darwinlm export {run} --quant {kind} --out {gguf}",
+    )
+    if bounded is not None:
+        file = ("run the file that keeps the bound, in llama.cpp", f"llama-cli -m {run}/{shlex.quote(bounded.file)}")
     if summary.export.gives != "language":
         return [
             *([train] if summary.of(RecoveryFigures) is None else []),
             ("publish it", f"hf upload OWNER/NAME {run}/model"),
         ]
-    cut: list[tuple[str, str]] = []
-    if model and summary.budget and summary.of(VocabularyFigures) is None:
-        keep = summary.budget.block_params / summary.budget.dense_block_params
-        if large := large_embedding(summary.dense.params, summary.dense.block_params):
-            do = f"darwinlm prune {shlex.quote(model)} --keep {keep:.1%} --vocab 50% --text TEXT"
-            cut = [(f"cut its vocabulary too: {large}", f"{do} --out {shlex.quote(f'{stem}-vocab')}")]
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
         *([train] if summary.of(RecoveryFigures) is None else []),
-        *cut,
+        *_fewer_tokens(summary, model, stem),
         (
             f"measure it on benchmarks{_needs('eval', on_this_machine=on_this_machine)}",
             f"darwinlm evaluate {run} --suite quick",
         ),
-        (
-            f"write a file for llama.cpp{_needs('gguf', on_this_machine=on_this_machine)}",
-            f"darwinlm export {run} --quant {kind} --out {gguf}",
-        ),
+        file,
         ("publish it", f"hf upload OWNER/NAME {run}/model"),
     ]
+
+
+def _file_type(summary: Summary) -> str:
+    """The type of a GGUF file to write: the largest that keeps a bound on the file, or is smaller than what came in."""
+    file, budget = summary.file, summary.budget
+    if file is not None and budget is not None and budget.kind == "file":
+        return next((kind for kind, n_bytes in file.predicted.items() if n_bytes <= budget.upper), file.smaller)
+    return file.smaller if file is not None and file.bytes is not None else "q8_0"
+
+
+def _fewer_tokens(summary: Summary, model: str | None, stem: str) -> list[tuple[str, str]]:
+    """How to cut the vocabulary too, if it is large and was not cut. A bound on the whole model stays as it is."""
+    large = large_embedding(summary.dense.params, summary.dense.block_params)
+    budget = summary.budget
+    if not (model and budget and large) or summary.of(VocabularyFigures) is not None:
+        return []
+    if budget.kind in WHOLE_MODEL:
+        wish = "cut its vocabulary too, which leaves more of the same size to its blocks"
+        size = f"--{budget.kind} {budget.upper / 1e6:.10g}{'M' if budget.kind == 'params' else 'MB'} --vocab auto"
+    else:
+        wish = f"cut its vocabulary too: {large}"
+        size = f"--keep {budget.block_params / budget.dense_block_params:.1%} --vocab 50%"
+    out = shlex.quote(f"{stem}-vocab")
+    return [(wish, f"darwinlm prune {shlex.quote(model)} {size} --text TEXT --out {out}")]
 
 
 def _needs(extra: str, *, on_this_machine: bool) -> str:

@@ -12,11 +12,17 @@ from darwinlm.runtime.published import hub_id, short_source
 from darwinlm.steps.evaluate.item_metrics import item_metrics
 from darwinlm.steps.evaluate.metrics import speed_gains
 from darwinlm.steps.evaluate.model_figures import ModelFigures, ReadingFigures, main_score
+from darwinlm.steps.file.file_figures import BoundedFileFigures
+from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 UNTRAINED = (
     "It was not trained after pruning. Abilities that pruning removed, facts above all, only return with training."
 )
+MUCH = 0.4
+"""KL in nats per token from which a model is said to have lost much: chat models of 135M then often answer wrongly."""
+WHOLE_MODEL = ("params", "bytes", "file")
+"""Kinds of budget that count the whole model, so that a smaller vocabulary leaves more for its blocks."""
 
 
 def kept_whole(summary: Summary) -> str:
@@ -40,6 +46,27 @@ def gains(summary: Summary) -> list[tuple[str, str]]:
     """What was gained and what was lost: names of lines, and their words."""
     lines = [("size", smaller(summary)), ("loss", loss(summary)), ("speed", faster(summary))]
     return [*lines, *(line for figures in summary.steps.values() for line in figures.lines())]
+
+
+def told(summary: Summary) -> list[tuple[str, str]]:
+    """What a person is told at the end of a run: gains and losses, and what helps where the loss is large."""
+    return [*gains(summary), *([("advice", words)] if (words := advice(summary)) else [])]
+
+
+def advice(summary: Summary) -> str:
+    """What helps a language model that lost much, at the same size; empty if it didn't."""
+    file = summary.of(BoundedFileFigures)
+    lost = summary.saved.kl if file is None else file.saved.kl
+    if summary.export.gives != "language" or lost is None or lost < MUCH:
+        return ""
+    large = large_embedding(summary.dense.params, summary.dense.block_params) is not None
+    ways = []
+    if large and summary.budget is not None and summary.of(VocabularyFigures) is None:
+        whole = summary.budget.kind in WHOLE_MODEL
+        ways.append("cut the vocabulary in place of some blocks " + ("(--vocab auto)" if whole else "(--vocab 50%)"))
+    trained = summary.of(RecoveryFigures) is not None
+    ways.append("train it for longer" if trained else "train it (darwinlm recover)")
+    return f"a model that lost this much answers many questions wrongly; to lose less, {', and '.join(ways)}"
 
 
 def smaller(summary: Summary) -> str:

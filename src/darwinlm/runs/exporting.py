@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from darwinlm.formats.format import WriteOptions, check_target
 from darwinlm.formats.gguf.gguf_format import GGUF
 from darwinlm.formats.logits_check import ExportReport
 from darwinlm.formats.resolve import resolve_finished
+from darwinlm.report.summary import FILE
+from darwinlm.runs.finished import read_summary
+from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import fresh_folder
-from darwinlm.runtime.errors import ExportError
+from darwinlm.runtime.errors import ArtifactError, ExportError
 from darwinlm.runtime.lock import hold_target
 
 
@@ -40,4 +45,19 @@ def export_model(
         checkpoint = resolve_finished(str(model), work)
         check_target(GGUF, out, checkpoint.folder, overwrite=overwrite)
         tokenizer_from = tokenizer_from or (model if GGUF.holds(model) else None)
-        return GGUF.write(checkpoint, out, WriteOptions(quantisation, tokenizer_from, unchecked), say)
+        report = GGUF.write(checkpoint, out, WriteOptions(quantisation, tokenizer_from, unchecked), say)
+    if beyond := _beyond_bound(model, report.bytes):
+        say(beyond)
+    return report
+
+
+def _beyond_bound(model: Path, n_bytes: int) -> str:
+    """Says that a file exceeds the bound that a run was pruned to; empty if it doesn't, or there is none."""
+    with suppress(ArtifactError):  # a folder of a model, or a run of another version
+        budget = read_summary(model / FILE).budget if (model / FILE).is_file() else None
+        if budget is not None and budget.kind == "file" and n_bytes > budget.upper:
+            return (
+                f"this file has {size(n_bytes)}, more than the {size(budget.upper)} that the run was pruned to; "
+                f"darwinlm show {shlex.quote(str(model))} lists the types that keep it"
+            )
+    return ""

@@ -1,6 +1,7 @@
 """The text of runs: blocks begin with bos, passages come again, documents come from everywhere, short text is cut."""
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -101,6 +102,22 @@ def test_sixty_short_documents_make_a_model(tiny_llama, make_run, sixty, tmp_pat
     assert f"and gets {sum(tokens.values()):,} (calibration {tokens['calibration']:,}, " in said
     hashes = [hashed for part in made.text.values() for hashed in part.document_hashes]
     assert len(hashes) == len(set(hashes)), "no document serves two purposes"
+
+
+def test_text_that_the_model_wrote_is_not_named_by_its_folder(tiny_llama, make_run, sixty, tmp_path):
+    own = tmp_path / "own_text" / "documents"
+    own.mkdir(parents=True)
+    shutil.copy(sixty, own)
+    console = Console(record=True, width=200, file=io.StringIO())
+    run = make_run(tiny_llama, tmp_path / "out", *MUCH, text=own, reporter=Reporter(console))
+    run_stages(run, "text")
+    said = console.export_text()
+    assert re.search(r"text: the model's own text has [\d,]+ of [\d,]+ tokens \(calibration .*; the run goes on", said)
+    assert "is short" not in said
+    (own / sixty.name).write_text("A few words.")
+    few = make_run(tiny_llama, tmp_path / "few", *MUCH, text=own)
+    with pytest.raises(DataError, match=r"the model's own text has \d+ tokens.*: give text with --text, or"):
+        run_stages(few, "text")
 
 
 @pytest.mark.parametrize("lines", [1, 2])

@@ -10,6 +10,7 @@ from darwinlm.runtime.errors import DataError
 from darwinlm.steps.text.records import listed
 from darwinlm.steps.text.repeats import ordinary_tokens, with_repeats
 from darwinlm.steps.text.sequences import TokenSequences
+from darwinlm.steps.text.source_words import OWN_TEXT, in_words, is_own_text
 from darwinlm.steps.text.sources import read_documents
 from darwinlm.steps.text.splits import TextTooShortError, shares_within, split_documents
 
@@ -78,25 +79,36 @@ def _split(
             continue
         if shares != requested:
             parts = ", ".join(f"{purpose} {part.tokens.numel():,}" for purpose, part in sequences.items())
-            say(
-                f"text: {source} is short. The recipe asks for {sum(requested.values()):,} tokens and gets "
-                f"{sum(part.tokens.numel() for part in sequences.values()):,} ({parts}). More text makes a better "
-                "model."
-            )
+            say(_shorter(source, sum(requested.values()), sum(map(_tokens, sequences.values())), parts))
         return sequences
+
+
+def _tokens(part: TokenSequences) -> int:
+    return part.tokens.numel()
+
+
+def _shorter(source: str, requested: int, got: int, parts: str) -> str:
+    """What is said of a text that has fewer tokens than were asked for, but enough for every purpose."""
+    if is_own_text(source):
+        return f"text: {OWN_TEXT} has {got:,} of {requested:,} tokens ({parts}); the run goes on with these"
+    return (
+        f"text: {in_words(source)} is short. The recipe asks for {requested:,} tokens and gets {got:,} ({parts}). "
+        "More text makes a better model."
+    )
 
 
 def _too_short(source: str, error: TextTooShortError, requested: Mapping[str, int], length: int) -> DataError:
     """The error for text of which not even a sequence of so many tokens is left for each purpose."""
+    source, more = in_words(source), "give text with --text" if is_own_text(source) else "give more text"
     purposes = listed([purpose for purpose, tokens in requested.items() if tokens])
     count = sum(tokens > 0 for tokens in requested.values())
     if error.documents < count and error.available >= count * length:
         return DataError(
             f"text.source {source} has {error.available:,} tokens in {error.documents} "
-            f"document{'s' * (error.documents != 1)}, but no document serves two of {purposes}: give more text, or "
+            f"document{'s' * (error.documents != 1)}, but no document serves two of {purposes}: {more}, or "
             "separate its documents (in a .txt file by two blank lines)"
         )
     return DataError(
         f"text.source {source} has {error.available:,} tokens, less than a sequence of {length} for each of "
-        f"{purposes}: give more text, or lower text.sequence_length"
+        f"{purposes}: {more}, or lower text.sequence_length"
     )

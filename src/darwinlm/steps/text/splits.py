@@ -20,6 +20,7 @@ import torch
 from darwinlm.runtime.errors import DataError
 from darwinlm.steps.text.packing import added_bos, document_hash, tokenise
 from darwinlm.steps.text.sequences import TokenSequences
+from darwinlm.steps.text.source_words import in_words, is_own_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,10 +92,11 @@ def split_documents(
             f"{purpose} has {shelves[purpose].n_tokens} of {shelves[purpose].requested} tokens" for purpose in short
         )
         read = f"{n_documents} documents were read, {n_repeated} of them repeated"
-        name = f"Text source {source!r}" if source else "The text"
+        own = bool(source) and is_own_text(source)
+        name = f"Text source {in_words(source)!r}" if source else "The text"
         raise TextTooShortError(
             f"{name} is too short: {shortages} ({read}; no document serves two purposes). "
-            f"Give more text, or lower {' and '.join(settings)}.",
+            f"Give {'text with --text' if own else 'more text'}, or lower {' and '.join(settings)}.",
             sum(shelf.n_tokens for shelf in shelves.values()),
             n_documents - n_repeated,
         )

@@ -20,6 +20,7 @@ from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.context import Context
 from darwinlm.runtime.errors import DataError
 from darwinlm.steps.text.packing import document_hash, token_ids
+from darwinlm.steps.text.source_words import in_words
 from darwinlm.steps.text.sources import read_domains
 from darwinlm.steps.text.splits import purpose_of
 from darwinlm.steps.text.text_settings import TextSettings
@@ -71,8 +72,8 @@ def read_documents(
         held_out.get(purpose, texts).setdefault(domain, []).append(text)
     if not texts or not all(held_out.values()):
         raise DataError(
-            f"text.source {source} has too few documents to choose tokens and to measure the choice: give more text, "
-            "or leave out --vocab"
+            f"text.source {in_words(source)} has too few documents to choose tokens and to measure the choice: give "
+            "more text, or leave out --vocab"
         )
     return Documents(texts, held_out)
 
