@@ -23,6 +23,21 @@ def test_what_was_gained_and_lost():
     ]
 
 
+@pytest.mark.parametrize(
+    ("model", "inside", "name"),
+    [
+        ("/tmp/model.gguf", "Qwen2.5 0.5B Instruct", "Qwen2.5 0.5B Instruct"),
+        ("/tmp/qwen2.5-0.5b-instruct-Q8_0.gguf", "Qwen2.5 0.5B Instruct", "qwen2.5-0.5b-instruct"),
+        ("/tmp/model.gguf", None, "model"),
+        ("owner/name", "Another", "name"),
+    ],
+)
+def test_a_file_without_its_models_name_is_called_by_its_metadata(model, inside, name):
+    summary = made(changed(searched(), model=model, origin={"name": inside}))
+    assert wording.title(summary).startswith(f"{name} with half of its")
+    assert f"\n# {name} with half" in model_card(summary).replace("\\", "")
+
+
 def bounded(tree, kind="file", upper=75e6):
     return changed(tree, budget={"kind": kind, "keep": None, "unit": "bytes", "upper": upper})
 

@@ -133,7 +133,19 @@ def title(summary: Summary) -> str:
     vocabulary = summary.of(VocabularyFigures)
     tokens = f" and {_share(vocabulary.tokens, vocabulary.dense_tokens)} of its vocabulary" if vocabulary else ""
     share = _share(summary.saved.block_params, summary.dense.block_params)
-    return f"{plain_name(summary.model)} with {share} of its block parameters{tokens}"
+    return f"{model_name(summary)} with {share} of its block parameters{tokens}"
+
+
+def model_name(summary: Summary) -> str:
+    """The original model's name for people.
+
+    A GGUF file that doesn't have its model's name, such as model.gguf, is called by what its metadata say.
+    """
+    name, inside = plain_name(summary.model), summary.origin.name
+    if not inside or not summary.model.lower().endswith(".gguf"):
+        return name
+    first = re.split(r"\W|_", inside.strip().lower())[0]
+    return name if first and first in name.lower() else inside
 
 
 def _share(part: float, total: float) -> str:

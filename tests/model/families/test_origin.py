@@ -69,12 +69,14 @@ def test_a_gguf_file_tells_its_licence_and_its_end_tokens(tmp_path):
     fields = {
         "general.license": "apache-2.0",
         "general.languages": ["en"],
+        "general.name": "A Name",
         "general.base_model.0.repo_url": "https://huggingface.co/owner/name",
         "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.eot_token_id": 7,
     }
     write_gguf_origin(tmp_path, fields)
-    assert origin_of(tmp_path, "/models/file.gguf") == Origin("owner/name", "apache-2.0", languages=("en",))
+    known = Origin("owner/name", "apache-2.0", languages=("en",), name="A Name")
+    assert origin_of(tmp_path, "/models/file.gguf") == known
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"temperature": 0.6, "eos_token_id": [2, 7]}
 
 

@@ -74,6 +74,19 @@ print(json.dumps(found))
 """
 
 
+OLDER = """
+import transformers
+from transformers import AutoModelForCausalLM
+
+transformers.__version__ = "4.57.1"
+sys.modules["transformers.integrations.heterogeneity"] = None  # came with 5.16
+try:
+    AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+except ImportError as error:
+    print(json.dumps({"said": str(error)}))
+"""
+
+
 def run_elsewhere(script: str, arguments: list[str], work: Path) -> dict:
     """What a script prints in a process where darwinlm can't be imported. A tokenizer warns of nothing."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -115,3 +128,11 @@ def test_the_tokenizer_runs_no_code_of_the_checkpoint_and_warns_of_nothing(finis
     found = run_elsewhere(TOKENIZER, [str(finished_llama / "model"), '{"trust_remote_code": false}'], tmp_path)
     assert found["ran"] == []
     assert found["ids"] == AutoTokenizer.from_pretrained(finished_llama / "model")("the river stone")["input_ids"]
+
+
+def test_an_older_transformers_is_told_what_the_model_needs(finished_llama, tmp_path):
+    said = run_elsewhere(OLDER, [str(finished_llama / "model")], tmp_path)["said"]
+    assert said == (
+        "the layers of this model differ in size, which needs transformers 5.16 or newer, and this is 4.57.1: "
+        "pip install -U 'transformers>=5.16'"
+    )

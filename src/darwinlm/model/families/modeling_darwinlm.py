@@ -21,10 +21,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from huggingface_hub.dataclasses import strict
+import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError as AmbiguousError
+
+try:
+    from huggingface_hub.dataclasses import strict
+    from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+    from transformers.integrations.heterogeneity import AmbiguousGlobalPerLayerAttributeError as AmbiguousError
+except ImportError as error:
+    raise ImportError(
+        "the layers of this model differ in size, which needs transformers 5.16 or newer, and this is "
+        f"{transformers.__version__}: pip install -U 'transformers>=5.16'"
+    ) from error
 
 if TYPE_CHECKING:
     from transformers import Cache

@@ -24,7 +24,7 @@ _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 class Origin:
     """Origin of a model according to its files: its name on the hub, licence, and codes of its languages.
 
-    A licence without a standard identifier has a name and a link.
+    `name` is what a GGUF file calls its model. A licence without a standard identifier has a name and a link.
     """
 
     base_model: str | None = None
@@ -32,6 +32,7 @@ class Origin:
     license_name: str | None = None
     license_link: str | None = None
     languages: tuple[str, ...] = ()
+    name: str | None = None
 
 
 def origin_of(folder: Path, source: str) -> Origin:
@@ -54,11 +55,12 @@ def origin_of(folder: Path, source: str) -> Origin:
         license_name=_word(fields.get("license_name")),
         license_link=_word(fields.get("license_link")),
         languages=_words(fields.get("languages", fields.get("language"))),
+        name=_word(fields.get("name")),
     )
 
 
 def write_gguf_origin(folder: Path, fields: JsonObject) -> None:
-    """Save licence, languages, base model and end tokens of a GGUF file beside the weights read from it.
+    """Save name, licence, languages, base model and end tokens of a GGUF file beside the weights read from it.
 
     `fields` are the file's metadata by key. The folder already holds config.json. Raises StorageError if the disk is
     full.
@@ -72,6 +74,7 @@ def write_gguf_origin(folder: Path, fields: JsonObject) -> None:
         "license_link": general.get("license.link"),
         "license": general.get("license"),
         "languages": general.get("languages"),
+        "name": general.get("name"),
     }
     write_json(folder / RECORD, record)
     numbers = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
