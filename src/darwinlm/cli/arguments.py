@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import Parameter, signature
+from copy import copy
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from typer.models import OptionInfo
 
+from darwinlm.runtime.signatures import spelled_out
 from darwinlm.steps.budget.kinds import BUDGETS
 
 F = TypeVar("F", bound=Callable[..., object])
-
-
-def with_budget(run: F) -> F:
-    """Give a command an option for each kind of budget in place of its last argument, `**budget`."""
-    declared = signature(run, eval_str=True)
-    *parameters, budget = declared.parameters.values()
-    assert budget.kind is Parameter.VAR_KEYWORD, budget
-    for kind in BUDGETS:
-        bound = BUDGETS.find(kind)
-        option = typer.Option(metavar=bound.metavar, help=bound.help, rich_help_panel="Budget (choose one)")
-        parameters.append(
-            Parameter(kind, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
-        )
-    run.__signature__ = declared.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return run
 
 
 def number(metavar: str, help: str, *, least: int = 1) -> OptionInfo:
@@ -194,3 +182,71 @@ MeasureTime = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+
+
+def _budget_options() -> dict[str, Any]:
+    """An option for each kind of budget."""
+    panel = "Budget (choose one)"
+    kinds = {kind: BUDGETS.find(kind) for kind in BUDGETS}
+    return {
+        kind: Annotated[str | None, typer.Option(metavar=bound.metavar, help=bound.help, rich_help_panel=panel)]
+        for kind, bound in kinds.items()
+    }
+
+
+RECIPE_OPTIONS: dict[str, Any] = {
+    "text": Text,
+    "preset": Preset,
+    "time": Time,
+    "vocab": Vocab,
+    "layers": Layers,
+    "ready_for": For,
+    "answers": Answers,
+}
+"""Options that are settings of a recipe with a short name: all of `RecipeOptions` but the kinds of budget."""
+
+
+def with_recipe_options(run: F) -> F:
+    """Give a command all options of `RecipeOptions` in place of its last argument, `**given`."""
+    return spelled_out({**RECIPE_OPTIONS, **_budget_options()}, after="recipe")(_evaluated(run))
+
+
+def with_budget(run: F) -> F:
+    """Give a command an option for each kind of budget in place of its last argument, `**budget`."""
+    return spelled_out(_budget_options())(_evaluated(run))
+
+
+def _evaluated(run: F) -> F:
+    """A command whose annotations are types rather than their names, as Typer needs them; but for the last argument."""
+    run.__annotations__.pop(list(signature(run).parameters)[-1], None)
+    run.__signature__ = signature(run, eval_str=True)  # type: ignore[attr-defined]
+    return run
+
+
+def with_options_of(other: Callable[..., object], panel: str) -> Callable[[F], F]:
+    """Let a command accept the options of another that it doesn't have, and ignore them. `panel` heads them."""
+
+    def accept(run: F) -> F:
+        own, others = signature(run), signature(other).parameters
+        ignored = {name: parameter for name, parameter in others.items() if name not in own.parameters}
+
+        @wraps(run)
+        def without(**given: object) -> object:
+            return run(**{name: value for name, value in given.items() if name not in ignored})
+
+        added = [
+            parameter.replace(annotation=_in_panel(parameter.annotation, panel), kind=parameter.KEYWORD_ONLY)
+            for parameter in ignored.values()
+        ]
+        without.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
+        return without  # type: ignore[return-value]
+
+    return accept
+
+
+def _in_panel(annotation: Any, panel: str) -> Any:
+    """An option under another heading of the help."""
+    type_, option = get_args(annotation)
+    placed = copy(option)
+    placed.rich_help_panel = panel
+    return Annotated[type_, placed]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
 
 import typer
@@ -10,12 +9,11 @@ from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import AHEAD, command
-from darwinlm.steps.budget.kinds import BudgetArguments
+from darwinlm.cli.prune import prune
 
 if TYPE_CHECKING:
     from darwinlm.planning.run_plan import Plan
-
-_AS_FOR_PRUNE = "As for prune, so that the same line can be planned. Nothing is written."
+    from darwinlm.recipe import RecipeOptions
 
 
 @command(
@@ -24,17 +22,10 @@ _AS_FOR_PRUNE = "As for prune, so that the same line can be planned. Nothing is 
     "darwinlm plan MODEL --keep 75%,50% --preset quick --text TEXT --out runs/sizes",
     "darwinlm plan meta-llama/Llama-2-7b-hf --recipe llama2-7b-2.7b-fast --device h100",
 )
-@arguments.with_budget
+@arguments.with_options_of(prune, "Options of prune that make no difference to a plan")
+@arguments.with_recipe_options
 def plan(
     model: arguments.Model = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FOLDER", help=_AS_FOR_PRUNE)] = None,
-    vocab: arguments.Vocab = None,
-    answers: arguments.Answers = None,
-    time: arguments.Time = None,
-    preset: arguments.Preset = None,
-    ready_for: arguments.For = None,
-    layers: arguments.Layers = None,
-    text: arguments.Text = None,
     recipe: arguments.RecipeFile = None,
     device: Annotated[
         str,
@@ -48,7 +39,6 @@ def plan(
     processes: Annotated[int, arguments.number("PROCESSES", "Number of torchrun processes")] = 1,
     assignments: arguments.Set = None,
     until: arguments.Until = None,
-    track: Annotated[str | None, typer.Option("--track", metavar="TRACKER", help=_AS_FOR_PRUNE)] = None,
     within: Annotated[
         str | None,
         typer.Option("--within", metavar="LOSS", help="As for prune. What each size that it tries takes is planned."),
@@ -56,28 +46,22 @@ def plan(
     measure: Annotated[
         list[str] | None, typer.Option("--measure", metavar="NAMES", help="As for prune. Its time isn't planned.")
     ] = None,
-    run_code: Annotated[bool, typer.Option("--run-code", help=_AS_FOR_PRUNE)] = False,
-    measure_time: Annotated[str, typer.Option("--measure-time", metavar="DURATION", help=_AS_FOR_PRUNE)] = "1h",
-    data_dir: Annotated[Path | None, typer.Option("--data-dir", metavar="FOLDER", help=_AS_FOR_PRUNE)] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="ITEMS", help=_AS_FOR_PRUNE)] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help=_AS_FOR_PRUNE)] = False,
-    **budget: Unpack[BudgetArguments],
+    **given: Unpack[RecipeOptions],
 ) -> None:
     """Predict what each stage of a run takes: passes of the model, time and memory.
 
     It takes the options of prune: type the same line with another verb. No weights are read.
     """
-    del out, track, overwrite, run_code, measure_time, data_dir, limit
     from darwinlm.recipe import load_recipes, options
 
-    settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
-    settings["answers"] = answers
-    recipes = load_recipes(recipe, assignments or (), options(model=model, **budget, **settings))
+    recipes = load_recipes(recipe, assignments or (), options(model=model, **given))
     from darwinlm.pipeline import REPORT
     from darwinlm.runs.plan_model import plan as plan_run  # with PyTorch, which takes seconds
     from darwinlm.runs.plan_model import sweep_seconds
 
     console = terminal.console()
+
+    text = given.get("text")
     plans = [
         plan_run(recipe=each, device=device, processes=processes, until=until or REPORT, text=text) for each in recipes
     ]

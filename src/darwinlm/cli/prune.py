@@ -12,9 +12,10 @@ from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
-from darwinlm.steps.budget.kinds import BudgetArguments
+from darwinlm.steps.budget.kinds import BUDGETS
 
 if TYPE_CHECKING:
+    from darwinlm.recipe import RecipeOptions
     from darwinlm.report.summary import Summary
 
 
@@ -29,17 +30,10 @@ if TYPE_CHECKING:
     "darwinlm prune MODEL --within 2% --measure sciq,answers.jsonl --text TEXT --out runs/safe",
     "darwinlm prune RERANKER --keep 50% --text pairs.jsonl --out runs/reranker",
 )
-@arguments.with_budget
+@arguments.with_recipe_options
 def prune(
     model: arguments.Model = None,
     out: arguments.Out = Path("runs/pruned"),
-    vocab: arguments.Vocab = None,
-    time: arguments.Time = None,
-    preset: arguments.Preset = None,
-    ready_for: arguments.For = None,
-    layers: arguments.Layers = None,
-    text: arguments.Text = None,
-    answers: arguments.Answers = None,
     recipe: arguments.RecipeFile = None,
     assignments: arguments.Set = None,
     until: arguments.Until = None,
@@ -53,7 +47,7 @@ def prune(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a finished run of another model or size in the output folder.")
     ] = False,
-    **budget: Unpack[BudgetArguments],
+    **given: Unpack[RecipeOptions],
 ) -> None:
     """Prune a model to a budget, to several (75%,50%), or as far as its quality allows (--within 2%).
 
@@ -61,19 +55,8 @@ def prune(
     """
     from darwinlm.recipe import load_recipes, options
 
-    overrides = options(
-        model=model,
-        vocab=vocab,
-        time=time,
-        preset=preset,
-        text=text,
-        answers=answers,
-        ready_for=ready_for,
-        layers=layers,
-        **budget,
-    )
-    recipes = load_recipes(recipe, assignments or (), overrides)
-    _check_options(within, [name for name, value in budget.items() if value is not None], len(recipes))
+    recipes = load_recipes(recipe, assignments or (), options(model=model, **given))
+    _check_options(within, [name for name in BUDGETS if given.get(name) is not None], len(recipes))
     from darwinlm.evaluation.measures.named import MeasureRequest
     from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds
     from darwinlm.runs.pruning import prune as run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,18 +21,6 @@ from darwinlm.steps.search.search_amounts import SelectionRound
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-OPTIONS: Mapping[str, str] = {
-    "model": "model",
-    "time": "time",
-    "preset": "preset",
-    "text": "text.source",
-    "answers": "text.answers",
-    "ready_for": "units.quantisation",
-    "layers": "search.layers",
-    "vocab": "vocabulary.keep",
-}
-"""Short names of fields: options of the command `prune` and arguments of the function, without the kinds of budget."""
-
 _HOMES = (Path(__file__).parents[1] / "recipes", Path(__file__).parents[3] / "recipes")
 """Folders of the bundled recipes: in an installed wheel, and in the repository."""
 
@@ -41,30 +28,6 @@ SEVERAL = re.compile(r"(?<!\d),|,(?!\d{3}(?!\d))")
 """A comma between values; one between digits, of which three follow, separates thousands."""
 MISTAKES = 5
 """Maximum number of wrong fields in a message."""
-
-
-def options(**arguments: object) -> JsonObject:
-    """Overrides by dotted name of short names, those in `OPTIONS` and the kinds of budget; `text` may be a list.
-
-    Raises TypeError for others.
-    """
-    fields = {**OPTIONS, **{kind: f"budget.{kind}" for kind in BUDGETS}}
-    if unknown := arguments.keys() - fields.keys():
-        raise TypeError(f"unexpected arguments {sorted(unknown)}: known are {', '.join(fields)}")
-    arguments["text"] = text_source(arguments.get("text"))
-    return {fields[name]: plain_path(value) for name, value in arguments.items()}
-
-
-def text_source(text: object) -> object:
-    """A source of text, or several in a list, as a recipe names them; None if there is none."""
-    if isinstance(text, list | tuple):
-        return ",".join(map(os.fspath, text)) or None
-    return plain_path(text)
-
-
-def plain_path(value: object) -> object:
-    """A path as text; other values as they are."""
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def load_recipe(

@@ -14,7 +14,8 @@ from darwinlm.model.units.space import kept_whole
 from darwinlm.pipeline import ORDER, REPORT, STEPS
 from darwinlm.planning.rate import measure_rate
 from darwinlm.planning.run_plan import DEVICES, Plan, of_each_size, plan_card, plan_here
-from darwinlm.recipe import BudgetArguments, BudgetSettings, Recipe, load_recipe, options
+from darwinlm.recipe import BudgetSettings, Recipe, RecipeOptions, load_recipe, options
+from darwinlm.recipe.options import option_types
 from darwinlm.report.wording import large_embedding
 from darwinlm.runs.amount import limit_of
 from darwinlm.runtime.amounts import duration
@@ -23,6 +24,7 @@ from darwinlm.runtime.compute import resolve_device
 from darwinlm.runtime.context import settled
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.limits import suggestion
+from darwinlm.runtime.signatures import spelled_out
 from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.steps.budget.layers import choose_layers
 from darwinlm.steps.run_sizes import RunSizes
@@ -31,52 +33,36 @@ from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 
 @in_usual_state
+@spelled_out(option_types())
 def plan(
     model: str | Path | None = None,
     *,
     device: str = "auto",
     processes: int = 1,
-    vocab: float | str | None = None,
-    time: float | str | None = None,
-    preset: str | None = None,
-    ready_for: str | None = None,
-    layers: str | None = None,
-    text: str | Path | Sequence[str | Path] | None = None,
-    answers: str | None = None,
     until: str = REPORT,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
-    **budget: Unpack[BudgetArguments],
+    **given: Unpack[RecipeOptions],
 ) -> Plan:
     """Predict what each stage of a run takes, from the model's configuration alone.
-
-    The other arguments are those of `darwinlm.prune`.
 
     Args:
         model: Hub id, folder or GGUF file.
         device: A device here, which is measured: "auto", "cpu", "cuda" ...; or a card such as "h100".
         processes: Number of processes.
-        vocab: Tokens to keep.
-        time: Time limit of the run. On a device here, it chooses the preset.
-        preset: Amount of work.
-        ready_for: Quantisation that will follow.
-        layers: "equal" or "unequal".
-        text: Source of the text, or several. Whether it is there is checked, but it isn't read.
-        answers: Two words, such as "yes,no", of a language model that judges texts.
         until: Last stage.
         recipe: Recipe, path of a recipe, or name of a bundled one.
         assignments: "section.field=value" strings.
-        budget: One bound.
+        given: Settings by their short names, as for `darwinlm.prune`. `time` chooses the preset on a device here.
+            Whether a `text` is there is checked, but it isn't read.
 
     Raises:
         RecipeError, ModelError, FamilyError, DataError: The input is wrong, or this machine has no such device.
     """
-    settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
-    settings["answers"] = answers
-    resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
+    resolved = load_recipe(recipe, assignments, options(model=model, **given))
     if until not in ORDER:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(ORDER)}")
-    if text is not None:
+    if given.get("text") is not None:
         check_source(given_source(resolved.text))
     return _ended(_plan(resolved, device, processes), until)
 

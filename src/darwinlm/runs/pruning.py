@@ -12,7 +12,8 @@ from darwinlm import pipeline
 from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.evaluation.measures.named import MeasureRequest
 from darwinlm.pipeline import ORDER, REPORT
-from darwinlm.recipe import BudgetArguments, Recipe, load_recipe, options
+from darwinlm.recipe import Recipe, RecipeOptions, load_recipe, options
+from darwinlm.recipe.options import option_types
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.runs.bound import parse_within
 from darwinlm.runs.finished import read_summary, summary_of
@@ -29,8 +30,10 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import ArtifactError, RecipeError
 from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.run import Ended, Run
+from darwinlm.runtime.signatures import spelled_out
 from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.runtime.tracking import check_tracker
+from darwinlm.steps.budget.kinds import BUDGETS
 
 
 @dataclass(frozen=True)
@@ -72,17 +75,11 @@ SIZED_BY = ("model", "budget", "vocabulary")
 
 
 @in_usual_state
+@spelled_out(option_types())
 def prune(
     model: str | Path | None = None,
     out: str | Path = "runs/pruned",
     *,
-    vocab: float | str | None = None,
-    time: float | str | None = None,
-    preset: str | None = None,
-    ready_for: str | None = None,
-    layers: str | None = None,
-    text: str | Path | Sequence[str | Path] | None = None,
-    answers: str | None = None,
     recipe: Recipe | str | Path | None = None,
     assignments: Iterable[str] = (),
     overwrite: bool = False,
@@ -92,7 +89,7 @@ def prune(
     begun: float | None = None,
     measures: MeasureRequest | None = None,
     within: str | None = None,
-    **budget: Unpack[BudgetArguments],
+    **given: Unpack[RecipeOptions],
 ) -> Result:
     """Prune a model: the whole pipeline; `darwinlm prune` calls this.
 
@@ -101,15 +98,6 @@ def prune(
     Args:
         model: Hub id, folder or GGUF file; overrides the recipe's.
         out: Output folder; an earlier run of the same kind is resumed.
-        vocab: Tokens to keep, as a share or a number: 0.5, "50%" or "24k". "auto" leaves it
-            to a budget for the whole model and the text. None keeps all.
-        time: Time limit of the whole run, in minutes or as "90s" or "1h". It chooses the amount of
-            text, and ends search and recovery.
-        preset: Amount of work: "quick", "default" or "thorough"; or "paper".
-        ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
-        layers: "equal" gives all layers the same sizes, for engines that need them; "unequal" loses less.
-        text: Source of the text, or several, of which each gives an equal part; overrides the recipe's.
-        answers: Two words, such as "yes,no", of a language model that judges texts.
         recipe: Recipe, path of a recipe, or name of a bundled one; None starts from the defaults.
         assignments: "section.field=value" strings, applied to the recipe.
         overwrite: Whether a finished run of another model or size in `out` may be replaced.
@@ -120,20 +108,20 @@ def prune(
         measures: Measures of one's own, on which the saved model is compared with the dense one.
         within: Bound in quality in place of a budget: "2%" of the dense model's score on every measure, or
             "0.02 nats" of KL. The smallest size that keeps it is found.
-        budget: One of keep=0.5, params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", as described
-            in `steps/budget/kinds.py`. It replaces the recipe's budget of any kind; without any, that one is used.
+        given: Settings by their short names, which replace the recipe's: `vocab`, `time`, `preset`, `ready_for`,
+            `layers`, `text` and `answers`, described in `darwinlm.recipe.RecipeOptions`; and one budget of keep=0.5,
+            params="350M", bytes="4GB", file="95MB", speedup="2x" and latency="30ms", described in
+            `steps/budget/kinds.py`. Without a budget, the recipe's is used.
 
     Raises:
         DarwinLMError: The input is wrong; see `darwinlm.runtime.errors`.
     """
     opened = [] if measures is None else measures.open()
-    sized = [name for name, value in budget.items() if value is not None]
+    sized = [name for name in BUDGETS if given.get(name) is not None]
     if within is not None and (sized or until != REPORT):
-        given = f"--{sized[0]}" if sized else "--until"
-        raise RecipeError(f"--within finds the size itself, and runs to its report: leave {given} out")
-    settings = {"vocab": vocab, "time": time, "preset": preset, "ready_for": ready_for, "layers": layers, "text": text}
-    settings["answers"] = answers
-    resolved = load_recipe(recipe, assignments, options(model=model, **budget, **settings))
+        other = f"--{sized[0]}" if sized else "--until"
+        raise RecipeError(f"--within finds the size itself, and runs to its report: leave {other} out")
+    resolved = load_recipe(recipe, assignments, options(model=model, **given))
     check_tracker(track)
     if within is not None:
         from darwinlm.runs.within import prune_within

@@ -12,7 +12,7 @@ from darwinlm.model.objective.chosen import objective_of
 from darwinlm.pipeline import text_shares
 from darwinlm.planning.recovery_memory import check_recovery_memory
 from darwinlm.recipe import Recipe, load_recipe, parse_recipe
-from darwinlm.recipe.load import plain_path, text_source
+from darwinlm.recipe.options import plain_path, text_source
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.report.write import summary_of, write_report
 from darwinlm.runs.finished import read_summary

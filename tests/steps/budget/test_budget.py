@@ -13,7 +13,6 @@ from darwinlm.model.units.levels import Level, ModuleLevels
 from darwinlm.model.units.space import SearchSpace
 from darwinlm.recipe import (
     BUDGETS,
-    BudgetArguments,
     BudgetSettings,
     Recipe,
     load_recipe,
@@ -21,10 +20,11 @@ from darwinlm.recipe import (
     options,
     parse_recipe,
 )
+from darwinlm.recipe.options import option_types
 from darwinlm.report.write import _budget
 from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.steps.budget.bounds import resolve_budget
-from darwinlm.steps.budget.kinds import Bound
+from darwinlm.steps.budget.kinds import Bound, BudgetArguments
 from darwinlm.steps.budget.problem import Budget, Problem
 from darwinlm.steps.database.removal_metrics import OutputError
 from darwinlm.steps.search.gradient_method import GradientMethod
@@ -130,6 +130,7 @@ def test_one_recipe_has_one_bound(given_as):
 
 def test_every_kind_of_budget_is_an_argument_an_option_and_a_setting():
     assert tuple(BudgetArguments.__annotations__) == BUDGETS.names()
+    assert tuple(option_types())[-len(BUDGETS.names()) :] == BUDGETS.names()
     options = [option.name for option in typer.main.get_command(app).commands["prune"].params]
     assert set(BUDGETS) <= set(options)
     assert set(BUDGETS) <= BudgetSettings.settings_taken().keys()
