@@ -134,7 +134,7 @@ def test_every_kind_of_budget_is_an_argument_an_option_and_a_setting():
     options = [option.name for option in typer.main.get_command(app).commands["prune"].params]
     assert set(BUDGETS) <= set(options)
     assert set(BUDGETS) <= BudgetSettings.settings_taken().keys()
-    with pytest.raises(TypeError, match=r"unexpected arguments \['kep'\]: known are model, time, .*, keep, params"):
+    with pytest.raises(TypeError, match=r"unexpected arguments \['kep'\]: known are model, vocab, .*, keep, params"):
         darwinlm.prune("model", kep=0.5)
 
 
