@@ -11,6 +11,7 @@ from darwinlm.model.objective.scores import Scores
 
 OBJECTIVES = {
     "score": (Scores(labels="score"), 1),
+    "numbers": (Scores(labels="numbers"), 3),
     "one": (Scores(labels="one"), 4),
     "two": (Scores(labels="one"), 2),
     "several": (Scores(labels="several"), 3),

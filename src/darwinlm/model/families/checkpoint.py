@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from darwinlm.model.families.config import open_config, read_config
 from darwinlm.model.families.ending import AUTOS, ending_of, name_without_head, with_ending
@@ -35,6 +36,13 @@ from darwinlm.model.families.generation import generation_of, left_behind
 from darwinlm.model.families.loading import UNUSABLE, check_finite, load_tokenizer, tokenizer_digest
 from darwinlm.model.families.origin import origin_of
 from darwinlm.model.families.quantised import WeightFormat, formats_of
+from darwinlm.model.families.sentence_transformers import (
+    carried_files,
+    longest_input,
+    model_inside,
+    pooling_of,
+    prompts_of,
+)
 from darwinlm.model.families.shard_reading import Empty, in_memory
 from darwinlm.model.families.stored import Stored, is_buffer, matches
 from darwinlm.model.families.stored_parts import Parts, tensor_parts
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENIZER = "tokenizer"
+READING = "prompts and longest input"
 GENERATION_SETTINGS = "generation settings"
 CARRIED = "carried files"
 """Parts of a model that don't enter its digest."""
@@ -98,6 +107,8 @@ class Checkpoint:
         if not path.is_file():
             inside = folder / "model"
             hint = f"; give {inside}, the model of this run" if (inside / "config.json").is_file() else ""
+            if (apart := model_inside(folder)) is not None:
+                hint = f" but {apart.name}: load it with a current sentence-transformers, and save it again"
             raise ModelError(f"{folder} holds no model: there is no config.json in it{hint}")
         check_files(folder)
         if (folder / "adapter_config.json").is_file():
@@ -109,6 +120,11 @@ class Checkpoint:
             raise CheckpointError(f"{path} names no model_type: this isn't a transformers model")
         has_other_parts = text_type(plain, path) is not None
         config, whole_config = open_config(folder, model_type), None
+        if not getattr(config, "is_causal", True):
+            raise ModelError(
+                f"{path}: the attention is bidirectional (is_causal is false), but only models in which a token looks "
+                "back can be pruned: use another model"
+            )
         if has_other_parts:
             config, whole_config = text_config(config), config
         family = with_ending(family_of(config), "language" if has_other_parts else ending_of(plain, folder))
@@ -248,10 +264,12 @@ class Checkpoint:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the configuration and of all weights."""
+        """Hash of the configuration, of all weights, and of what the model gives: its answers or its pooling."""
         quantised = {"quantisation": self.quantisation} if self.formats else {}
-        answers = {"answers": self.answers} if self.answers else {}
-        return digest_of({"config": self.plain_config(), "files": self.weight_digests, **quantised, **answers})
+        gives: JsonObject = {"answers": list(self.answers)} if self.answers else {}
+        if self.family.ending == "states" and (pooling := pooling_of(self.folder)) is not None:
+            gives["pooling"] = pooling
+        return digest_of({"config": self.plain_config(), "files": self.weight_digests, **quantised, **gives})
 
     @cached_property
     def weight_digests(self) -> dict[str, str]:
@@ -261,7 +279,8 @@ class Checkpoint:
     @cached_property
     def accompanying_digests(self) -> dict[str, str]:
         """Hashes of the configuration, the tokenizer and the other files beside the weights, by name."""
-        return self._digests_of(name for name, _ in model_files(self.folder) if not is_named(name, (CARD, *WEIGHTS)))
+        beside = [name for name, _ in model_files(self.folder) if not is_named(name, (CARD, *WEIGHTS))]
+        return self._digests_of(dict.fromkeys((*beside, *(name for name, _ in carried_files(self.folder)))))
 
     def _digests_of(self, names: Iterable[str]) -> dict[str, str]:
         paths = {name: self.folder / name for name in names}
@@ -354,14 +373,38 @@ class Checkpoint:
     def part(self, name: str) -> str:
         """What identifies a part that isn't in the digest: the tokenizer, the generation settings, the carried files.
 
-        A tokenizer is what it makes of text and chats, whatever files it comes from.
+        A tokenizer is what it makes of text and chats, whatever files it comes from. Of a model that reads, what it
+        puts in front of texts and where it truncates them is a part too.
         """
         if name == TOKENIZER:
             return self._tokenizer_digest
+        if name == READING:
+            return digest_of([*prompts_of(self.folder), self.longest_input])
         patterns = (GENERATION,) if name == GENERATION_SETTINGS else (GENERATION, *PROCESSORS, *LICENCES)
+        modules = () if name == GENERATION_SETTINGS else {file for file, _ in carried_files(self.folder)}
         return digest_of(
-            {file: digest for file, digest in self.accompanying_digests.items() if is_named(file, patterns)}
+            {
+                file: digest
+                for file, digest in self.accompanying_digests.items()
+                if file in modules or is_named(file, patterns)
+            }
         )
+
+    def prompts(self) -> tuple[dict[str, str], str | None]:
+        """Prompts of a model that reads, by name, and the name of the default one. Raises CheckpointError."""
+        note(self, READING)
+        return prompts_of(self.folder)
+
+    @cached_property
+    def longest_input(self) -> int | None:
+        """Most tokens of an input of a model that reads, as its files say; None if they don't. Raises CheckpointError.
+
+        Releases of sentence-transformers before 5.4 write it beside the model, later ones into the tokenizer.
+        """
+        if (longest := longest_input(self.folder)) is not None:
+            return longest
+        longest = load_tokenizer(self.folder, self.whole_config or self.config).model_max_length
+        return longest if isinstance(longest, int) and 1 < longest < VERY_LARGE_INTEGER else None
 
     @cached_property
     def _tokenizer_digest(self) -> str:

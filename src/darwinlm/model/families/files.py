@@ -60,6 +60,15 @@ def is_outside(folder: Path, path: Path) -> bool:
     return not any(path.resolve().is_relative_to(root) for root in roots)
 
 
+def check_link(folder: Path, path: Path) -> None:
+    """Refuse a link that leads out of a model's folder. Raises CheckpointError."""
+    if path.is_symlink() and is_outside(folder, path):
+        raise CheckpointError(
+            f"{path} is a link to a file outside of the model's folder, which may be private: put a copy of the "
+            "file there, or remove the link"
+        )
+
+
 def check_files(folder: Path) -> None:
     """Check everything that is read from a model's folder or carried along, before anything is.
 
@@ -73,11 +82,7 @@ def check_files(folder: Path) -> None:
     for path in _entries(folder):
         if path.exists() and not path.is_file() and not path.is_dir():
             raise CheckpointError(f"{path} is neither a file nor a folder, but a pipe or a device: remove it")
-        if path.is_symlink() and is_outside(folder, path):  # tokenizers of transformers read files of many names
-            raise CheckpointError(
-                f"{path} is a link to a file outside of the model's folder, which may be private: put a copy of the "
-                "file there, or remove the link"
-            )
+        check_link(folder, path)  # tokenizers of transformers read files of many names
     for name, path in model_files(folder):
         if is_named(name, WEIGHTS[:1]):
             continue

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from darwinlm.model.families.files import check_link
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.limits import load_json, shorten
@@ -19,6 +20,8 @@ MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 TRANSFORMER_SETTINGS = ("sentence_bert_config.json", "sentence_transformer_config.json")
 """Settings of the module that is the model: the length of its inputs."""
 PACKAGE = "sentence_transformers."
+BEHIND = frozenset({"Dense", "Dropout", "LayerNorm", "Normalize"})
+"""Modules that may follow the pooling: they are kept as they are."""
 POOLINGS = {
     "pooling_mode_lasttoken": "lasttoken",
     "pooling_mode_mean_tokens": "mean",
@@ -81,20 +84,27 @@ def modules_of(folder: Path) -> list[Module]:
     return modules
 
 
-def transformer_folder(folder: Path) -> Path:
-    """The folder of the model among the modules, which older releases keep apart from the others."""
+def model_inside(folder: Path) -> Path | None:
+    """The folder of the model among the modules, if it is apart from the others, as older releases keep it."""
     modules = modules_of(folder)
-    return modules[0].folder if modules else folder
+    return modules[0].folder if modules and modules[0].folder.resolve() != folder.resolve() else None
 
 
 def pooling_of(folder: Path) -> str | None:
-    """Which tokens an embedding comes from: `lasttoken`, `mean`, or `cls`; None if the folder doesn't say.
+    """Which tokens an embedding comes from: `lasttoken`, `mean`, or `cls`; None if the folder lists no modules.
 
-    Raises CheckpointError for other ways to pool.
+    Raises CheckpointError for other ways to pool, and for modules that would change what is pooled.
     """
-    found = next((module for module in modules_of(folder) if module.kind == "Pooling"), None)
-    if found is None:
+    modules = modules_of(folder)
+    if not modules:
         return None
+    kinds = [module.kind for module in modules]
+    if kinds[:2] != ["Transformer", "Pooling"] or not BEHIND.issuperset(kinds[2:]):
+        raise CheckpointError(
+            f"{folder / MODULES} lists {shorten(', '.join(kinds), 200)}; known are a Transformer, a Pooling, and behind "
+            f"them {', '.join(sorted(BEHIND))}: use a model of these modules"
+        )
+    found = modules[1]
     settings = found.settings()
     mode = settings.get("pooling_mode")
     if mode is None:
@@ -106,6 +116,11 @@ def pooling_of(folder: Path) -> str | None:
         raise CheckpointError(
             f"{found.folder / 'config.json'}: the pooling '{shorten(mode)}' isn't known here; known are "
             f"{', '.join(POOLINGS.values())}"
+        )
+    if settings.get("include_prompt") is False and mode != "lasttoken" and any(prompts_of(folder)[0].values()):
+        raise CheckpointError(
+            f"{found.folder / 'config.json'}: a pooling without the tokens of the prompt (include_prompt is false) "
+            "isn't known here: use a model that pools them too"
         )
     return str(mode)
 
@@ -120,21 +135,37 @@ def prompts_of(folder: Path) -> tuple[dict[str, str], str | None]:
     if not isinstance(prompts, dict) or not all(isinstance(prompt, str) for prompt in prompts.values()):
         raise CheckpointError(f"{path}: prompts must be texts by name: correct the file")
     default = settings.get("default_prompt_name")
-    return dict(prompts), default if isinstance(default, str) else None
+    if default is not None and (not isinstance(default, str) or default not in prompts):
+        raise CheckpointError(f"{path}: there is no prompt {shorten(default)}, which is to be the default: correct it")
+    return dict(prompts), default
 
 
 def longest_input(folder: Path) -> int | None:
-    """Most tokens of an input, by the settings of the model's module; None if they don't say."""
+    """Most tokens of an input, by the settings of the model's module; None if they don't say.
+
+    Raises CheckpointError if they are damaged, or change texts before they become tokens.
+    """
     for module in modules_of(folder)[:1]:
-        for name in TRANSFORMER_SETTINGS:
-            if (module.folder / name).is_file():
-                longest = _read(module.folder / name).get("max_seq_length")
-                return longest if isinstance(longest, int) and longest > 0 else None
+        for path in (module.folder / name for name in TRANSFORMER_SETTINGS):
+            if not path.is_file():
+                continue
+            settings = _read(path)
+            if settings.get("do_lower_case"):
+                raise CheckpointError(
+                    f"{path}: texts in lower case (do_lower_case) aren't known here: use another model"
+                )
+            longest = settings.get("max_seq_length")
+            if longest is not None and (type(longest) is not int or longest < 1):
+                raise CheckpointError(f"{path}: max_seq_length is {shorten(longest)}, but must be a number of tokens")
+            return longest
     return None
 
 
 def carried_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Files of a folder of sentence-transformers beside the model, by their paths in it."""
+    """Files of a folder of sentence-transformers beside the model, by their paths in it.
+
+    Raises CheckpointError if one is a link that leads out of the folder, or the list of modules is damaged.
+    """
     if not is_sentence_transformer(folder):
         return
     for name in (MODULES, SETTINGS, *TRANSFORMER_SETTINGS):
@@ -143,6 +174,7 @@ def carried_files(folder: Path) -> Iterator[tuple[str, Path]]:
     for module in modules_of(folder):
         if module.folder.resolve() != folder.resolve() and module.folder.is_dir():
             for path in sorted(module.folder.rglob("*")):
+                check_link(folder, path)
                 if path.is_file():
                     yield path.relative_to(folder).as_posix(), path
 
@@ -169,11 +201,18 @@ def _read(path: Path) -> JsonObject:
 
 
 def answers_in(folder: Path) -> tuple[int, ...]:
-    """Tokens of the answers yes and no of a language model that is a reranker; empty if the folder names none."""
+    """Tokens of the answers yes and no of a language model that is a reranker; empty for other models.
+
+    Raises CheckpointError if the folder of a reranker doesn't name both.
+    """
     for module in modules_of(folder):
         if module.kind == "LogitScore":
             settings = module.settings()
             tokens = [settings.get(name) for name in ("true_token_id", "false_token_id")]
-            if all(isinstance(token, int) for token in tokens):
-                return tuple(int(str(token)) for token in tokens)
+            if not all(type(token) is int and token >= 0 for token in tokens):
+                raise CheckpointError(
+                    f"{module.folder / 'config.json'} doesn't name a token for yes and one for no (true_token_id, "
+                    "false_token_id): give the answers, such as --answers yes,no"
+                )
+            return tuple(int(str(token)) for token in tokens)
     return ()

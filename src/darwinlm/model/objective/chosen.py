@@ -21,8 +21,9 @@ def objective_of(model: Checkpoint) -> Objective:
         return Embeddings(cast("Pooling", pooling_of(model.folder) or "lasttoken"))
     if model.family.ending == "scores":
         count = int(model.config.num_labels)
-        labels: Labels = "score" if count == 1 else "one"
-        if getattr(model.config, "problem_type", None) == "multi_label_classification":
+        problem = getattr(model.config, "problem_type", None)
+        labels: Labels = "score" if count == 1 else "numbers" if problem == "regression" else "one"
+        if problem == "multi_label_classification":
             labels = "several"
         return Scores(padding=getattr(model.config, "pad_token_id", None), labels=labels)
     if model.answers:

@@ -22,8 +22,8 @@ from darwinlm.model.objective.distances import (
 )
 from darwinlm.model.objective.item_objective import Bank, ItemObjective
 
-Labels = Literal["score", "one", "several"]
-"""What a model gives: a number, a distribution over labels, or labels that each apply or don't."""
+Labels = Literal["score", "numbers", "one", "several"]
+"""What a model gives: a number, several numbers, a distribution over labels, or labels that each apply or don't."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,12 @@ class Scores(ItemObjective):
         """See `Objective.words`."""
         if self.answers:
             return "the probabilities of its answers"
-        return {"score": "its score", "one": "its distribution over labels", "several": "its scores of labels"}[
-            self.labels
-        ]
+        return {
+            "score": "its score",
+            "numbers": "its scores",
+            "one": "its distribution over labels",
+            "several": "its scores of labels",
+        }[self.labels]
 
     def chosen(self, outputs: Tensor) -> Tensor:
         """See `ItemObjective.chosen`."""
@@ -56,13 +59,17 @@ class Scores(ItemObjective):
     def distance(self, outputs: Tensor, dense: Tensor, bank: Bank) -> Tensor:
         """See `ItemObjective.distance`."""
         del bank
-        return {"score": squared_error, "one": label_kl, "several": separate_kl}[self.labels](outputs, dense)
+        if self.labels in ("score", "numbers"):
+            return squared_error(outputs, dense)
+        return {"one": label_kl, "several": separate_kl}[self.labels](outputs, dense)
 
     def probe(self, outputs: Tensor, keys: Tensor) -> Tensor:
         """See `ItemObjective.probe`."""
         if self.labels == "score":
             return outputs.sum(-1)
         sign = signs(keys, outputs.shape[-1])
+        if self.labels == "numbers":
+            return (outputs * sign).sum(-1)
         return {"one": label_probe, "several": separate_probe}[self.labels](outputs, sign)
 
     def ranks(self, count: int) -> bool:

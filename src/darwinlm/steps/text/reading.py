@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from darwinlm.model.families.sentence_transformers import answers_in, longest_input, prompts_of
+from darwinlm.model.families.sentence_transformers import answers_in
 from darwinlm.model.objective.chosen import objective_of
+from darwinlm.model.objective.scores import Scores
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.steps.text.encoder import DOCUMENT, ItemEncoder
 from darwinlm.steps.text.shares import SELF, named_parts
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def encoder_of(model: Checkpoint, settings: TextSettings) -> ItemEncoder:
     """What makes the inputs of a model. Raises ModelError, CheckpointError."""
-    prompts, default = prompts_of(model.folder)
+    prompts, default = model.prompts()
     return ItemEncoder(
         model.tokenizer(),
         length_of(model, settings),
@@ -32,8 +33,8 @@ def encoder_of(model: Checkpoint, settings: TextSettings) -> ItemEncoder:
 
 
 def length_of(model: Checkpoint, settings: TextSettings) -> int:
-    """Tokens in a sequence: the recipe's, but no more than an embedder or reranker reads of a text."""
-    longest = longest_input(model.folder) if objective_of(model).reads else None
+    """Tokens in a sequence: the recipe's, but no more than a model that reads takes of a text."""
+    longest = model.longest_input if objective_of(model).reads else None
     return min(settings.sequence_length, longest or settings.sequence_length)
 
 
@@ -51,6 +52,11 @@ def with_answers(model: Checkpoint, settings: TextSettings) -> Checkpoint:
         return model
     if settings.answers is None:
         answers = answers_in(model.folder)
+        if answers and max(answers) >= int(model.config.vocab_size):
+            raise RecipeError(
+                f"{model.source} has {model.config.vocab_size:,} tokens, and none of the number {max(answers)} with "
+                "which its files say that it answers: give the answers, such as --answers yes,no"
+            )
     else:
         answers = answer_tokens(settings.answers, model.tokenizer())
     return replace(model, answers=answers) if answers else model
@@ -123,5 +129,7 @@ def kind_of(model: Checkpoint) -> str | None:
     else:
         labels = int(model.config.num_labels)
         what = "a reranker or regressor with one score" if labels == 1 else f"a classifier with {labels} labels"
+        if isinstance(objective, Scores) and objective.labels == "numbers":
+            what = f"a regressor with {labels} scores"
         because = "its config.json names a class for sequence classification"
     return f"{model.source} is {what} ({because}): {objective.words()} is kept"
