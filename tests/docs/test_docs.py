@@ -1,5 +1,6 @@
 """What the documents say can be done: command lines parse, make targets exist, Python runs, paths are there."""
 
+import inspect
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 import typer
 from tests.tiny.process import forked
 
+import darwinlm
 from darwinlm.cli import app
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.runs.demo_recipe import MODEL_PACKAGE
@@ -197,3 +199,14 @@ def test_the_site_has_the_page_and_its_links(path: Path) -> None:
 @pytest.mark.parametrize("script", ["tools/pages.py", "tools/notebook.py"])
 def test_generated_pages_are_up_to_date(script: str) -> None:
     forked(ROOT / script, "--check", cwd=ROOT)
+
+
+def test_the_page_on_python_describes_every_name() -> None:
+    """The site fills it in from their docstrings (`mkdocs.yml`), of which each must begin with a sentence."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    described = re.findall(r"^::: darwinlm\.(\w+)$", page, flags=re.M)
+    assert sorted(described) == sorted(set(darwinlm.__all__) - {"__version__"})
+    table = page.partition("## ")[0]
+    for name in described:
+        assert f"`{name}`" in table
+        assert re.match(r"[A-Z].*?[.:\n]", inspect.getdoc(getattr(darwinlm, name)) or ""), name
