@@ -101,8 +101,8 @@ def pooling_of(folder: Path) -> str | None:
     kinds = [module.kind for module in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or not BEHIND.issuperset(kinds[2:]):
         raise CheckpointError(
-            f"{folder / MODULES} lists {shorten(', '.join(kinds), 200)}; known are a Transformer, a Pooling, and behind "
-            f"them {', '.join(sorted(BEHIND))}: use a model of these modules"
+            f"{folder / MODULES} lists {shorten(', '.join(kinds), 200)}; known are a Transformer, a Pooling, and "
+            f"behind them {', '.join(sorted(BEHIND))}: use a model of these modules"
         )
     found = modules[1]
     settings = found.settings()
