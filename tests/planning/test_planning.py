@@ -194,7 +194,7 @@ def test_the_line_of_prune_is_planned_with_another_verb(
     """Every option of prune, also those that a plan has no use for."""
     line = (
         *(tiny_llama, "--keep", "75%,50%", "--preset", "quick", "--text", tiny_text_file, "--layers", "unequal"),
-        *("--for", "gguf", "--vocab", "90%", "--out", tmp_path / "out", "--until", "search", "--overwrite"),
+        *("--for", "gguf", "--vocab", "259", "--out", tmp_path / "out", "--until", "search", "--overwrite"),
     )
     out = command("plan", *line, *sets(("units.mlp_multiple=8",))).succeeded().out
     assert out.count("at most") == 2

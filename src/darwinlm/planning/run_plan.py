@@ -70,6 +70,7 @@ class Plan:
         free: Whether `memory` is what is free now, rather than all of it.
         limit: Seconds after which the run ends; None for no limit.
         preset: Preset that the limit chose; None if it hasn't.
+        notes: What else to know before the run.
     """
 
     sizes: RunSizes
@@ -80,6 +81,7 @@ class Plan:
     free: bool = False
     limit: float | None = None
     preset: str | None = None
+    notes: tuple[str, ...] = ()
 
     def seconds(self, *rows: Row) -> tuple[float, float]:
         """The shortest and the longest time of some steps, or of all; equal if the rate was measured."""

@@ -28,7 +28,9 @@ from darwinlm.runtime.signatures import spelled_out
 from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.steps.budget.layers import choose_layers
 from darwinlm.steps.run_sizes import RunSizes
+from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.text.text_source import check_source, given_source
+from darwinlm.steps.vocabulary.preview import preview
 from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 
@@ -54,7 +56,7 @@ def plan(
         recipe: Recipe, path of a recipe, or name of a bundled one.
         assignments: "section.field=value" strings.
         given: Settings by their short names, as for `darwinlm.prune`. `time` chooses the preset on a device here.
-            Whether a `text` is there is checked, but it isn't read.
+            Whether a `text` is there is checked; with `vocab`, a part of it is read to say which tokens go.
 
     Raises:
         RecipeError, ModelError, FamilyError, DataError: The input is wrong, or this machine has no such device.
@@ -64,7 +66,9 @@ def plan(
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(ORDER)}")
     if given.get("text") is not None:
         check_source(given_source(resolved.text))
-    return _ended(_plan(resolved, device, processes), until)
+    planned = _ended(_plan(resolved, device, processes), until)
+    vocabulary, settings = resolved.section(VocabularySettings), resolved.section(TextSettings)
+    return replace(planned, notes=preview(planned.sizes.checkpoint, vocabulary, settings))
 
 
 def _ended(plan: Plan, until: str) -> Plan:
@@ -131,5 +135,6 @@ def notes_of(plan: Plan) -> list[str]:
         choose_layers(recipe, checkpoint, sizes.space)[1],
         sizes.fitted and "the run chooses the size of the vocabulary: until then, it is counted as a whole here",
         not recipe.section(VocabularySettings).cut and large_embedding(sizes.params, sizes.blocks),
+        *plan.notes,
     )
     return [note for note in notes if note]

@@ -25,7 +25,7 @@ from darwinlm.steps.text.sources import read_domains
 from darwinlm.steps.text.splits import purpose_of
 from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.vocabulary.predicted_uses import predicted_uses
-from darwinlm.steps.vocabulary.scripts import ScriptFigures, script_figures
+from darwinlm.steps.vocabulary.scripts import ScriptFigures, losses, script_figures
 from darwinlm.steps.vocabulary.spelling import measure_bits, measure_spelling
 from darwinlm.steps.vocabulary.token_choice import ModelTokens, TokenChoice
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
@@ -148,7 +148,7 @@ def write_cut(
     small = Checkpoint.open(folder / "model")
     figures = _measure(context, settings, dense, small, rows, documents.held_out[EVALUATION], folder)
     figures = figures.model_copy(update={"scripts": scripts_of(choice.vocabulary, rows)})
-    for clause in figures.removed():
+    for clause in losses(figures.scripts):
         context.reporter.say(f"vocabulary: {clause}")
     return figures
 

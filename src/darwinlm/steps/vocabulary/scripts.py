@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 NAMES: Mapping[str, str] = {"CJK": "Han", "HIRAGANA": "Kana", "KATAKANA": "Kana", "KATAKANA-HIRAGANA": "Kana"}
 """Scripts whose names aren't the first word of their characters' names in Unicode."""
-NO_LETTERS = "no letters"
+NO_LETTERS = "signs without letters"
 """Digits, punctuation, white space, emoji, and parts of characters."""
+LONGER, FEW = 1.1, 50
+"""Growth of text that is worth a warning, and the number of a script's tokens below which it isn't shown."""
 RANK = 100
 """Added to a token's rank in the estimate of its frequency, 1 / (rank + RANK) as in the law of Zipf and Mandelbrot."""
 
@@ -51,6 +53,16 @@ def script_figures(texts: Mapping[int, str], kept: Set[int], spelt: Mapping[int,
         by_script.setdefault(script_of(texts[number]), []).append(number)
     figures = {name: _figures(numbers, kept, spelt) for name, numbers in by_script.items()}
     return dict(sorted(figures.items(), key=lambda item: -item[1].tokens))
+
+
+def losses(figures: Mapping[str, ScriptFigures]) -> tuple[str, ...]:
+    """What goes: a clause for each script whose text has clearly more tokens."""
+    return tuple(
+        f"{name}: {script.tokens - script.kept:,} of {script.tokens:,} tokens go; text in it takes about "
+        f"{script.longer:.1f} times as many"
+        for name, script in figures.items()
+        if script.longer >= LONGER and script.tokens >= FEW
+    )
 
 
 def _figures(numbers: Iterable[int], kept: Set[int], spelt: Mapping[int, int]) -> ScriptFigures:

@@ -68,13 +68,22 @@ class ModelTokens:
         `predicted`, float64 [v], says how often the model expects each token in text of this kind, in a text of any
         length. It counts as much as the text itself.
         """
+        counted = self.count(documents)
+        expected: list[float] = (predicted * (counted.total() / predicted.sum())).tolist()
+        uses = {token: counted[token] + expected[token] for token in self.tree.tokens}
+        return self.choice(uses)
+
+    def count(self, documents: Iterable[str]) -> Counter[int]:
+        """Uses of each token in a text."""
         texts = list(documents)
         counted: Counter[int] = Counter()
         for start in range(0, len(texts), BATCH_DOCUMENTS):
             for ids in token_ids(self.tokenizer, texts[start : start + BATCH_DOCUMENTS]):
                 counted.update(ids)
-        expected: list[float] = (predicted * (counted.total() / predicted.sum())).tolist()
-        uses = {token: counted[token] + expected[token] for token in self.tree.tokens}
+        return counted
+
+    def choice(self, uses: Mapping[int, float]) -> TokenChoice:
+        """The choice of tokens for some uses of them."""
         return TokenChoice(self, uses, {token: self.tree.path(token) for token in self.tree.tokens})
 
 

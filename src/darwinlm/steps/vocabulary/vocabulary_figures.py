@@ -11,7 +11,7 @@ from darwinlm.runtime.amounts import count, percent
 from darwinlm.runtime.charts import Axis, Chart, Curve, Level, Picture, whole
 from darwinlm.runtime.figures import ModelNames, Passage, StepFigures
 from darwinlm.runtime.tables import Table
-from darwinlm.steps.vocabulary.scripts import ScriptFigures
+from darwinlm.steps.vocabulary.scripts import FEW, ScriptFigures
 
 if TYPE_CHECKING:
     pass
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 SIZES = ("tokens kept", "of the blocks", "bits per byte")
 SCRIPTS = ("script", "tokens kept", "of", "text grows by")
-LONGER, FEW = 1.1, 50
-"""Growth of text that is worth a warning, and the number of a script's tokens below which it isn't shown."""
 HEADINGS = ("held-out text", "bytes", "tokens per byte, all", "kept", "more tokens", "tokens affected")
 
 
@@ -108,15 +106,6 @@ class VocabularyFigures(StepFigures):
             f"at this budget, {best.tokens:,} of {self.dense_tokens:,} tokens and {best.kept_blocks:.0%} of the block "
             f"parameters need the fewest bits per byte: {best.bits_per_byte:.3f} before the search, where the whole "
             f"model needs {self.whole_bits_per_byte:.3f}"
-        )
-
-    def removed(self) -> tuple[str, ...]:
-        """What goes, by script: a clause for each script whose text has clearly more tokens."""
-        return tuple(
-            f"{name}: {script.tokens - script.kept:,} of {script.tokens:,} tokens go; text in it takes about "
-            f"{script.longer:.1f} times as many"
-            for name, script in self.scripts.items()
-            if script.longer >= LONGER and script.tokens >= FEW
         )
 
     def _scripts(self) -> Table:
