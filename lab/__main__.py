@@ -3,6 +3,7 @@
 from darwinlm.cli import main as darwinlm_main
 from lab.app import app
 from lab.comparison import command as _compare  # noqa: F401 - each declares its command
+from lab.judging import command as _judging  # noqa: F401
 from lab.tradeoff import command as _tradeoff  # noqa: F401
 
 SHARED = frozenset({"compare"})
