@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import darwinlm
 from darwinlm.report.comparison import passages
-from darwinlm.runtime.errors import ModelError, RecipeError
+from darwinlm.runtime.errors import CheckpointError, DataError, ModelError, RecipeError
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint
 from tests.tiny.readers import tiny_embedder, tiny_pairs, tiny_scorer
 
@@ -87,6 +87,145 @@ def test_the_smaller_model_is_chosen_by_time(tmp_path):
     given = (*READING, "budget.prefill_tokens=64")
     result = darwinlm.prune(model, tmp_path / "run", text=pairs, speedup=1.02, assignments=given)
     assert result.summary.saved.block_params <= result.summary.dense.block_params
+
+
+def records(path, *lines):
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return path
+
+
+PAIR = {"query": "river stone", "document": "light winter garden"}
+TEXTS = {
+    "a label of another model": (3, [{**PAIR, "label": 3}], r"has the label 3, but the model has the labels 0 to 2"),
+    "half a label": (3, [{**PAIR, "label": 0.5}], r"has the label 0\.5, but the model has the labels 0 to 2"),
+    "a label in words": (3, [{**PAIR, "label": "good"}], r"line 1: the label in 'label' is good, which isn't a number"),
+    "a pair without a query": (
+        1,
+        [PAIR, {"document": "paper bridge"}],
+        r"line 2: this is a pair without a query: name it query, question, anchor or sentence1, or name both fields",
+    ),
+    "an empty query": (1, [{**PAIR, "query": " "}], r"line 1: the field 'query' of this pair is empty"),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_text_that_does_not_fit_is_refused_before_any_work(case, tmp_path):
+    labels, lines, message = TEXTS[case]
+    model = tiny_scorer(tmp_path / "dense", labels=labels)
+    with pytest.raises(DataError, match=message):
+        pruned(model, records(tmp_path / "pairs.jsonl", *lines), tmp_path / "run")
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_a_score_may_be_any_number(tmp_path):
+    """A model with one score has no classes."""
+    model = tiny_scorer(tmp_path / "dense")
+    lines = [
+        {**PAIR, "document": f"light {number} winter", "query": f"{number}", "label": number / 7}
+        for number in range(160)
+    ]
+    scores = pruned(model, records(tmp_path / "pairs.jsonl", *lines), tmp_path / "run").summary.saved.reading.scores
+    assert [score.name for score in scores] == ["Spearman"]
+
+
+TEMPLATES = {
+    "without the text": ("scorer", "about {query}:", r"has no \{document\}, where the text goes"),
+    "an unknown place": ("scorer", "{instruction}: {query} {document}", r"has \{instruction\}, but only \{query\} and"),
+    "for an embedder": ("embedder", "{query} {document}", r"is an embedder, which reads each alone"),
+    "for a model that writes": ("writer", "{query} {document}", r"text\.template is for models that judge pairs"),
+    "without the query": ("scorer", "passage: {document}", r"has no \{query\}, but the text is pairs"),
+    "too long": ("scorer", "river stone " * 40 + "{query} {document}", r"doesn't fit into sequences of 64 tokens"),
+}
+MAKERS = {"scorer": tiny_scorer, "embedder": tiny_embedder, "writer": tiny_checkpoint}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_a_template_that_cannot_be_applied_is_refused(case, tmp_path):
+    kind, template, message = TEMPLATES[case]
+    model, pairs = MAKERS[kind](tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    with pytest.raises((RecipeError, DataError), match=message):
+        darwinlm.prune(
+            model, tmp_path / "run", text=pairs, keep=0.6, assignments=(*READING, f"text.template='{template}'")
+        )
+
+
+def test_a_template_with_a_query_needs_pairs(tmp_path):
+    model, texts = tiny_scorer(tmp_path / "dense"), records(tmp_path / "texts.jsonl", {"text": "river stone"})
+    with pytest.raises(DataError, match=r"takes a \{query\}, but the text has none: give pairs"):
+        darwinlm.prune(
+            model, tmp_path / "run", text=texts, keep=0.6, assignments=(*READING, "text.template='{query} {document}'")
+        )
+
+
+def test_a_chat_template_that_fails_is_refused(tmp_path):
+    """It names the roles of a reranker and raises an error."""
+    model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    template = "{% for m in messages %}{{ m['query']['document'] | first_of }}{% endfor %}"
+    (model / "chat_template.jinja").write_text(template, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"chat template can't be applied to query and document .*text\.template"):
+        pruned(model, pairs, tmp_path / "run")
+
+
+def module_settings(model, kind, **changed):
+    """Change the settings of a module of a folder of sentence-transformers."""
+    folder = next(
+        model / entry["path"]
+        for entry in json.loads((model / "modules.json").read_text())
+        if entry["type"].endswith(kind)
+    )
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changed), encoding="utf-8")
+
+
+def added_module(model, kind, **settings):
+    """Put another module behind the others."""
+    listed = json.loads((model / "modules.json").read_text())
+    listed.append({"idx": len(listed), "name": str(len(listed)), "path": f"{len(listed)}_Added", "type": kind})
+    (model / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+    (model / listed[-1]["path"]).mkdir()
+    (model / listed[-1]["path"] / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+OURS = "sentence_transformers.sentence_transformer.modules"
+FOLDERS = {
+    "an unknown pooling": (
+        lambda model: module_settings(model, "Pooling", pooling_mode="weightedmean"),
+        r"1_Pooling.config\.json: the pooling 'weightedmean' isn't known here; known are lasttoken, mean, cls",
+    ),
+    "two poolings": (
+        lambda model: module_settings(model, "Pooling", pooling_mode=["mean", "cls"]),
+        r"the pooling 'mean\+cls' isn't known",
+    ),
+    "pooling of another width": (
+        lambda model: module_settings(model, "Pooling", embedding_dimension=64),
+        r"the module Pooling takes 64 numbers, but gets 48: it belongs to another model",
+    ),
+    "a dense module of another width": (
+        lambda model: added_module(model, f"{OURS}.dense.Dense", in_features=32, out_features=16),
+        r"3_Added.config\.json: the module Dense takes 32 numbers, but gets 48",
+    ),
+    "a second one that doesn't fit the first": (
+        lambda model: [
+            added_module(model, f"{OURS}.dense.Dense", in_features=size, out_features=16) for size in (48, 48)
+        ],
+        r"4_Added.config\.json: the module Dense takes 48 numbers, but gets 16",
+    ),
+    "code of its own": (
+        lambda model: added_module(model, "custom_pooling.MyPooling"),
+        r"modules\.json: the module custom_pooling\.MyPooling is code of its own, which never runs here",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_folders_of_sentence_transformers_that_cannot_be_kept_are_refused(case, tmp_path, command):
+    spoil, message = FOLDERS[case]
+    model, pairs = tiny_embedder(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    spoil(model)
+    with pytest.raises(CheckpointError, match=message):
+        pruned(model, pairs, tmp_path / "run")
+    command("prune", model, "--keep", "60%", "--text", pairs, "--out", tmp_path / "cli").refused(str(model))
+    assert not any((tmp_path / "cli").rglob("model"))
 
 
 REFUSED = {

@@ -35,7 +35,7 @@ def descend(reporter: Reporter, moved: Clock, steps: range, best: float = 1.461)
     for number in steps:
         moved.now += 65.0
         best -= 0.05425
-        reporter.step(number, 6, what="descent", kl=(1.461, best))
+        reporter.step(number, 6, what="descent", loss=(1.461, best))
 
 
 def test_a_step_shows_what_it_is_the_losses_and_the_time_left(moved: Clock) -> None:
@@ -48,15 +48,23 @@ def test_a_step_shows_what_it_is_the_losses_and_the_time_left(moved: Clock) -> N
     assert len(stream.getvalue().splitlines()) == 4
 
 
+def test_losses_that_are_no_kl_have_their_own_name(moved: Clock) -> None:
+    reporter, stream = piped()
+    with reporter.stage("search"):
+        moved.now += 60
+        reporter.step(1, 6, what="generation", loss=(0.0511, 0.01234), unit="distance of scores")
+    assert stream.getvalue().splitlines() == ["search  generation 1/6 · distance of scores 0.0511 → 0.0123"]
+
+
 def test_a_stage_that_was_interrupted_says_where_it_goes_on_and_counts_from_there(moved: Clock) -> None:
     reporter, stream = piped()
     with reporter.stage("search"):
         reporter.resumes()
-        reporter.step(2, 6, what="descent", kl=(1.4, 1.3))
+        reporter.step(2, 6, what="descent", loss=(1.4, 1.3))
         moved.now += 60
-        reporter.step(3, 6, what="descent", kl=(1.4, 1.25))
+        reporter.step(3, 6, what="descent", loss=(1.4, 1.25))
         moved.now += 60
-        reporter.step(4, 6, what="descent", kl=(1.4, 1.2))
+        reporter.step(4, 6, what="descent", loss=(1.4, 1.2))
     assert stream.getvalue().splitlines() == [
         "search: resumes after descent 2 of 6",
         "search  descent 3/6 · KL 1.400 → 1.250",
@@ -101,7 +109,7 @@ def test_a_notebook_shows_a_line_that_is_replaced(monkeypatch: pytest.MonkeyPatc
     try:
         reporter = Reporter(Console(force_jupyter=True))
         with reporter.stage("search"), reporter.stage("inside"):
-            reporter.step(1, 4, what="<generation>", kl=(1.4, 1.2))
+            reporter.step(1, 4, what="<generation>", loss=(1.4, 1.2))
             reporter.advance(4, 4)
         shown = [(output["data"]["text/html"], output.get("update")) for output in shell.display_pub.outputs]
     finally:

@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Column
 
-from darwinlm.runtime.amounts import duration
+from darwinlm.runtime import amounts
+from darwinlm.runtime.amounts import NATS, duration
 from darwinlm.runtime.notebook_line import NotebookLine
 from darwinlm.runtime.safe_console import Terminal
 
@@ -42,7 +43,8 @@ class _StageProgress:
     what: str = ""
     done: int = 0
     total: int = 0
-    kl: tuple[float, float] | None = None
+    loss: tuple[float, float] | None = None
+    unit: str = NATS
     left: float | None = None
     at: float = 0.0
     resumes: bool = False
@@ -54,9 +56,10 @@ class _StageProgress:
         if not self.total:
             return f"{self.title}  {duration(time.monotonic() - self.begun)}"
         parts = [f"{self.what} {self.done}/{self.total}".strip()]
-        if self.kl is not None:
-            initial, best = self.kl
-            parts.append(f"KL {initial:.3f} → {best:.3f}")
+        if self.loss is not None:
+            initial, best = self.loss
+            show = amounts.nats if self.unit == NATS else amounts.three_digits
+            parts.append(f"{amounts.loss(initial, self.unit)} → {show(best)}")
         seconds = self._seconds_left()
         if seconds is not None:
             parts.append(f"{duration(seconds)} left")
@@ -140,18 +143,25 @@ class Reporter:
             self.say(str(progress))
 
     def step(
-        self, done: int, total: int, *, what: str, kl: tuple[float, float] | None = None, left: float | None = None
+        self,
+        done: int,
+        total: int,
+        *,
+        what: str,
+        loss: tuple[float, float] | None = None,
+        unit: str = NATS,
+        left: float | None = None,
     ) -> None:
         """Report the progress of a part of the stage, with figures.
 
-        `what` names the part or its steps. `kl` is the KL at its start and the lowest so far, and `left` the seconds
-        until the time limit of the part.
+        `what` names the part or its steps. `loss` is the distance to the dense model at its start and the lowest so
+        far, in `unit`. `left` are the seconds until the time limit of the part.
         """
         progress = self._current
         if progress is not None:
             if progress.what != what:
                 progress.first = None
-            progress.what, progress.kl, progress.left = what, kl, left
+            progress.what, progress.loss, progress.unit, progress.left = what, loss, unit, left
         self.advance(done, total)
 
     def measured(self, step: int, figures: Mapping[str, int | float]) -> None:

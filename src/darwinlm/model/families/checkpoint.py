@@ -39,6 +39,7 @@ from darwinlm.model.families.quantised import WeightFormat, formats_of
 from darwinlm.model.families.sentence_transformers import (
     carried_files,
     longest_input,
+    messages_of,
     model_inside,
     pooling_of,
     prompts_of,
@@ -379,7 +380,7 @@ class Checkpoint:
         if name == TOKENIZER:
             return self._tokenizer_digest
         if name == READING:
-            return digest_of([*prompts_of(self.folder), self.longest_input])
+            return digest_of([*prompts_of(self.folder), self.longest_input, repr(messages_of(self.folder))])
         patterns = (GENERATION,) if name == GENERATION_SETTINGS else (GENERATION, *PROCESSORS, *LICENCES)
         modules = () if name == GENERATION_SETTINGS else {file for file, _ in carried_files(self.folder)}
         return digest_of(

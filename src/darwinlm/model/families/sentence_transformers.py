@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from darwinlm.model.families.files import check_link
@@ -28,6 +28,13 @@ POOLINGS = {
     "pooling_mode_cls_token": "cls",
 }
 """Fields of a pooling's settings, as releases before 5.4 write them."""
+
+INPUT_WIDTHS = {
+    "Pooling": ("embedding_dimension", "word_embedding_dimension"),
+    "Dense": ("in_features",),
+    "LayerNorm": ("dimension",),
+}
+"""Fields with the number of inputs, as newer and older releases name them."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,20 @@ def pooling_of(folder: Path) -> str | None:
     return str(mode)
 
 
+def check_widths(folder: Path, width: int) -> None:
+    """Refuse modules that don't fit a model whose residual stream has this width. Raises CheckpointError."""
+    for module in modules_of(folder):
+        settings = module.settings()
+        given = next((settings[name] for name in INPUT_WIDTHS.get(module.kind, ()) if name in settings), width)
+        if given != width:
+            raise CheckpointError(
+                f"{module.folder / 'config.json'}: the module {module.kind} takes {shorten(given)} numbers, but gets "
+                f"{width}: it belongs to another model, so fetch the model again"
+            )
+        if module.kind == "Dense" and isinstance(settings.get("out_features"), int):
+            width = int(str(settings["out_features"]))
+
+
 def prompts_of(folder: Path) -> tuple[dict[str, str], str | None]:
     """Prompts by name, and the name of the default one."""
     path = folder / SETTINGS
@@ -145,20 +166,56 @@ def longest_input(folder: Path) -> int | None:
 
     Raises CheckpointError if they are damaged, or change texts before they become tokens.
     """
+    path, settings = _transformer_settings(folder)
+    if settings.get("do_lower_case"):
+        raise CheckpointError(f"{path}: texts in lower case (do_lower_case) aren't known here: use another model")
+    longest = settings.get("max_seq_length")
+    if longest is not None and (type(longest) is not int or longest < 1):
+        raise CheckpointError(f"{path}: max_seq_length is {shorten(longest)}, but must be a number of tokens")
+    return longest
+
+
+@dataclass(frozen=True)
+class Messages:
+    """How texts become messages of the model's chat template.
+
+    Attributes:
+        structured: Whether the content of a message is a list of parts, and not a text.
+        arguments: Further arguments of the template.
+    """
+
+    structured: bool = False
+    arguments: JsonObject = field(default_factory=dict)
+
+    def message(self, role: str, text: str) -> dict[str, object]:
+        """A message as the template takes it."""
+        return {"role": role, "content": [{"type": "text", "text": text}] if self.structured else text}
+
+
+def messages_of(folder: Path) -> Messages | None:
+    """How a folder puts its inputs in its chat template; None if the model reads plain texts.
+
+    Folders of releases before 5.4 don't say so, and are of models that read plain texts.
+    """
+    _, settings = _transformer_settings(folder)
+    read = settings.get("modality_config")
+    if not isinstance(read, dict) or "message" not in read:
+        return None
+    how, processing = read["message"], settings.get("processing_kwargs")
+    given = processing.get("chat_template") if isinstance(processing, dict) else None
+    arguments = (
+        {name: value for name, value in given.items() if name != "restore_suffix"} if isinstance(given, dict) else {}
+    )
+    return Messages(isinstance(how, dict) and how.get("format") == "structured", arguments)
+
+
+def _transformer_settings(folder: Path) -> tuple[Path, JsonObject]:
+    """Settings of the module that is the model, and their file; empty without any."""
     for module in modules_of(folder)[:1]:
         for path in (module.folder / name for name in TRANSFORMER_SETTINGS):
-            if not path.is_file():
-                continue
-            settings = _read(path)
-            if settings.get("do_lower_case"):
-                raise CheckpointError(
-                    f"{path}: texts in lower case (do_lower_case) aren't known here: use another model"
-                )
-            longest = settings.get("max_seq_length")
-            if longest is not None and (type(longest) is not int or longest < 1):
-                raise CheckpointError(f"{path}: max_seq_length is {shorten(longest)}, but must be a number of tokens")
-            return longest
-    return None
+            if path.is_file():
+                return path, _read(path)
+    return folder / MODULES, {}
 
 
 def carried_files(folder: Path) -> Iterator[tuple[str, Path]]:

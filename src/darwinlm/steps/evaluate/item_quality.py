@@ -20,7 +20,7 @@ from darwinlm.model.objective.scores import Scores
 from darwinlm.model.walk import items
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime import parallel
-from darwinlm.runtime.errors import DataError, NumericsError, install
+from darwinlm.runtime.errors import NumericsError, install
 from darwinlm.steps.evaluate import task_scores
 from darwinlm.steps.evaluate.item_metrics import ItemOutputs, item_metrics
 from darwinlm.steps.evaluate.model_figures import ReadingFigures, TaskScore
@@ -75,8 +75,7 @@ def measure_items(
 ) -> dict[str, ItemQuality]:
     """Measure several models on the same texts; the first one is the dense one.
 
-    `tokens` are sequences of texts [n, t], with the labels of these. Raises NumericsError if outputs aren't finite, and
-    DataError if a label is none of the model's.
+    `tokens` are sequences of texts [n, t], with the labels of these. Raises NumericsError if outputs aren't finite.
     """
     outputs: dict[str, Tensor] = {}
     for number, (name, decoder) in enumerate(models.items(), start=1):
@@ -102,7 +101,7 @@ def quality_of(objective: ItemObjective, outputs: Tensor, dense: Tensor, labels:
 def scores_of(
     objective: ItemObjective, outputs: Tensor, dense: Tensor, labels: ItemLabels
 ) -> tuple[tuple[TaskScore, ...], str]:
-    """Scores with labels, and a remark if there are none. Raises DataError for a label that the model doesn't have."""
+    """Scores with labels, and a remark if there are none."""
     if importlib.util.find_spec("sklearn") is None:
         known = bool(labels.label.isfinite().any()) or bool((labels.role == 1).any())
         return (), f"scores with labels aren't measured without scikit-learn: {install(EXTRA)}" if known else ""
@@ -119,16 +118,9 @@ def _of_scores(objective: Scores, outputs: Tensor, dense: Tensor, labels: ItemLa
         Labelled(labels.label[known].numpy(), _relevance(objective, given[known]), _chosen(objective, given[known]))
         for given in (outputs, dense)
     )
-    count = 2 if objective.answers else outputs.shape[-1]
     scores: list[TaskScore] = []
     classified = objective.labels == "one"
     if classified:
-        wrong = next((label for label in own.labels if label not in range(count)), None)
-        if wrong is not None:
-            raise DataError(
-                f"a label of the text is {wrong:g}, but the model has the labels 0 to {count - 1}: correct the labels, "
-                "or leave their field out"
-            )
         scores.append(task_scores.mean_score("accuracy", task_scores.correct(own), task_scores.correct(reference)))
         scores.append(task_scores.set_score("F1", task_scores.f1, own, reference))
     binary = set(np.unique(own.labels)) <= {0.0, 1.0}

@@ -95,7 +95,8 @@ def search(
             state.done,
             settings.generations,
             what="generation",
-            kl=(state.history[0].kl, state.kl),
+            loss=(state.history[0].kl, state.kl),
+            unit=objective.unit,
             left=clock.left if math.isfinite(clock.limit) else None,
         )
         latest = state.history[-1]

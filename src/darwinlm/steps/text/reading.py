@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from darwinlm.model.families.sentence_transformers import answers_in
+from darwinlm.model.families.sentence_transformers import answers_in, check_widths, is_cross_encoder, messages_of
 from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.objective.scores import Scores
-from darwinlm.runtime.errors import RecipeError
-from darwinlm.steps.text.encoder import DOCUMENT, ItemEncoder
+from darwinlm.runtime.errors import DataError, RecipeError
+from darwinlm.runtime.limits import shorten
+from darwinlm.steps.text.encoder import DOCUMENT, QUERY, ItemEncoder
+from darwinlm.steps.text.samples import Sample
 from darwinlm.steps.text.shares import SELF, named_parts
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ def encoder_of(model: Checkpoint, settings: TextSettings) -> ItemEncoder:
         prompts,
         default,
         apart=model.family.ending == "states",
+        messages=messages_of(model.folder),
     )
 
 
@@ -92,14 +97,50 @@ def check_reading(model: Checkpoint, settings: TextSettings) -> None:
                 "if it answers with these words, or leave the template out"
             )
         return
-    if settings.template is not None and DOCUMENT not in settings.template:
-        raise RecipeError("text.template has no {document}, where the text goes: add it, and {query} for pairs")
+    check_widths(model.folder, int(model.config.hidden_size))
+    if model.family.ending == "states" and is_cross_encoder(model.folder):
+        raise RecipeError(
+            f"{model.source} is a reranker whose head is a module of sentence-transformers, which isn't known here: "
+            "known are classes for sequence classification, and language models that answer"
+        )
+    if settings.template is not None:
+        _check_template(model, settings.template)
     if not settings.source or SELF in named_parts(settings.source):
         raise RecipeError(
             f"{model.source} gives {objective.words()} and can't write the text for its own pruning: name texts or "
             "pairs that it is used on, such as --text pairs.jsonl with lines like "
             '{"query": "...", "document": "..."}, or --text reviews.csv#text'
         )
+
+
+def _check_template(model: Checkpoint, template: str) -> None:
+    if model.family.ending == "states":
+        raise RecipeError(
+            f"text.template puts a query and a document together, but {model.source} is an embedder, which reads each "
+            "alone, with the prompts of its folder: leave it out"
+        )
+    if DOCUMENT not in template:
+        raise RecipeError("text.template has no {document}, where the text goes: add it, and {query} for pairs")
+    unknown = [name for name in re.findall(r"{\w+}", template) if name not in (QUERY, DOCUMENT)]
+    if unknown:
+        raise RecipeError(
+            f"text.template has {unknown[0]}, but only {QUERY} and {DOCUMENT} are filled in: write there what "
+            f"{unknown[0]} stands for"
+        )
+
+
+def with_known_labels(samples: Iterable[Sample], model: Checkpoint) -> Iterator[Sample]:
+    """The samples. Raises DataError for a label that a classifier doesn't have."""
+    objective = objective_of(model)
+    classified = isinstance(objective, Scores) and objective.labels == "one"
+    count = 2 if model.answers else int(getattr(model.config, "num_labels", 0))
+    for sample in samples:
+        if classified and sample.label is not None and sample.label not in range(count):
+            raise DataError(
+                f"the text '{shorten(sample.text, 40)}' has the label {sample.label:g}, but the model has the labels 0 "
+                f"to {count - 1}: correct the labels, or leave their field out"
+            )
+        yield sample
 
 
 def check_reader(model: Checkpoint, *, cuts_vocabulary: bool, budget: str) -> None:

@@ -34,7 +34,7 @@ class Text(Step["dict[str, TokenSequences]"]):
     """
 
     name = "text"
-    version = 6
+    version = 7
     writes = "sequences of tokens for each purpose"
     Settings = TextSettings
     section = "text"
@@ -58,14 +58,14 @@ class Text(Step["dict[str, TokenSequences]"]):
         from darwinlm.model.objective.chosen import objective_of
         from darwinlm.steps.text.item_sequences import prepare_items
         from darwinlm.steps.text.prepared import prepare_text
-        from darwinlm.steps.text.reading import encoder_of
+        from darwinlm.steps.text.reading import encoder_of, with_known_labels
         from darwinlm.steps.text.samples import read_samples
         from darwinlm.steps.text.text_source import given_source, with_own_text
 
         settings, say = task.settings(TextSettings), task.context.reporter.say
         source = with_own_text(given_source(settings), self.own_text)
         if objective_of(self.dense).reads:
-            samples = read_samples(source, seed=settings.seed)
+            samples = with_known_labels(read_samples(source, seed=settings.seed), self.dense)
             encoder = encoder_of(self.dense, settings)
             sequences = prepare_items(samples, self.shares, encoder, settings.seed, source, say)
         else:
