@@ -102,7 +102,7 @@ class ItemEncoder:
 
     def _in_messages(self, messages: Messages, prompt: str, texts: list[tuple[str, str]]) -> list[int]:
         """Tokens of texts by role in the chat template; the last one is shortened."""
-        *first, (role, last) = [*([("system", prompt)] if prompt else ()), *texts]
+        *first, (role, last) = [("system", prompt), *texts] if prompt else texts
 
         def render(text: str) -> str:
             said = [messages.message(*one) for one in (*first, (role, text))]
