@@ -133,6 +133,18 @@ def test_labels_of_close_points_do_not_overlap() -> None:
     assert all(low < high for low, high in pairwise(lows))
 
 
+def test_a_label_does_not_hide_the_point_beside_it() -> None:
+    xs, ys, names = (94.7, 101.8, 134.5), (0.655, 0.673, 1.0), ("uniform", "searched", "dense")
+    chart = Chart("t", Axis("x"), Axis("y"), (Curve("", xs, ys, names, labels=names, joined=False),))
+    figure = drawn([chart], titled=False)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    (label,) = (text.get_window_extent() for text in axes.texts if text.get_text() == "uniform")
+    x, y = axes.transData.transform((101.8, 0.673))
+    assert label.x0 < x < label.x1, "or the test says nothing"
+    assert y > label.y1
+
+
 @pytest.mark.parametrize(
     ("words", "value", "shown"),
     [(count, 80e6, "80 M"), (count, 1.5e6, "1.5 M"), (nats, 0.5, "0.5"), (nats, 0.0, "0"), (percent, 0.6, "60 %")],

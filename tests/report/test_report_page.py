@@ -52,7 +52,9 @@ def test_next_steps_of_a_bounded_model_keep_the_bound():
     tree = changed(searched(), budget={"kind": "file", "keep": None, "unit": "bytes", "upper": 75e6})
     tree = changed(tree, file={"dense": sizes, "predicted": sizes, "bytes": 120_000_000})
     assert any("--quant q4_0 " in line for _, line in next_steps(made(tree), ".", "../smaller", None))
-    assert "Larger than the bound of 75 MB: q8_0." in Page(render_page(made(tree))).text
+    text = Page(render_page(made(tree))).text
+    assert "Larger than the bound of 75 MB: q8_0." in text
+    assert "darwinlm prune --file measures both" not in text, "this run has done it"
     file = {"model": "m", "file": "model-q4_0.gguf", "tokens": 9}
     file["saved"] = {"quantisation": "q4_0", "bytes": 74_000_000, "kl": 0.9}
     steps = [line for _, line in next_steps(made(told(tree, file=file)), "runs/a", "runs/a", None)]

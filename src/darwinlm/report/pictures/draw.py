@@ -31,6 +31,10 @@ TITLE = 22
 """Height of a title in the same unit."""
 LINE = 14.0
 """Least distance between two labels, in units."""
+LETTER = 6.5
+"""Width of a letter of a label, in units."""
+DISTANCE = 12.0
+"""Least distance of the middle of a label from a point of another one that is above it, in units."""
 DOTS = 30
 """Most points of a curve that are marked; all others have tips at most."""
 TIPS = 60
@@ -217,12 +221,20 @@ class _Drawing:
         """Write labels beside points, one above the other where points are close."""
         (left, right), (low, high) = self.axes.get_xlim(), self.axes.get_ylim()
         unit = 0.72 * HEIGHT / (high - low)
+        across = (WIDTH - MARGINS["left"] - MARGINS["right"]) / (right - left)
         points = [point for curve in curves for point in zip(curve.xs, curve.ys, curve.labels, strict=True)]
         taken: list[tuple[bool, float]] = []
         for x, y, label in sorted(points, key=lambda point: point[1]):
             leftward, place = x > left + 0.55 * (right - left), (y - low) * unit
             below = [at for side, at in taken if side == leftward]
-            raised = max(place, below[-1] + LINE if below else LINE / 2)
+            least = below[-1] + LINE if below else LINE / 2
+            start, end = sorted((x * across, x * across + (-1 if leftward else 1) * (8 + LETTER * len(label))))
+            hidden = [
+                (other - low) * unit
+                for at, other, _ in points
+                if other > y and start < at * across < end and (other - low) * unit - place < DISTANCE
+            ]
+            raised = max(min([place, *(dot - DISTANCE for dot in hidden)]), least)  # below a point that it would hide
             taken.append((leftward, raised))
             self.axes.annotate(
                 visible(label),
