@@ -5,10 +5,12 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tests.tiny.checkpoint import WORDS
 from tests.tiny.damage import edit_config
 from tests.tiny.vocabulary import BYTES, KINDS, OTHERS, TOKENS, fast, wordy_checkpoint
 from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.surgery.fewer_tokens import cut_weights, rows_in, special_numbers
@@ -16,6 +18,7 @@ from darwinlm.runtime.errors import CheckpointError, ModelError
 from darwinlm.steps.text.packing import token_ids
 from darwinlm.steps.vocabulary.choose import choose_tokens, kept_size
 from darwinlm.steps.vocabulary.spelling import measure_spelling
+from darwinlm.steps.vocabulary.token_choice import ModelTokens
 from darwinlm.steps.vocabulary.tokenizer_tree import TokenizerTree
 
 TEXTS = (*WORDS, *OTHERS, "the river turns", "é 漢字 🙂", "12 zebras\n\trun", " two  spaces", "</s> ends <s>")
@@ -86,6 +89,24 @@ def test_a_word_that_no_merge_gives_counts_if_it_is_looked_up_directly(direct):
     tree, word = TokenizerTree(tokenizer, "it"), tokenizer.convert_tokens_to_ids("Ġjungle")
     kept = closed_choice(tree, tokenizer, {word: 5}, len(tree.indispensable(tokenizer)) + 1)
     assert (word in kept) is direct
+
+
+@pytest.mark.parametrize("named_by", ["the settings", "the tokenizer"])
+def test_a_token_that_stays_keeps_what_it_is_merged_from(named_by, tmp_path):
+    folder = wordy_checkpoint(tmp_path / "dense")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    word = tokenizer.convert_tokens_to_ids("Ġjungle")
+    if named_by == "the settings":
+        edit_config(folder, eos_token_id=word)
+    else:
+        tokenizer.add_tokens(["Ġjungle"])
+        tokenizer.save_pretrained(folder)
+    tokens = ModelTokens.of(Checkpoint.open(folder))
+    nothing = torch.zeros(512, dtype=torch.float64)
+    nothing[0] = 1.0
+    rows = tokens.used_by(["a"], nothing).rows(len(tokens.always))
+    small = Tokenizer.from_str(json.dumps(tokens.tree.cut(rows)))
+    assert [rows[number] for number in small.encode("a jungle", add_special_tokens=False).ids][1:] == [word]
 
 
 def test_other_tokenizers_are_refused():

@@ -28,6 +28,10 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 MODEL, TOKENS, TEMPLATE = "tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.chat_template"
 
 
+UNICODE = "NFC"
+"""The normalizer of byte-level tokenizers, which leaves nearly all text as it is; llama.cpp has none."""
+
+
 def read_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> TokenizerKeys:
     """Keys of a file for the tokenizer of a model folder.
 
@@ -53,6 +57,9 @@ def read_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary:
     pre = _pre_tokenizers(tree)
     if any(step["type"] == "ByteLevel" for step in pre):
         kind = "gpt2"
+        others = {step["type"] for step in _steps(tree.get("normalizer"), "normalizers")} - {UNICODE}
+        if others:
+            raise _unknown(folder, f"its normalizer ({', '.join(sorted(others))}) isn't known in llama.cpp")
         name = _pre_name(pre, folder, ignores_merges=bool(model.get("ignore_merges")))
         values |= {
             "pre": name,

@@ -43,7 +43,7 @@ class ModelTokens:
         """Read the tokenizer of a model. Raises ModelError if its vocabulary can't be cut."""
         tokenizer = dense.tokenizer()
         tree = TokenizerTree(tokenizer, dense.source)
-        always = tree.indispensable(tokenizer) | (special_numbers(dense) & tree.tokens.keys())
+        always = tree.indispensable(tokenizer) | tree.closed(special_numbers(dense) & tree.tokens.keys())
         check_tokens(max(*tokenizer.get_vocab().values(), *always), int(dense.config.vocab_size), dense.source)
         return cls(tokenizer, tree, always, dense.source)
 

@@ -119,9 +119,11 @@ class TokenizerTree:
         if unknown in self.pieces:
             kept.add(self.pieces[unknown])
         further = {number for number in self.tokens if NUMBER_OR_SPACE.fullmatch(self.text(number))}
-        for number in further.union(_chat_tokens(tokenizer)):
-            kept |= {number, *(self.path(number) or ())}
-        return kept
+        return self.closed(kept | further.union(_chat_tokens(tokenizer)))
+
+    def closed(self, numbers: Iterable[int]) -> set[int]:
+        """Tokens with those that they are merged from, without which text would no longer be merged to them."""
+        return {part for number in numbers for part in (number, *(self.path(number) or ()))}
 
     def text(self, number: int) -> str:
         """The text that a token stands for, maybe without a space at its beginning; bytes aren't characters."""
@@ -133,9 +135,10 @@ class TokenizerTree:
     def path(self, number: int) -> list[int] | None:
         """The tokens that a token is merged from, one for each step, itself included; None if no merges give it."""
         token = self.tokens[number]
-        if number in self.added:
+        if number in self.added and self.pieces.get(token) != number:
             return [number]
-        alone = [number] if self.model.get("ignore_merges") else None  # whole words are looked up directly
+        # Added tokens are found in the text before it is merged, and whole words may be looked up directly.
+        alone = [number] if number in self.added or self.model.get("ignore_merges") else None
         parts = list(token)
         if any(part not in self.pieces for part in parts):
             return alone
