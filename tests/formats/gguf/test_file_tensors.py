@@ -85,6 +85,21 @@ def test_numbers_are_read_in_parts_by_threads(tmp_path, unchecked, monkeypatch):
     assert files[0] == files[1]
 
 
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 40)])
+def test_a_vector_may_be_of_any_type(tmp_path, rows):
+    gguf = pytest.importorskip("gguf")
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    stored = vector.view(torch.uint8).numpy()
+    writer.add_tensor("output_norm.weight", stored, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    (tensor,) = gguf.GGUFReader(tmp_path / "m.gguf").tensors
+    found = numbers.read_numbers(tmp_path / "m.gguf", tensor, (64,), rows)
+    assert torch.equal(found, vector.float()[rows])
+
+
 def test_a_large_model_has_several_files(tmp_path, unchecked, monkeypatch):
     """Linux maps no file that is larger than all main memory."""
     file = file_of(plain_checkpoint(tmp_path / "model", "llama"), "q4_0")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.tiny.checkpoint import WORDS
 from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.formats.gguf.process import EngineProcess
@@ -144,6 +144,13 @@ def split_its_own_way() -> Tokenizer:
     return inner
 
 
+def normalised_to_half_width() -> Tokenizer:
+    inner = split_its_own_way()
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel()
+    inner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.NFKC()])
+    return inner
+
+
 UNIGRAM = models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("a", -2.0)], unk_id=0)
 WORD_PIECE = models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")
 
@@ -155,9 +162,10 @@ WORD_PIECE = models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")
         (Tokenizer(WORD_PIECE), 0, "its model is WordPiece, not BPE.*--tokenizer-from"),
         (Tokenizer(models.BPE({"a": 0}, [])), 0, "it is neither byte-level nor SentencePiece.*--tokenizer-from"),
         (split_its_own_way(), 0, r"its pre-tokenizer \(Digits \+ Digits \+ ByteLevel\) isn't known.*--tokenizer-from"),
+        (normalised_to_half_width(), 0, r"its normalizer \(NFKC\) isn't known in llama\.cpp.*--tokenizer-from"),
         (split_its_own_way(), 100, "the tokenizer has 357 tokens, but the embedding has 320 rows"),
     ],
-    ids=["Unigram", "WordPiece", "whole words", "its own way", "too many"],
+    ids=["Unigram", "WordPiece", "whole words", "its own way", "normalised", "too many"],
 )
 def test_tokenizers_that_are_refused(tmp_path, inner, more, reason):
     pytest.importorskip("gguf", reason="the extra gguf")

@@ -38,6 +38,9 @@ def read_numbers(path: Path, stored: ReaderTensor, shape: tuple[int, ...], rows:
         OSError: The file can't be read.
         NotImplementedError: The package `gguf` can't dequantise its type.
     """
+    if len(shape) == 1:  # its bytes are one row
+        whole: NDArray[np.generic] = np.fromfile(path, stored.data.dtype, stored.data.size, offset=stored.data_offset)
+        return torch.from_numpy(np.array(dequantize(whole, stored.tensor_type)[rows], dtype=np.float32))
     start, stop, _ = rows.indices(shape[0])
     weights, elements = prod(shape[1:]), prod(stored.data.shape[1:])
     row_bytes = elements * stored.data.dtype.itemsize
