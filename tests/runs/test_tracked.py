@@ -220,6 +220,31 @@ def test_a_tracker_that_cannot_be_closed_says_so(monkeypatch: pytest.MonkeyPatch
     assert said[0].startswith("--track wandb could not be closed: ")
 
 
+@pytest.mark.parametrize("error", [SystemExit(), MemoryError()])
+def test_a_tracker_that_ends_the_process_or_says_nothing_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
+) -> None:
+    use(monkeypatch, Noted)
+    said: list[str] = []
+    tracker = start_tracker("wandb", tmp_path, {}, said.append)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    for name in ("log", "finish"):
+        monkeypatch.setattr(MADE[0], name, fail)
+    tracker.log("search", 0, {"kl": 1.0})
+    tracker.finish()
+    name = type(error).__name__
+    assert said == [
+        f"--track wandb failed, and the run goes on without it: {name}",
+        f"--track wandb could not be closed: {name}",
+    ]
+    monkeypatch.setattr(Noted, "start", fail)
+    with pytest.raises(RecipeError, match=rf"--track wandb can't be started \({name}\): set wandb up"):
+        start_tracker("wandb", tmp_path, {}, said.append)
+
+
 def test_settings_have_no_folders() -> None:
     settings = {
         "model": "/home/someone/models/Llama",

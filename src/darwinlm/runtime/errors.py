@@ -228,6 +228,10 @@ def storage_error(path: Path, error: Exception) -> StorageError:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, for our messages, and the next one if it ends with a colon."""
+    """The first line of another library's error, for our messages, and the next one if it ends with a colon.
+
+    An error without words gives its type.
+    """
     line, _, further_lines = str(error).strip().partition("\n")
-    return (f"{line} {further_lines.strip()}".partition("\n")[0] if line.endswith(":") else line).rstrip(": .")
+    told = (f"{line} {further_lines.strip()}".partition("\n")[0] if line.endswith(":") else line).rstrip(": .")
+    return told or type(error).__name__

@@ -43,6 +43,9 @@ WANDB = {
 }
 """Settings of wandb that turn off what it collects besides figures."""
 
+ANY = (Exception, SystemExit)
+"""Errors of a tracker, of any kind, such as of a network; some libraries end the process where a login is missing."""
+
 Values = Mapping[str, int | float]
 
 
@@ -83,7 +86,7 @@ class Tracker:
         known = {name: value for name, value in names.items() if math.isfinite(value)}
         try:
             self._given.log(known, step=step if self.name in COUNTING else None)
-        except Exception as error:  # noqa: BLE001 - of any kind, such as of a network: hours of work must not end with it
+        except ANY as error:  # hours of work must not end with it
             self._failed = True
             self._say(f"--track {self.name} failed, and the run goes on without it: {first_line(error)}")
 
@@ -91,7 +94,7 @@ class Tracker:
         """Send what is left."""
         try:
             self._given.finish()
-        except Exception as error:  # noqa: BLE001 - the run's own results are there
+        except ANY as error:  # the run's own results are there
             self._say(f"--track {self.name} could not be closed: {first_line(error)}")
 
 
@@ -112,7 +115,7 @@ def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: 
         tracker.main_process_only = False  # only the first process comes here
         tracker.start()
         tracker.store_init_configuration(plain_settings(settings))
-    except Exception as error:
+    except ANY as error:
         raise RecipeError(
             f"--track {name} can't be started ({first_line(error)}): set {name} up, or leave --track out"
         ) from error
