@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from darwinlm.runtime import cuda_graph
 from darwinlm.steps.database import elimination
 from darwinlm.steps.database.elimination import eliminate, why_not_recorded
 from tests.gpu import device
@@ -58,6 +59,24 @@ def test_a_replay_needs_one_launch_and_no_wait(gpu):
     assert steps + 2 * len(gpu.recordings) >= 120
     assert found["waits"] <= 2 * len(gpu.recordings)
     assert found["uploads"] == 0
+    assert gpu.tally.inside(cuda_graph)["waits"] == 0, "nor does a recording wait"
+
+
+def test_a_recording_without_room_begins_again_after_unused_memory_is_returned(gpu, monkeypatch):
+    returned, right = [], elimination._Elimination._cheapest
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: returned.append(1))
+
+    def full(self: elimination._Elimination) -> Tensor:
+        if gpu.recording is not None and not returned:
+            raise torch.OutOfMemoryError("full")
+        return right(self)
+
+    monkeypatch.setattr(elimination._Elimination, "_cheapest", full)
+    C, G = matrices(40)
+    assert torch.equal(on(NAME, C, G, 40)[0], on("cpu", C, G, 40)[0])
+    assert returned == [1]
+    assert gpu.recordings
+    assert not gpu.clocks.pools, "the allocator has left the recording that failed"
 
 
 def test_units_of_several_columns_are_not_recorded(gpu):

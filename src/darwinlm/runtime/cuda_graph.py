@@ -18,17 +18,25 @@ def recorded(step: Callable[[], object], device: torch.device) -> Callable[[], o
     """
     if device.type != "cuda":
         return step
+    try:
+        return _record(step, device)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()  # the allocator can't give back what it keeps while it records
+        return _record(step, device)
+
+
+def _record(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """Record a step. `torch.cuda.graph` would first wait for the device and return all unused memory."""
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     # Garbage with an older graph must not be collected during a recording, which would fail.
     gc.freeze()
     try:
-        with (
-            torch.cuda.device(device),
-            torch.cuda.stream(torch.cuda.current_stream(device)),  # a failed recording doesn't return to it
-            # Other threads may copy at the same time.
-            torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"),
-        ):
-            step()
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.graph(graph).capture_stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # other threads may copy at the same time
+            try:
+                step()
+            finally:
+                graph.capture_end()
     except BaseException as error:  # noqa: BLE001 - raised again
         _leave(device, pool)
         cause = error.__context__  # the end of a failed recording is an error that hides the reason

@@ -114,7 +114,9 @@ def whole_factor_(
     L = cholesky_(A, name)
     energies = L.new_zeros(len(L))
     for rows in torch.split(W, ROWS):
-        energies += (rows.index_select(1, columns).to(L) @ L).square_().sum(0)
+        ordered = rows.index_select(1, columns).to(L)
+        for at in range(0, len(L), COLUMNS):
+            energies[at : at + COLUMNS] += (ordered[:, at:] @ L[at:, at : at + COLUMNS]).square_().sum(0)
     losses = None
     if S is not None:
         ordered = W.index_select(1, columns).to(L.device, torch.float32)

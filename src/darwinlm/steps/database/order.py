@@ -28,6 +28,7 @@ from torch import Tensor
 
 from darwinlm.runtime.errors import NumericsError
 from darwinlm.steps.database.elimination import ROWS, eliminate
+from darwinlm.steps.database.inverse import inverse_
 
 Order = Callable[[Tensor, Tensor, Tensor, Tensor | None, str], Tensor]
 """Ranks the units of a module: from H, W, units, S (None without gradients) and the name of the module, to [n] int64,
@@ -175,9 +176,7 @@ def _scaled_inverse_(damped: Float64[Tensor, "d d"], name: str) -> tuple[Float64
     damped /= scale
     damped /= scale[:, None]
     factor = cholesky_(damped, name)
-    torch.cholesky_inverse(factor, out=factor)  # CUDA works in one more matrix
-    # LAPACK uses columns, which are the rows of the transpose; the matrix is symmetric.
-    return factor.mT.contiguous(), scale
+    return inverse_(factor).mT, scale  # symmetric; its columns are contiguous
 
 
 def cholesky_(A: Float[Tensor, "d d"], name: str) -> Float[Tensor, "d d"]:
