@@ -1,12 +1,16 @@
 """Functions of the caller: lists and generators, and one line for each way in which they fail."""
 
+import os
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from darwinlm.evaluation.measures.measured import scores_of
 from darwinlm.evaluation.measures.named import MeasureRequest
 from darwinlm.evaluation.measures.own_function import FunctionMeasure
+from darwinlm.evaluation.measures.score_store import ScoreStore
 from darwinlm.runtime.errors import MeasureError, RecipeError
 
 
@@ -47,6 +51,11 @@ def test_lists_and_generators_are_taken(function):
         ("return None", r"returned None: it must return a list"),
         ("return 'abc'", r"returned 'abc': it must return a list"),
         ("return []", r"gave no scores"),
+        ("return {1.0, 0.0}", r"returned a set, which has no order: it must return a list"),
+        ("return [1, 10**400]", r"item 2 has the score 1000.*, not a number"),
+        ("return [1e308] * 3", r"item 1 has the score 1e\+308: scores must lie between -1e12 and 1e12"),
+        ("while True: yield 1", r"gave more than 100,000 scores: look for an endless loop, or give fewer items"),
+        ("import numpy\nreturn numpy.ones((2, 2))", r"item 1 has the score array\(\[1\., 1\.\]\), not a number"),
         ("import sys\nsys.exit(3)", r"before it returned its scores: SystemExit: 3 \(line 3\)"),
         ("raise RuntimeError", r"RuntimeError"),
     ],
@@ -95,6 +104,35 @@ def test_what_is_missing_is_named_before_any_work(tmp_path):
         FunctionMeasure(path, "score", 1)
 
 
+def test_scalars_of_libraries_are_numbers(function):
+    body = "import numpy, torch\nreturn [numpy.float32(1), numpy.bool_(True), numpy.int64(0), torch.tensor(0.5)]"
+    assert scores(function(body)) == [1.0, 1.0, 0.0, 0.5]
+
+
+def test_a_function_that_changes_the_model_changes_no_other_score(function, tmp_path):
+    loaded = []
+
+    class Model:
+        identity: ClassVar = {"weights": "x"}
+
+        def __init__(self) -> None:
+            self.now: list[float] | None = None
+
+        def load(self) -> tuple[list[float], str]:
+            if self.now is None:
+                self.now = [1.0]
+                loaded.append("loaded")
+            return self.now, "tokenizer"
+
+        def release(self) -> None:
+            self.now = None
+
+    (tmp_path / "other.py").write_text("def score(model, tokenizer):\n    return model\n", encoding="utf-8")
+    measures = [function("model[0] = 0.0\nreturn [0.5]"), FunctionMeasure(tmp_path / "other.py", "score", 60)]
+    assert scores_of(Model(), measures, ScoreStore(tmp_path / "kept")) == [[0.5], [1.0]]  # type: ignore[arg-type]
+    assert len(loaded) == 2
+
+
 def test_a_changed_file_is_another_measure(function):
     assert function("return [1]").digest == function("return [1]").digest != function("return [0]").digest
 
@@ -112,6 +150,32 @@ def test_a_changed_file_is_another_measure(function):
 def test_names_of_measures(names, options, message):
     with pytest.raises(RecipeError, match=message):
         MeasureRequest(names, **options).open()
+
+
+@pytest.mark.parametrize("name", ["q.csv", "q.txt", "folder"])
+def test_a_file_of_another_kind(tmp_path, name):
+    (tmp_path / name).mkdir() if name == "folder" else (tmp_path / name).write_text("question,answer\n")
+    with pytest.raises(
+        RecipeError, match=r"a file of questions ends with \.jsonl, \.jsonl\.gz, \.json and has one JSON"
+    ):
+        MeasureRequest((str(tmp_path / name),)).open()
+
+
+@pytest.mark.parametrize("name", ["humaneval", "humaneval_instruct", "mbpp"])
+def test_coding_tasks_are_loaded_only_where_code_is_allowed(name, monkeypatch):
+    def load(*_: object) -> None:
+        raise AssertionError("it was loaded")
+
+    monkeypatch.setattr("darwinlm.evaluation.harness.load_task", load)
+    with pytest.raises(RecipeError, match=rf"--measure {name}: this task runs code .*: allow it with --run-code"):
+        MeasureRequest((name,)).open()
+    (measure,) = MeasureRequest((name,), run_code=True).open()
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+    allowed = []
+    monkeypatch.setattr("darwinlm.evaluation.harness.load_task", lambda *_: allowed.append(dict(os.environ)) or 1 / 0)
+    with pytest.raises(MeasureError, match=rf"{name}: the harness can't load this task, its data, or its metric: Zero"):
+        measure.texts()
+    assert allowed[0]["HF_ALLOW_CODE_EVAL"] == "1"
 
 
 def test_the_same_name_twice(tmp_path: Path):

@@ -9,8 +9,9 @@ from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from darwinlm.evaluation.measures import questions as questions_module
+from darwinlm.evaluation.measures.judged_answer import contains, normal
 from darwinlm.evaluation.measures.likelihood import log_likelihoods
-from darwinlm.evaluation.measures.questions import FileMeasure, contains, normal
+from darwinlm.evaluation.measures.questions import FileMeasure
 from darwinlm.runtime.errors import DataError, MeasureError, RecipeError
 
 
@@ -150,6 +151,12 @@ def test_scores_go_on_where_they_stopped(tmp_path, model, answers, monkeypatch):
         ({"question": "x", "answer": "y", "match": "some"}, "match: "),
         ({"question": "x", "answer": "y", "tokens": 0}, "tokens: "),
         ([1], "not a record"),
+        ({"question": "x", "answer": True}, "answer: true must be text in quotation marks"),
+        ({"question": "x", "choices": ["yes", "no"], "answer": True}, "answer: true must be text in quotation marks"),
+        ({"question": "x", "answer": 3.5}, r"answer: 3\.5 must be text in quotation marks"),
+        ({"question": "x", "answer": ["a", 3]}, "or a list of such texts"),
+        ({"question": "x", "answer": "...", "match": "exact"}, "an answer of punctuation alone"),
+        ({"question": "x \ud800", "answer": "y"}, "half of a surrogate pair"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, row, message):
@@ -184,3 +191,40 @@ def test_words_are_compared_without_case_and_punctuation():
     assert contains("It is 42.", "42")
     assert not contains("It is 420.", "42")
     assert contains("c++ it is", "C++")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ("5", "5", True),
+        ("**5**.", "5", True),
+        ("(Yes)!", "yes", True),
+        ("-5", "5", False),
+        ("50%", "50", False),
+        ("C++", "C", False),
+        ("C#.", "C#", True),
+        (".5", "5", False),
+    ],
+)
+def test_signs_belong_to_an_exact_answer(answer, expected, right):
+    assert (normal(answer) == normal(expected)) is right
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ("It is 5.", "5", True),
+        ("5, or 6", "5", True),
+        ("It costs $5", "5", True),
+        ("pages 3-5", "5", True),
+        ("-5", "5", False),
+        ("It is -5.", "5", False),
+        ("It is 2.5", "5", False),
+        ("5.2", "5", False),
+        ("5,000", "5", False),
+        ("1,500", "500", False),
+        ("It is -5.", "-5", True),
+    ],
+)
+def test_a_number_is_found_as_a_whole(answer, expected, right):
+    assert contains(answer, expected) is right

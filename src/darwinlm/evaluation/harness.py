@@ -116,6 +116,30 @@ def check_suite(tasks: Sequence[SuiteTask], data_dir: Path | None, *, option: st
             read_local(data_dir, task)
 
 
+def runs_code(task: SuiteTask) -> bool:
+    """Whether a task, or one of its group, runs code that a model writes; nothing of it is loaded or run."""
+    if task.name in KNOWN:
+        return False
+    index, waiting, seen = _manager(False).task_index, [task.name], set[str]()
+    while waiting:
+        name = waiting.pop()
+        entry = index.get(name)
+        if entry is None or name in seen:
+            continue
+        seen.add(name)
+        settings = entry.cfg or {}
+        if settings.get("unsafe_code"):
+            return True
+        members = settings.get("task")
+        waiting += [str(each.get("task", "")) if isinstance(each, dict) else str(each) for each in _listed(members)]
+        waiting += [other for other, each in index.items() if name in each.tags]
+    return False
+
+
+def _listed(members: object) -> list[object]:
+    return members if isinstance(members, list) else []
+
+
 def _require_harness() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

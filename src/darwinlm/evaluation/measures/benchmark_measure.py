@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from darwinlm.evaluation import harness
 from darwinlm.evaluation.measures.item_measure import Measure
-from darwinlm.evaluation.suites import SuiteTask
+from darwinlm.evaluation.suites import KNOWN, SuiteTask
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of
-from darwinlm.runtime.errors import DarwinLMError, MeasureError, first_line
+from darwinlm.runtime.errors import DarwinLMError, MeasureError, RecipeError, first_line
 from darwinlm.runtime.json_values import JsonObject
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ BATCH = 8
 class BenchmarkMeasure(Measure):
     """A task, or a group of tasks such as MMLU, whose items then follow each other.
 
+    Raises RecipeError if the task runs code and `run_code` isn't given, and as `harness.check_suite`.
+
     Args:
         task: The task.
         data_dir: Local files, as for suites; None lets the harness fetch them.
@@ -38,18 +40,28 @@ class BenchmarkMeasure(Measure):
 
     def __init__(self, task: SuiteTask, data_dir: Path | None, limit: int | None, *, run_code: bool) -> None:
         harness.check_suite((task,), data_dir, option="--measure")
+        if not run_code and harness.runs_code(task):
+            raise RecipeError(
+                f"--measure {task.name}: this task runs code that a model writes, on this machine and with your "
+                "rights: allow it with --run-code"
+            )
         self.task, self.data_dir, self.limit, self.run_code = task, data_dir, limit, run_code
         self.name = task.name if task.shots is None else f"{task.name}:{task.shots}"
 
     @cached_property
     def _loaded(self) -> JsonObject:
         """The harness's tasks. Raises MeasureError if their data can't be had."""
+        if self.run_code:  # coding tasks try their metric out when they are loaded
+            os.environ |= ALLOWED
         try:
             return harness.load_task(self.task, self.data_dir)[0]
         except DarwinLMError:
             raise
         except Exception as error:  # tasks are other people's code
-            raise MeasureError(f"{self.name}: the harness can't load this task: {_told(error)}") from error
+            local = " Give local files with --data-dir." if self.task.name in KNOWN and self.data_dir is None else ""
+            raise MeasureError(
+                f"{self.name}: the harness can't load this task, its data, or its metric: {_told(error)}{local}"
+            ) from error
 
     @cached_property
     def _docs(self) -> list[tuple[str, str]]:
@@ -75,8 +87,6 @@ class BenchmarkMeasure(Measure):
         from lm_eval import evaluate
 
         assert known == 0, "the harness scores all items at once"
-        if self.run_code:
-            os.environ |= ALLOWED
         lm = harness.harness_model(model, tokenizer, BATCH)
         try:
             results = evaluate(
@@ -89,8 +99,7 @@ class BenchmarkMeasure(Measure):
         except Exception as error:  # tasks are other people's code
             if parallel.size() > 1 or isinstance(error, DarwinLMError):  # the others may be waiting for this process
                 raise
-            advice = "" if self.run_code or "unsafe" not in str(error) else ": allow it with --run-code"
-            raise MeasureError(f"{self.name}: {_told(error)}{advice}") from error
+            raise MeasureError(f"{self.name}: {_told(error)}") from error
         yield from self._of_samples(results["samples"])
 
     def _of_samples(self, samples: JsonObject) -> list[float]:

@@ -19,10 +19,12 @@ class Measure(ABC):
     Attributes:
         name: What the user called it: `sciq`, `answers.jsonl` or `check.py:score`.
         resumes: Whether scores of the first items can be kept, and the others computed later.
+        changes_model: Whether it may leave another model behind, so that the next measure loads the model anew.
     """
 
     name: str
     resumes: bool = False
+    changes_model: bool = False
 
     @property
     @abstractmethod

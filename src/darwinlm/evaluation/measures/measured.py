@@ -72,10 +72,15 @@ def measure_model(
 
 def scores_of(model: Scored, measures: Sequence[Measure], store: ScoreStore) -> list[list[float]]:
     """Scores of a model on each measure. Raises MeasureError."""
+    values = []
     try:
-        return [store.scores(model, measure) for measure in measures]
+        for measure in measures:
+            values.append(store.scores(model, measure))
+            if measure.changes_model:
+                model.release()
     finally:
         model.release()
+    return values
 
 
 def score_table(measured: Sequence[MeasuredScore]) -> Table:

@@ -54,6 +54,11 @@ class MeasureRequest:
             raise RecipeError(f"--measure {part}: name a function of the file, as in {part}:score")
         if part.lower().endswith(FILES):
             return FileMeasure(Path(part).expanduser(), run_code=self.run_code)
+        if Path(part).expanduser().exists():
+            raise RecipeError(
+                f"--measure {part}: a file of questions ends with {', '.join(FILES)} and has one JSON object a line, "
+                'such as {"question": "...", "answer": "..."}'
+            )
         (task,) = parse_suite(part, option="--measure")
         return BenchmarkMeasure(task, self.data_dir, self.limit, run_code=self.run_code)
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     Score = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Iterable[float]]
 
+MOST_SCORES, LARGEST_SCORE = 100_000, 1e12
+"""More scores come from a loop without an end; larger ones are no scores, and their sums would lose digits."""
 AGAIN = 1.0
 """Seconds after which a function that has caught the end of its time is interrupted again."""
 
@@ -49,6 +51,8 @@ class FunctionMeasure(Measure):
 
     Raises RecipeError if there is no such file or function, MeasureError if the file itself fails.
     """
+
+    changes_model = True
 
     def __init__(self, path: Path, function: str, seconds: float) -> None:
         self.name = f"{path.name}:{function}"
@@ -82,11 +86,19 @@ class FunctionMeasure(Measure):
                 except StopIteration:
                     break
             done += 1
+            if done > MOST_SCORES:
+                raise MeasureError(
+                    f"{self.name} gave more than {MOST_SCORES:,} scores: look for an endless loop, or give fewer items"
+                )
             yield self._number(value, done)
         if not done:
             raise MeasureError(f"{self.name} gave no scores: it must return or yield one number for each item")
 
     def _listed(self, values: object) -> Iterable[object]:
+        if isinstance(values, set | frozenset):
+            raise MeasureError(
+                f"{self.name} returned a set, which has no order: it must return a list with one number for each item"
+            )
         if isinstance(values, Iterable) and not isinstance(values, str | bytes | dict):
             return values
         raise MeasureError(
@@ -96,10 +108,14 @@ class FunctionMeasure(Measure):
     def _number(self, value: object, item: int) -> float:
         try:
             number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise MeasureError(f"{self.name}: item {item} has the score {shorten(repr(value))}, not a number") from None
         if not math.isfinite(number):
             raise MeasureError(f"{self.name}: item {item} has the score {number}: scores must be finite")
+        if abs(number) > LARGEST_SCORE:
+            raise MeasureError(
+                f"{self.name}: item {item} has the score {number:g}: scores must lie between -1e12 and 1e12"
+            )
         return number
 
     @contextmanager

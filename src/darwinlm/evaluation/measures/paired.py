@@ -20,6 +20,8 @@ POWER = 0.8
 RESAMPLES = 4999
 SEED = 0
 """Resamples of the bootstrap, and their seed, so that the same scores have the same interval."""
+TOGETHER = 1_000_000
+"""Numbers that the bootstrap draws at a time."""
 NOTABLE = 0.02
 """Loss, as a share of the dense model's score, that people want to see: the warning of too few items is about it."""
 
@@ -100,7 +102,7 @@ class Paired:
             (self.d,),
             np.mean,
             n_resamples=RESAMPLES,
-            batch=500,
+            batch=max(1, TOGETHER // self.n),
             confidence_level=CONFIDENCE,
             method="percentile",
             rng=np.random.default_rng(SEED),

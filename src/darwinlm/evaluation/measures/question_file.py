@@ -12,11 +12,13 @@ model continues as it stands.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
+from darwinlm.evaluation.measures.judged_answer import normal
 from darwinlm.runtime.errors import DataError
 from darwinlm.runtime.limits import shorten, suggestion
 from darwinlm.steps.text.local_files import json_records
@@ -45,6 +47,15 @@ class Question(BaseModel):
     tokens: int | None = Field(None, ge=1, le=100_000)
     id: str | int | None = None
 
+    @field_validator("answer", mode="before")
+    @classmethod
+    def _is_text(cls, answer: object) -> object:
+        texts = answer if isinstance(answer, list) else [answer]
+        known = all(isinstance(text, str) for text in texts) or isinstance(answer, int | None)
+        if isinstance(answer, bool) or not known:  # true would be choice 1, which may be "no"
+            raise ValueError(f"{shorten(json.dumps(answer))} must be text in quotation marks, or a list of such texts")
+        return answer
+
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         asked = [name for name in ("question", "messages", "prompt") if getattr(self, name) is not None]
@@ -61,6 +72,8 @@ class Question(BaseModel):
             self._check_choices(self.choices)
         elif not self.answers or not all(answer.strip() for answer in self.answers):
             raise ValueError("the answer is missing or empty: give answer, or tests for code")
+        elif self.match == "exact" and not all(map(normal, self.answers)):
+            raise ValueError("an answer of punctuation alone can't be compared exactly: leave match out")
         return self
 
     def _check_choices(self, choices: list[str]) -> None:
@@ -106,6 +119,8 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of a file. Raises DataError, which names the line."""
     questions = []
     for place, record in json_records(path):
+        if not _is_unicode(record):
+            raise DataError(f"{place}: half of a surrogate pair (\\ud800 to \\udfff) is no character: write it whole")
         try:
             questions.append(Question.model_validate(dict(record)))
         except ValidationError as error:
@@ -119,3 +134,11 @@ def read_questions(path: Path) -> list[Question]:
     if not questions:
         raise DataError(f"{path} holds no questions: give one JSON object a line")
     return questions
+
+
+def _is_unicode(record: object) -> bool:
+    try:
+        json.dumps(record, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darwinlm.evaluation.measures.item_measure import Measure
+from darwinlm.evaluation.measures.judged_answer import contains, normal
 from darwinlm.evaluation.measures.likelihood import log_likelihoods
 from darwinlm.evaluation.measures.question_file import Question, read_questions
 from darwinlm.evaluation.measures.tested_code import passes
@@ -26,7 +26,7 @@ TOGETHER = 32
 """Items of one process that are scored, and then kept, at a time."""
 CODE_SECONDS = 10.0
 """Time of a test of code."""
-VERSION = 1
+VERSION = 2
 """Raised when the same file gives other scores."""
 ENDS = re.compile(r"\n(?:class|def|#|if|print)")
 """Where a continuation of code has ended its function, as in lm-evaluation-harness's HumanEval."""
@@ -195,14 +195,3 @@ def _code(prompt: Prompt, answer: str) -> str:
         return first_block(answer) or answer
     end = ENDS.search(answer)
     return prompt.text + (answer if end is None else answer[: end.start()])
-
-
-def normal(text: str) -> str:
-    """A text without case, further white space, and punctuation around it."""
-    return " ".join(text.split()).casefold().strip(string.punctuation + " ")
-
-
-def contains(answer: str, expected: str) -> bool:
-    """Whether an answer has the expected words, as whole words."""
-    words = " ".join(expected.split()).casefold()
-    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", " ".join(answer.split()).casefold()) is not None
