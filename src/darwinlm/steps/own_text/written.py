@@ -61,8 +61,8 @@ def write_own_text(
             continue
         if kind is documents:
             say(f"{reason}, so it writes documents instead of chats")
-        text = _OwnText(script, folder, tokens, first, progress)
         longest = max(segment.until for segment in script.segments)
+        text = _OwnText(script, folder, tokens, first, progress, longest)
         sampler = Sampler(model, script.prefix, script.segments, longest, seed, rows, on_steps=text.report)
         with parallel.agree():
             failed = text.trial(sampler) if parallel.is_main() else ""
@@ -88,9 +88,15 @@ class _OwnText:
     """The documents of one process; its file of JSON lines grows, and stays whole when the process is interrupted."""
 
     def __init__(
-        self, script: Script, folder: Path, tokens: int, first: int, progress: Callable[[int, int], None]
+        self,
+        script: Script,
+        folder: Path,
+        tokens: int,
+        first: int,
+        progress: Callable[[int, int], None],
+        longest: int,
     ) -> None:
-        self.script, self.first, self.progress = script, first, progress
+        self.script, self.first, self.progress, self.longest = script, first, progress, longest
         self.path = folder / f"{script.name}-{parallel.place()}.jsonl"
         self.requested = -(-tokens // parallel.size())
         records: list[_Line] = []
@@ -121,9 +127,16 @@ class _OwnText:
         return sum(self.tried.values())
 
     def report(self, unfinished: int) -> None:
-        """Report progress: finished documents, and what is written of others, as far as they are likely to be used."""
+        """Report progress: what is written of what will be written in all, as a share of what was asked for.
+
+        Unfinished documents count as far as they are likely to be used. They are all written to their ends, so that
+        the last ones go beyond what was asked for; each is taken to end halfway between here and the longest document.
+        """
         usable = sum(map(bool, self.tried.values())) / len(self.tried) if self.tried else 1.0
-        self.reported = max(self.reported, min(self.written + int(usable * unfinished), self.requested))
+        so_far = self.written + usable * unfinished
+        rest = usable * max((self.begun - len(self.tried)) * self.longest - unfinished, 0) / 2
+        done = int(self.requested * so_far / max(self.requested, so_far + rest))
+        self.reported = max(self.reported, done)
         self.progress(self.reported, self.requested)
 
     def trial(self, sampler: Sampler) -> str:
