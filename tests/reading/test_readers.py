@@ -9,7 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import darwinlm
 from darwinlm.report.comparison import passages
 from darwinlm.runtime.errors import CheckpointError, DataError, ModelError, RecipeError
-from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint
+from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
+from tests.tiny.command import sets
 from tests.tiny.readers import tiny_embedder, tiny_pairs, tiny_scorer
 
 READING = (*(value for value in SETTINGS if "sequence_length" not in value), "text.sequence_length=64")
@@ -255,6 +256,38 @@ def test_answers_must_be_two_tokens(answers, tmp_path):
     model, pairs = tiny_checkpoint(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(RecipeError, match=r"text\.answers"):
         darwinlm.prune(model, tmp_path / "run", text=pairs, answers=answers, assignments=READING)
+
+
+@pytest.mark.parametrize(
+    "options", [("--keep", "60%"), ("--keep", "80%,60%"), ("--within", "2%"), ("--within", "0.1 nats")]
+)
+def test_scores_of_models_that_write_are_refused(options, tmp_path, command):
+    model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    questions = records(tmp_path / "items.jsonl", {"question": "river?", "answer": "stone"})
+    measured = () if "nats" in options[1] else ("--measure", questions)
+    found = command("prune", model, *options, *measured, "--text", pairs, "--out", tmp_path / "run", *sets(READING))
+    assert found.code == 2
+    said = found.err.strip().splitlines()[-1]
+    assert said.startswith("error: --measure and --within are for models that write, and ")
+    assert "gives its score: choose a size, such as --keep 75%,50%" in said
+    assert not list((tmp_path / "run").rglob("database"))
+
+
+def test_several_sizes_are_scored_on_labels(tmp_path, command):
+    model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    given = ("prune", model, "--keep", "80%,60%", "--text", pairs, "--out", tmp_path / "run", *sets(READING))
+    command(*given).succeeded()
+    for size in ("keep-80", "keep-60"):
+        assert darwinlm.Result(tmp_path / "run" / size).summary.saved.reading.scores
+
+
+def test_a_plan_counts_no_chats(tmp_path, command):
+    model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    given = ("--keep", "60%", "--text", pairs, "--set", "text.sequence_length=64")
+    assert "\nchats" not in command("plan", model, *given).succeeded().out
+    writer = tiny_checkpoint(tmp_path / "writer")
+    text = tiny_text(tmp_path / "text.txt")
+    assert "\nchats" in command("plan", writer, "--keep", "60%", "--text", text, *given[4:]).succeeded().out
 
 
 def test_commands_for_models_that_write_are_refused(tmp_path):

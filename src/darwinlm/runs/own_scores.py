@@ -13,12 +13,14 @@ from darwinlm.evaluation.measures.measured import scores_of
 from darwinlm.evaluation.measures.score_store import ScoreStore
 from darwinlm.evaluation.measures.scored_model import ScoredModel
 from darwinlm.evaluation.measures.seen_items import check_unseen
+from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.recipe import Recipe
 from darwinlm.report.curve_figures import CurveFigures, CurvePoint
 from darwinlm.runs.bound import KL, Judge, Scores, Within
 from darwinlm.runtime.artifact import digest_of
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.run import Run
 from darwinlm.steps.budget.problem import Problem
 from darwinlm.steps.database.step import PruningDatabase
@@ -49,7 +51,14 @@ class OwnScores:
     store: ScoreStore = field(default_factory=ScoreStore)
 
     def check(self) -> None:
-        """Refuse items that the run's text holds. Raises DataError."""
+        """Refuse items that the run's text holds, and models that don't write. Raises DataError, RecipeError."""
+        objective = objective_of(self.inputs.dense)
+        if objective.reads and (self.measures or self.within is not None):
+            raise RecipeError(
+                f"--measure and --within are for models that write, and {self.inputs.dense.source} gives "
+                f"{objective.words()}: choose a size, such as --keep 75%,50%, and give the text labels, by which each "
+                "size is scored"
+            )
         if self.measures:
             check_unseen(self.measures, self.inputs.text, self.inputs.dense.tokenizer())
 

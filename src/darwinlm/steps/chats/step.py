@@ -75,11 +75,12 @@ class Chats(Step[ChatFigures]):
 
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:
-        """Answers of the dense model, read by it and two smaller ones. None for short runs."""
+        """Answers of the dense model, read by it and two smaller ones; None for short runs, and models that read."""
+        from darwinlm.model.objective.chosen import objective_of
         from darwinlm.steps.workload import ALONE, TOGETHER, largest
 
         sizes, tokens = load.sizes, load.settings(TextSettings).answer_tokens
-        if not tokens:
+        if not tokens or objective_of(sizes.checkpoint).reads:
             return None
         work = sizes.operations(2 * tokens, 1 + 2 * sizes.kept, heads=3)
         batches = -(-tokens // (CHATS_AT_ONCE * LENGTH // 2))  # of chats that use half of their length
