@@ -25,7 +25,7 @@ def test_prune_prints_its_plan_three_lines_and_where_things_are_and_then_that_it
     assert ended.err == ""
     assert "planned:" in ended.out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    last = ended.out.splitlines()[-8:]
+    last = ended.out.splitlines()[-9:]
     assert " ".join(line.split(" ")[0] for line in last) == "size loss speed advice page model  darwinlm darwinlm"
     assert "of the block parameters" in last[0]
     assert re.search(r"KL [\d.]+ nats per token, where 0 means the same predictions", last[1])

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DISK = {
-    errno.ENOSPC: "the disk is full",
+    errno.ENOSPC: "the disk is full: free some space",
     errno.EDQUOT: "your quota of the disk is used up: free some space",
     errno.EROFS: "the disk is read-only: make it writable or choose another place",
     errno.EFBIG: "the file system or a limit allows no file this large (FAT: none of 4 GiB): choose another place",
@@ -223,7 +223,7 @@ def storage_error(path: Path, error: Exception) -> StorageError:
     refused = (advice for number, advice in DISK.items() if os.strerror(number) in text)
     reason = next(refused, f"{getattr(error, 'strerror', None) or text}: check the path and its permissions")
     if reason == DISK[errno.ENOSPC]:
-        reason = f"{reason}: {_how_much(path)}"
+        reason = f"the disk is full: {_how_much(path)}"
     return StorageError(f"can't write {path}: {reason}, then rerun the same command; finished work is kept")
 
 
