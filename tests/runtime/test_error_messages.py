@@ -1,6 +1,8 @@
 """Error messages that no other test covers: what is wrong, where, and what to do."""
 
+import errno
 import json
+import os
 import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -146,3 +148,8 @@ def test_a_package_that_is_not_installed_names_the_index(monkeypatch):
 def test_a_full_device_of_another_process_is_a_message_too():
     """The error of the first process reaches the others without its run."""
     assert _message(DeviceMemoryError("export: the memory of cuda is full")) == "export: the memory of cuda is full"
+
+
+def test_a_full_disk_where_no_run_is_known_says_what_to_do():
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.txt")
+    assert _message(error) == "a.txt: the disk is full: free some space"
