@@ -122,11 +122,11 @@ def test_text_that_the_model_wrote_is_not_named_by_its_folder(tiny_llama, make_r
 
 @pytest.mark.parametrize("lines", [1, 2])
 def test_a_long_text_of_few_documents_is_no_short_one(tiny_llama, make_run, tmp_path, lines):
-    """It is told by its first number, not by that of the last attempt with less text."""
+    """What it lacks is documents. The tokens that were read of it are no more than were asked for."""
     words = tiny_text(tmp_path / "words.txt").read_text(encoding="utf-8").replace("\n", " ")[:30_000]
     line = tmp_path / "line.txt"
     line.write_text("\n\n\n".join([words, words[1:]][:lines]), encoding="utf-8")
-    said = rf"line.txt has [\d,]{{4,}} tokens in {lines} documents?, but no document serves two of calibration"
+    said = rf"line.txt has {lines} documents?, but no document serves two of calibration"
     with pytest.raises(DataError, match=said):
         result(make_run(tiny_llama, tmp_path / "out", *MUCH, text=line), "text")
 

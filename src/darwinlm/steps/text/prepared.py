@@ -104,9 +104,8 @@ def _too_short(source: str, error: TextTooShortError, requested: Mapping[str, in
     count = sum(tokens > 0 for tokens in requested.values())
     if error.documents < count and error.available >= count * length:
         return DataError(
-            f"text.source {source} has {error.available:,} tokens in {error.documents} "
-            f"document{'s' * (error.documents != 1)}, but no document serves two of {purposes}: {more}, or "
-            "separate its documents (in a .txt file by two blank lines)"
+            f"text.source {source} has {error.documents} document{'s' * (error.documents != 1)}, but no document "
+            f"serves two of {purposes}: {more}, or separate its documents (in a .txt file by two blank lines)"
         )
     return DataError(
         f"text.source {source} has {error.available:,} tokens, less than a sequence of {length} for each of "
