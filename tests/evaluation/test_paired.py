@@ -63,3 +63,9 @@ def test_so_many_items_see_a_difference_with_the_stated_chance() -> None:
     rng = np.random.default_rng(0)
     seen = [abs(rng.normal(0.05, 0.4 / math.sqrt(n))) > 1.959964 * 0.4 / math.sqrt(n) for _ in range(4000)]
     assert np.mean(seen) == pytest.approx(0.8, abs=0.02)
+
+
+def test_no_right_answers_still_leave_an_interval():
+    pair = Paired([0.0] * 30, [0.0] * 30)
+    assert pair.interval == (pytest.approx(-0.1), pytest.approx(0.1))
+    assert pair.items_for(0.02) is None

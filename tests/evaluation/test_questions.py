@@ -228,3 +228,12 @@ def test_signs_belong_to_an_exact_answer(answer, expected, right):
 )
 def test_a_number_is_found_as_a_whole(answer, expected, right):
     assert contains(answer, expected) is right
+
+
+def test_a_limit_takes_the_first_questions(tmp_path, model, answers):
+    path = written(tmp_path / "q.jsonl", *({"question": f"{n}?", "answer": "yes"} for n in range(5)))
+    asked = answers("yes", "no")
+    limited = FileMeasure(path, 2, run_code=False)
+    assert list(limited.score(model, tiny_tokenizer())) == [1.0, 0.0]
+    assert len(asked) == 2
+    assert limited.digest != FileMeasure(path, run_code=False).digest

@@ -9,9 +9,11 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
 from transformers import AutoModelForCausalLM
 
+from darwinlm.recipe import load_recipe
 from darwinlm.report.curve_figures import CurveFigures
 from darwinlm.runs.bound import Judge, Within, parse_within
 from darwinlm.runs.smallest import smallest
+from darwinlm.runs.within import _short
 from darwinlm.runtime.errors import MeasureError, RecipeError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -94,6 +96,24 @@ def test_few_items_tell_nothing_apart_and_say_how_many_would():
     assert judge.tells_apart({"a": many}, {"a": [1.0] * 700 + [0.0] * 300})
     (remark,) = judge.remarks(first)
     assert remark.startswith("a: 10 items can't show a loss of 2 %; about ")
+
+
+def test_a_size_that_is_tried_takes_no_more_than_the_preset_quick():
+    quick = load_recipe(None, (), {"preset": "quick"})
+    short = _short(load_recipe(None, ("recovery.tokens=4096",), {"budget.keep": 0.5}), 0.75)
+    assert short.budget.bound.value == 0.75
+    assert (short.search.generations, short.search.rounds) == (quick.search.generations, quick.search.rounds)
+    assert (short.refit.tokens, short.recovery.tokens) == (quick.refit.tokens, 0)
+    few = load_recipe(None, ("search.generations=1", "search.rounds=[{tokens: 64, survivors: 1}]", "refit.tokens=64"))
+    less = _short(few, 0.75)
+    assert (less.search, less.refit) == (few.search, few.refit)
+    two = _short(load_recipe(None, ("search.offspring=2", "search.rounds=[{tokens: 8192, survivors: 1}]")), 0.5)
+    assert two.search.rounds[0].survivors < two.search.offspring
+
+
+def test_a_dense_model_without_a_score_is_named():
+    (remark,) = Judge(None, {"a": [0.0] * 4}).remarks({"a": [0.0] * 4})
+    assert remark == "a: the dense model scores 0.0 %, so no share of it can be kept."
 
 
 # ------------------------------------------------------------------------------------------------------- whole runs
@@ -247,3 +267,8 @@ def test_items_in_the_text_are_refused(prune, tiny_text_file, tmp_path):
     ended = prune("--keep", "50%", "--measure", tmp_path / "own.jsonl")
     assert ended.code == 2
     assert "items occur in the text of the run" in ended.err
+
+
+@pytest.mark.parametrize(("option", "name"), [(("--limit", 5), "--limit"), (("--run-code",), "--run-code")])
+def test_options_of_a_measure_that_is_not_given(prune, option, name):
+    prune("--keep", "60%", *option).refused(f"{name} belongs to --measure, which isn't given")

@@ -146,7 +146,7 @@ DataDir = Annotated[
         "--data-dir", metavar="FOLDER", help="Local data of the benchmarks: TASK/SPLIT.jsonl or TASK/SPLIT.jsonl.gz."
     ),
 ]
-Limit = Annotated[int | None, number("ITEMS", "Number of items of each task (the default is all)")]
+Limit = Annotated[int | None, number("ITEMS", "Number of items of each task or file of questions (the default is all)")]
 Measure = Annotated[
     list[str] | None,
     typer.Option(

@@ -54,8 +54,12 @@ def prune(
     Rerun the same command to resume; finished stages are reused.
     """
     from darwinlm.recipe import load_recipes, options
+    from darwinlm.runtime.errors import RecipeError
 
     recipes = load_recipes(recipe, assignments or (), options(model=model, **given))
+    given_alone = {"--run-code": run_code, "--data-dir": data_dir is not None, "--limit": limit is not None}
+    if not measure and (unused := [name for name, is_given in given_alone.items() if is_given]):
+        raise RecipeError(f"{unused[0]} belongs to --measure, which isn't given: name a measure, or leave it out")
     _check_options(within, [name for name in BUDGETS if given.get(name) is not None], len(recipes))
     from darwinlm.evaluation.measures.named import MeasureRequest
     from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds

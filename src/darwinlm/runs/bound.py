@@ -129,10 +129,12 @@ class Judge:
         return min(counts, default=None)
 
     def remarks(self, scores: Scores) -> Iterator[str]:
-        """Warnings about measures whose items are too few to show the bound's loss, or 2 % without a bound."""
+        """Warnings: the dense model scores nothing, or items are too few to show the bound's loss, 2 % without one."""
         loss = NOTABLE if self.within is None else self.within.value
         for name, own in scores.items() if not self.nats else ():
             pair = Paired(self.dense[name], own)
             needed = pair.items_for(loss)
-            if needed is not None and needed > pair.n:
+            if needed is None:
+                yield f"{name}: the dense model scores {percent(pair.dense_mean)}, so no share of it can be kept."
+            elif needed > pair.n:
                 yield f"{name}: {too_few(pair.n, needed, loss)}."

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from darwinlm import pipeline
 from darwinlm.evaluation.measures.item_measure import Measure
-from darwinlm.recipe import BudgetSettings, Recipe
+from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.runs.bound import Scores, Within
 from darwinlm.runs.finished import read_summary
@@ -33,8 +33,8 @@ from darwinlm.steps.results import Inputs
 
 SIZES = "sizes"
 """Folder of the sizes that were tried, in that of the run."""
-GENERATIONS = 3
-"""Generations of a short search, as in the preset `quick`."""
+SHORT = load_recipe(None, (), {"preset": "quick"})
+"""Its search and its refit are the most that a size gets that is tried."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,21 @@ def _sized(recipe: Recipe, keep: float) -> Recipe:
 
 
 def _short(recipe: Recipe, keep: float) -> Recipe:
-    """The recipe of a size that is tried: a short search, and no training."""
-    search = recipe.search.model_copy(update={"generations": min(recipe.search.generations, GENERATIONS)})
-    recovery = RecoverySettings()
-    return _sized(recipe, keep).model_copy(update={"search": search, "recovery": recovery})
+    """The recipe of a size that is tried: a short search, a refit on less text, and no training.
+
+    A longer search finds a better model, so the chosen size keeps the bound at least as well as when it was tried.
+    """
+    search, refit, quick = recipe.search, recipe.refit, SHORT.search
+    amounts: dict[str, object] = {"generations": min(search.generations, quick.generations)}
+    if quick.fitness_needed < search.fitness_needed and quick.rounds[0].survivors < search.offspring:
+        amounts["rounds"] = quick.rounds
+    return _sized(recipe, keep).model_copy(
+        update={
+            "search": search.model_copy(update=amounts),
+            "refit": refit.model_copy(update={"tokens": min(refit.tokens, SHORT.refit.tokens)}),
+            "recovery": RecoverySettings(),
+        }
+    )
 
 
 def _check_replaced(recipe: Recipe, folder: Path, within: Within) -> None:

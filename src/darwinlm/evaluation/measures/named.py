@@ -28,7 +28,7 @@ class MeasureRequest:
         run_code: Whether code that a model writes may be run, on this machine and with the user's rights.
         time: Longest time of a function until its list, or until its next score.
         data_dir: Local files of benchmarks, as for suites.
-        limit: Number of items of each benchmark; None takes all.
+        limit: Number of items of each benchmark and file; None takes all. Functions choose their own.
     """
 
     names: tuple[str, ...]
@@ -53,7 +53,7 @@ class MeasureRequest:
         if part.endswith(".py"):
             raise RecipeError(f"--measure {part}: name a function of the file, as in {part}:score")
         if part.lower().endswith(FILES):
-            return FileMeasure(Path(part).expanduser(), run_code=self.run_code)
+            return FileMeasure(Path(part).expanduser(), self.limit, run_code=self.run_code)
         if Path(part).expanduser().exists():
             raise RecipeError(
                 f"--measure {part}: a file of questions ends with {', '.join(FILES)} and has one JSON object a line, "

@@ -72,13 +72,17 @@ class Paired:
         return {*self.dense, *self.small} <= {0.0, 1.0}
 
     @property
+    def widest(self) -> float:
+        """The largest difference that an item could have, as far as these scores show."""
+        return 1.0 if self.binary else max(map(abs, (*self.dense, *self.small)))
+
+    @property
     def spread(self) -> float:
         """Standard deviation of the differences, at least that of a single item that differs by the widest score.
 
         Without such an item, so few of them say nothing about how often models differ.
         """
-        widest = max((*map(abs, self.dense), *map(abs, self.small)), default=0.0)
-        least = widest / math.sqrt(self.n)
+        least = self.widest / math.sqrt(self.n)
         return max(float(self.d.std(ddof=1)) if self.n > 1 else 0.0, least)
 
     @property
@@ -93,8 +97,7 @@ class Paired:
         Where no item differs, it is that of the rule of three: up to 3/n of all items may.
         """
         if not self.d.any() or self.n < 2:
-            widest = max((*map(abs, self.dense), *map(abs, self.small)), default=0.0)
-            reach = min(3 / self.n, 1.0) * widest
+            reach = min(3 / self.n, 1.0) * self.widest
             return self.difference - reach, self.difference + reach
         if np.ptp(self.d) == 0:
             return self.difference, self.difference

@@ -33,19 +33,19 @@ ENDS = re.compile(r"\n(?:class|def|#|if|print)")
 
 
 class FileMeasure(Measure):
-    """The questions of a file.
+    """The questions of a file, the first `limit` ones if there is a limit.
 
     Raises DataError if the file is wrong, RecipeError if it holds code and `run_code` isn't given.
     """
 
     resumes = True
 
-    def __init__(self, path: Path, *, run_code: bool) -> None:
+    def __init__(self, path: Path, limit: int | None = None, *, run_code: bool) -> None:
         self.name, self.path = path.name, path
         if not path.is_file():
             raise RecipeError(f"--measure {path}: there is no such file")
-        self.questions = read_questions(path)
-        self._digest = digest_of([file_digest(path), VERSION])
+        self.questions = read_questions(path)[:limit]
+        self._digest = digest_of([file_digest(path), VERSION, *([] if limit is None else [limit])])
         code = next((number for number, question in enumerate(self.questions, 1) if question.tests is not None), None)
         if code is not None and not run_code:
             raise RecipeError(
