@@ -169,3 +169,16 @@ def test_of_a_scan_the_first_stay():
     bounded.reserve(4, among=2)
     assert bounded.has_room(20)
     assert not bounded.has_room(21), "the other half is another cache's"
+
+
+@pytest.mark.parametrize("place", ["cpu", NAME])
+@pytest.mark.parametrize("chosen", [None, "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_segments_grow_on_a_gpu_unless_the_user_has_chosen(place, chosen, monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv(chosen, "max_split_size_mb:512")
+    asked: list[str] = []
+    monkeypatch.setattr("torch._C._accelerator_setAllocatorSettings", asked.append, raising=False)
+    memory.grow_segments(torch.device(place))
+    assert asked == (["expandable_segments:True"] if place == NAME and chosen is None else [])
