@@ -93,6 +93,22 @@ def test_success_ends_together(tmp_path: Path) -> None:
     assert [(process.returncode, process.stderr) for process in done] == [(0, "")] * 2
 
 
+@POSIX
+def test_no_connection_is_closed_before_all_have_finished(tmp_path: Path) -> None:
+    """What a process has sent in the last collective is lost if it closes the connection before the others read it."""
+    program, ends = tmp_path / "program.py", f"time.sleep({HANGS})"
+    slow = "time.sleep(2 * (parallel.rank() == 0)); open(f'{kind}/finished{parallel.rank()}', 'w').close()"
+    closing = "open(f'{kind}/closed{parallel.rank()}', 'w').write(str(sorted(os.listdir(kind))))"
+    made = PROGRAM.replace(f"lambda: {ends}", f"lambda: {closing}").replace(f"    {ends}  #", f"    {slow}  #")
+    program.write_text(made, encoding="utf-8")
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    done = [process.wait() for process in start_together(program, "prune", seen, 2, "waiting")]
+    assert [(process.returncode, process.stderr) for process in done] == [(0, "")] * 2
+    for rank in range(2):
+        assert "'finished0'" in (seen / f"closed{rank}").read_text(encoding="utf-8")
+
+
 def test_only_collectives_of_gpus_end_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     init, given, made = dist.init_process_group, {}, {}
 

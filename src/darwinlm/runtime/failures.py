@@ -25,7 +25,9 @@ STATUS = 1
 """Exit status of a process that ends because another one has failed."""
 SHOW_CURSOR = "\x1b[?25h"
 """Shows the cursor again, which a progress bar hides until its end."""
-_FAILED, _LEFT = "failed", "left"
+LATEST = 60.0
+"""Seconds for which a process that has finished waits for others to come to their end."""
+_FAILED, _LEFT, _DONE = "failed", "left", "done"
 
 
 class Failures:
@@ -56,6 +58,17 @@ class Failures:
             return self._store.add(_FAILED, 1) == 1
         except RuntimeError:  # the store has ended with its process, which was killed
             return True
+
+    def await_end(self) -> None:
+        """Wait until all processes have finished, before any closes its connections.
+
+        What it has sent in the last collective may still be on its way, and a connection that is closed loses it.
+        """
+        with contextlib.suppress(RuntimeError):
+            self._store.add(_DONE, 1)
+            deadline = time.monotonic() + LATEST
+            while time.monotonic() < deadline and self._store.add(_DONE, 0) <= self._n_others:
+                time.sleep(0.02)
 
     def part(self) -> None:
         """Leave after success: the process with the store waits for the others."""

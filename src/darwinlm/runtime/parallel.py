@@ -116,6 +116,8 @@ def init_from_environment() -> None:
 def shutdown() -> None:
     """Disconnect from the other processes after success."""
     global _failures  # noqa: PLW0603 - as the process group, it is the process's
+    if _failures is not None:
+        _failures.await_end()
     if _initialized():
         import torch.distributed as dist
 
