@@ -5,6 +5,7 @@ from tests.docs.test_docs import parse
 from tests.tiny.summaries import (
     DROPPED,
     SUMMARIES,
+    VOCABULARY,
     Page,
     card_of,
     changed,
@@ -126,15 +127,6 @@ def fitted():
     return told(searched(), refit={"fitted": searched()["steps"]["refit"]["modules"]})
 
 
-VOCABULARY = {
-    "tokens": 24_000,
-    "dense_tokens": 48_000,
-    "params": 120_000_000,
-    "dense_params": 134_515_008,
-    "domains": {"a.txt": {"bytes": 4000, "dense_tokens": 1000, "tokens": 1100, "affected": 50}},
-    "bits_per_byte": 1.25,
-    "dense_bits_per_byte": 1.125,
-}
 IN_TIME = {"kind": "latency", "keep": None, "unit": "nanoseconds", "dense": 6e7, "upper": 3e7, "used": 2.9e7}
 TIME = {"limit": 600, "seconds": 500, "preset": "quick"}
 LEARNT = "Facts and other abilities that this text does not teach have not returned"

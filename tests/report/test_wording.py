@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from huggingface_hub import ModelCard
-from tests.tiny.summaries import NASTY, changed, front_matter, made, plain, recovered, searched, told
+from tests.tiny.summaries import NASTY, VOCABULARY, changed, front_matter, made, plain, recovered, searched, told
 
 from darwinlm.report import wording
 from darwinlm.report.card import model_card
@@ -21,6 +21,12 @@ def test_what_was_gained_and_lost():
         ("loss", "KL 0.871 nats per token, where 0 means the same predictions"),
         ("speed", "prompt speed ×2.1, decode speed ×1.8"),
     ]
+
+
+def test_a_smaller_vocabulary_says_what_it_costs_and_what_kl_is_relative_to():
+    lines = dict(wording.gains(made(told(searched(), vocabulary=VOCABULARY))))
+    assert lines["tokens"].endswith("10.0 % more tokens; 1.250 bits per byte of it with all blocks, 1.125 before")
+    assert "KL 0.871 nats per token to the original with the same tokens, where 0 means" in lines["loss"]
 
 
 @pytest.mark.parametrize(

@@ -274,3 +274,14 @@ def front_matter(card):
     opening, matter, body = card.split("---\n", 2)
     assert opening == ""
     return yaml.safe_load(matter), body
+
+
+VOCABULARY = {
+    "tokens": 24_000,
+    "dense_tokens": 48_000,
+    "params": 120_000_000,
+    "dense_params": 134_515_008,
+    "domains": {"a.txt": {"bytes": 4000, "dense_tokens": 1000, "tokens": 1100, "affected": 50}},
+    "bits_per_byte": 1.25,
+    "dense_bits_per_byte": 1.125,
+}

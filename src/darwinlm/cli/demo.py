@@ -62,7 +62,9 @@ def _screen(console: Console, summary: Summary, answers: tuple[int, int, int], o
             ("file", f"{size(file.bytes)} as it came → {size(file.predicted[FILE_TYPE])} as {FILE_TYPE}, estimated")
         )
     if vocabulary is not None:
-        lines.extend(vocabulary.lines())
+        ((name, words),) = vocabulary.lines()
+        kept, _, bits = words.partition("; ")
+        lines += [(name, kept), ("", bits)]
     reference = "the original" if vocabulary is None else "the original with the same tokens"
     right, still_right, questions = answers
     lines += [

@@ -85,7 +85,8 @@ def loss(summary: Summary) -> str:
     if final.reading is not None:
         return _reading_loss(final, final.reading)
     parts = [] if final.agreement is None else [f"picks the original's next token {final.agreement:.0%} of the time"]
-    return "; ".join([*parts, f"KL {nats(final.kl)} nats per token, where 0 means the same predictions"])
+    reference = "" if summary.of(VocabularyFigures) is None else " to the original with the same tokens"
+    return "; ".join([*parts, f"KL {nats(final.kl)} nats per token{reference}, where 0 means the same predictions"])
 
 
 def _reading_loss(final: ModelFigures, reading: ReadingFigures) -> str:

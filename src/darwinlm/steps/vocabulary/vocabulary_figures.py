@@ -79,8 +79,9 @@ class VocabularyFigures(StepFigures):
         return self._total("affected") / self._total("dense_tokens")
 
     def lines(self) -> tuple[tuple[str, str], ...]:
-        """The size of the vocabulary, and what it means for the length of text."""
-        return (("tokens", self._kept()),)
+        """The size of the vocabulary, and what it costs before blocks are pruned."""
+        bits = f"{self.bits_per_byte:.3f} bits per byte of it with all blocks, {self.dense_bits_per_byte:.3f} before"
+        return (("tokens", f"{self._kept()}; {bits}"),)
 
     def passages(self, name: ModelNames) -> tuple[Passage, ...]:
         """Cost of the smaller vocabulary, what other figures are relative to, and lengths of held-out text."""
