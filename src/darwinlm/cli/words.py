@@ -48,9 +48,10 @@ def meant(context: Context, message: str) -> str:
     if unknown is None:
         return message
     typed, group = unknown[1], context.find_root().command
+    commands = getattr(group, "commands", {})
     options = {
-        name: {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
-        for name, command in getattr(group, "commands", {}).items()
+        name: {option for parameter in commands[name].params for option in parameter.opts if option.startswith("--")}
+        for name in (group.list_commands(context) if commands else ())  # in the order of the help
     }
     of_command = options.get(context.command.name, set())  # none for an unknown command
     early = not of_command and any(typed in names for names in options.values())  # an option before its command
@@ -59,5 +60,5 @@ def meant(context: Context, message: str) -> str:
         if not of_command or not word.startswith("--") or re.split("[ ,]", word)[0] in of_command:
             return f"{unknown[0]}; use {word}"
     option_name = suggested[0] if suggested and " " not in suggested[0] else typed
-    commands = [f"darwinlm {name}" for name, names in options.items() if option_name in names]
-    return f"{unknown[0]}; {option_name} is an option of {', '.join(commands)}" if commands else message
+    having = [f"darwinlm {name}" for name, names in options.items() if option_name in names]
+    return f"{unknown[0]}; {option_name} is an option of {', '.join(having)}" if having else message
