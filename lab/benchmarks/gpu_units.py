@@ -346,7 +346,7 @@ def order(setup: Setup) -> None:
         setup.most("order", f"d = {d} order and factor", ordered + factor, "s", limit, speed=True)
         if setup.kind.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / d**2
-            setup.most("order", f"d = {d} peak", peak, "bytes / d²", 36.0)  # 32, and the synthetic moment itself
+            setup.most("order", f"d = {d} peak", peak, "bytes / d²", 36.0, speed=True)  # 32, and the moment itself
         C, G = damp_(H.clone()), W.T @ W
         step()
         eliminate(C, G, d, DELAY)

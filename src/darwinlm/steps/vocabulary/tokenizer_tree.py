@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING, NotRequired, TypedDict
@@ -121,9 +121,10 @@ class TokenizerTree:
         further = {number for number in self.tokens if NUMBER_OR_SPACE.fullmatch(self.text(number))}
         return self.closed(kept | further.union(_chat_tokens(tokenizer)))
 
-    def closed(self, numbers: Iterable[int]) -> set[int]:
+    def closed(self, numbers: Set[int]) -> set[int]:
         """Tokens with those that they are merged from, without which text would no longer be merged to them."""
-        return {part for number in numbers for part in (number, *(self.path(number) or ()))}
+        known = numbers & self.tokens.keys()  # a damaged tokenizer may put others around a text
+        return {*numbers, *(part for number in known for part in self.path(number) or ())}
 
     def text(self, number: int) -> str:
         """The text that a token stands for, maybe without a space at its beginning; bytes aren't characters."""
