@@ -28,8 +28,8 @@ SETTINGS: JsonObject = {
     "search.rounds": [{"tokens": 512, "survivors": 2}, {"tokens": 1024, "survivors": 1}],
     "recovery.tokens": 8192,
 }
-"""Fixed amounts, so that every machine makes the same model but for rounding: about three minutes on two cores with
-AVX-512 and bfloat16, of which the training takes a quarter. It hardly changes the KL, but on one machine 26 of the 50
+"""Fixed amounts, so that every machine makes the same model but for rounding: seven minutes of processor time with
+AVX-512 and bfloat16, of which the training takes a fifth. It hardly changes the KL, but on one machine 26 of the 50
 questions were answered rightly after it, and 21 before. A refit gained nothing on held-out text."""
 SIZE: JsonObject = {"vocabulary": "50%", "budget.params": "110M"}
 """82 % of the model's 134.5 M parameters. The chats hardly use the tokens that go; docs/notebook/quality.md compares
