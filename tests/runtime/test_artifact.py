@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import stat
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -235,11 +236,27 @@ def test_a_file_in_place_of_a_folder(tmp_path):
     assert (tmp_path / "s").read_text() == "a file"
 
 
+def test_writers_of_processes_with_one_number_do_not_meet(tmp_path, monkeypatch):
+    """As in two containers that share a folder: the second one writes while the first one does."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    path = tmp_path / "a.json"
+
+    def first(to):
+        to.write_text("first")
+        artifact.write_text(path, "second")
+        assert path.read_text() == "second"
+
+    artifact.write_atomically(path, first)
+    assert path.read_text() == "first"
+    assert [*tmp_path.iterdir()] == [path]
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
-def test_new_files_follow_the_umask_and_no_link(tmp_path, umask):
+def test_new_files_follow_the_umask_and_no_link(tmp_path, umask, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / f".a.safetensors.{os.getpid()}.tmp").symlink_to(victim)
+    monkeypatch.setattr(secrets, "token_hex", lambda n: "f" * 2 * n)
+    (tmp_path / f".a.safetensors.{secrets.token_hex(8)}.tmp").symlink_to(victim)
     before = os.umask(umask)
     try:
         write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})

@@ -14,7 +14,8 @@ from darwinlm.runtime.lock import hold_folder, hold_target
 
 @pytest.mark.parametrize("how", ["hold_folder", "hold_target"])
 def test_the_second_process_is_refused_until_the_first_one_dies(holder, tmp_path, how):
-    first, left = holder(how, tmp_path / "out"), [tmp_path / "out" / ".a.1.tmp", tmp_path / ".out.7.tmp"]
+    first = holder(how, tmp_path / "out")
+    left = [tmp_path / "out" / f".a.{'5' * 16}.tmp", tmp_path / f".out.{'ab' * 8}.tmp"]
     for path in left:
         path.parent.mkdir(exist_ok=True)
         path.write_text("x")

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -100,12 +101,12 @@ def folder_digests(folder: Path, *without: str) -> dict[str, str]:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write to a file in a temporary folder next to `path` and rename it, so that `path` is always complete.
 
-    The folder is a new one, so that no link is followed, and holds what safetensors leaves when it is killed. Raises
-    StorageError.
+    The folder is a new one, so that no link is followed, and holds what safetensors leaves when it is killed. Its name
+    is random: processes of several containers can have one number and share a folder. Raises StorageError.
     """
     try:
         make_folder(path.parent)
-        with fresh_folder(path.with_name(f".{path.name}.{os.getpid()}.tmp")) as folder:
+        with fresh_folder(path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")) as folder:
             write(folder / "new")
             share(folder)
             (folder / "new").replace(path)

@@ -24,7 +24,9 @@ OURS = b"process "
 """Beginning of the lock file of earlier versions; later ones are empty."""
 PATIENCE = 0.2
 """Seconds that a lock is tried, since its file may be removed between opening and locking it."""
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+_UNIQUE = r"(\d+|[0-9a-f]{16})\.tmp"
+"""Ending of a temporary name: a random number, or that of a process."""
+_TEMPORARY = re.compile(rf"\..+\.{_UNIQUE}")
 ASIDE = ".old"
 """Ending of a hidden folder that is about to be replaced."""
 _PARTIAL = (".model.partial", ".model.unchecked", f".model{ASIDE}")
@@ -114,7 +116,7 @@ def hold_target(path: Path) -> Lock:
     Raises as `hold`.
     """
     lock = hold(path.with_name(f".{path.name}.lock"), path)
-    endings = r"(export\.json\.)?\d+\.tmp|(plain\.)?partial|unchecked|old|work"
+    endings = rf"(export\.json\.)?{_UNIQUE}|(plain\.)?partial|unchecked|old|work"
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if re.fullmatch(endings, leftover.name.removeprefix(f".{path.name}.")):
             _remove(leftover)
