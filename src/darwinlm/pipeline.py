@@ -219,8 +219,16 @@ def correct(run: Run[AnyRecipe], inputs: Inputs, stitched: Stitched, *, reserved
 
 
 def refit(run: Run[AnyRecipe], inputs: Inputs, stitched: Stitched) -> tuple[str, Stitched]:
-    """The smaller model after the refit, if the recipe asks for it, and its name among those that are measured."""
-    if not run.recipe.section(RefitSettings).tokens:
+    """The smaller model after the refit, if the recipe asks for it, and its name among those that are measured.
+
+    If all blocks are kept, there is nothing to refit.
+    """
+    from darwinlm.model.surgery.smaller_model import block_parameters
+
+    sizes = [
+        block_parameters(model.outline, inputs.dense.family.layers) for model in (inputs.dense, stitched.checkpoint)
+    ]
+    if not run.recipe.section(RefitSettings).tokens or sizes[0] == sizes[1]:
         return STITCHED, stitched
     return "refit", run(Refit(stitched, inputs.dense, inputs.text["calibration"], inputs.text["validation"]))
 

@@ -52,7 +52,10 @@ def _screen(console: Console, summary: Summary, answers: tuple[int, int, int], o
     console.print(f"\n{wording.title(summary)}", style="bold")
     lines = []
     if search is not None:
-        lines.append(("done", f"sizes searched for {plural(search.generations, 'generation')}; {trained}"))
+        searched = (
+            f"sizes searched for {plural(search.generations, 'generation')}" if search.chose else "all blocks kept"
+        )
+        lines.append(("done", f"{searched}; {trained}"))
     vocabulary = summary.of(VocabularyFigures)
     params = dense.params if vocabulary is None else vocabulary.dense_params
     smaller = percent(params - small.params, params)

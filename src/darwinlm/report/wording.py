@@ -14,6 +14,7 @@ from darwinlm.steps.evaluate.metrics import speed_gains
 from darwinlm.steps.evaluate.model_figures import ModelFigures, ReadingFigures, main_score
 from darwinlm.steps.file.file_figures import BoundedFileFigures
 from darwinlm.steps.recover.recovery_figures import RecoveryFigures
+from darwinlm.steps.search.search_figures import SearchFigures
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 UNTRAINED = (
@@ -80,13 +81,25 @@ def smaller(summary: Summary) -> str:
 
 
 def loss(summary: Summary) -> str:
-    """What was lost, in one line of words."""
-    final = summary.saved
+    """What was lost, in one line of words.
+
+    A KL to the model with the same tokens can't tell what the smaller vocabulary costs. If that is all that was lost,
+    it is told in bits per byte.
+    """
+    final, cut = summary.saved, summary.of(VocabularyFigures)
     if final.reading is not None:
         return _reading_loss(final, final.reading)
+    if cut is not None and only_tokens(summary):
+        return f"{cut.lost}: all of it from the smaller vocabulary, since all blocks are kept"
     parts = [] if final.agreement is None else [f"picks the original's next token {final.agreement:.0%} of the time"]
-    reference = "" if summary.of(VocabularyFigures) is None else " to the original with the same tokens"
+    reference = "" if cut is None else " to the original with the same tokens"
     return "; ".join([*parts, f"KL {nats(final.kl)} nats per token{reference}, where 0 means the same predictions"])
+
+
+def only_tokens(summary: Summary) -> bool:
+    """Whether a model has fewer tokens than the original and is otherwise the same."""
+    search = summary.of(SearchFigures)
+    return search is not None and not search.chose and summary.of(RecoveryFigures) is None
 
 
 def _reading_loss(final: ModelFigures, reading: ReadingFigures) -> str:

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from darwinlm.report import wording
 from darwinlm.report.pictures.blocks import blocks_picture
 from darwinlm.report.pictures.sizes import compared_picture
 from darwinlm.runtime.errors import ArtifactError
@@ -39,6 +40,11 @@ class Shown(ABC):
         """The measured models by their names, the dense one first and the saved one last."""
         summary = self.summary
         return {summary.name(key): model for key, model in summary.models.items()}
+
+    @property
+    def loss(self) -> str:
+        """What was lost, in the words of the command's line `loss`."""
+        return wording.loss(self.summary)
 
     def plot_blocks(self) -> Figure:
         """What is kept of the attention and the MLP of each block, as a figure of matplotlib.

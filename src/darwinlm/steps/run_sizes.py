@@ -40,6 +40,7 @@ class RunSizes:
         outside: Number of parameters outside its blocks: embedding, head, last norm.
         channels: Channels of the stream and of the widest attention and MLP, of which a token uses its own experts.
         saved: Bytes of a weight of the model that the run saves.
+        rows: Number of rows of the original's embedding.
         stored: Bytes of a weight of the dense model on the disk: a GGUF file is converted to float32.
         pass_tokens: Tokens in one pass.
         fitted: Whether the run chooses the size of the vocabulary; until then, it counts as a whole here.
@@ -60,6 +61,7 @@ class RunSizes:
         modules = zip(self.shapes, self.space.modules, strict=True)
         self.cut = [shape for shape, module in modules if len(module.levels) > 1]
         self.width, rows = int(checkpoint.config.hidden_size), int(checkpoint.config.vocab_size)
+        self.rows = rows
         self.vocabulary, self.depth = kept_size(kept_tokens or 1, rows), checkpoint.n_blocks
         self.blocks = self.space.params(self.space.dense)
         self.block = max(self.params_of(block) for block in range(self.depth))
@@ -120,6 +122,11 @@ class RunSizes:
     def kept(self) -> float:
         """Largest share of block parameters to keep."""
         return self.kept_blocks[1] / self.blocks
+
+    @property
+    def whole(self) -> bool:
+        """Whether all blocks fit into the budget, beside a smaller vocabulary."""
+        return self.smaller is None and self.vocabulary < self.rows and self.kept_blocks[1] >= self.blocks
 
     def operations(self, tokens: float, kept: float = 1.0, *, blocks: float = 1.0, heads: float = 0.0) -> float:
         """Operations of passes of tokens through a model. A backward pass counts as two."""

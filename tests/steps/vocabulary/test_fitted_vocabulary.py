@@ -13,6 +13,7 @@ from darwinlm.planning.run_plan import plan_card
 from darwinlm.recipe import load_recipe, parse_recipe
 from darwinlm.report.summary import FILE
 from darwinlm.runs.finished import read_summary
+from darwinlm.runs.pruning import Result
 from darwinlm.runs.sweep import prune_sweep
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, RecipeError
@@ -73,6 +74,31 @@ def test_the_best_of_the_tried_sizes_is_cut(dense, finished):
     assert curve.labels[sizes.index(figures.tokens)] == "chosen"
     assert level.y == figures.whole_bits_per_byte
     assert picture.charts[0].title in page
+
+
+def test_blocks_that_all_fit_are_kept_without_search_and_refit(dense, make_run, tmp_path):
+    small = params(dense) - (512 - 320) * params_per_token(Checkpoint.open(dense))
+    out = tmp_path / "out"
+    run = make_run(dense, out, "vocabulary=320", f"budget.params={small}", "refit.tokens=512", keep=None)
+    assert RunSizes(Checkpoint.open(dense), run.recipe).whole
+    rows = plan_card(STEPS, RunSizes(Checkpoint.open(dense), run.recipe), "h100").rows
+    assert not {"search", "refit"} & {row.step for row in rows}
+    stages = run_stages(run, "report")
+    assert stages.search.record["evaluations"] == 0
+    assert not (out / "stages" / "refit").exists()
+    summary, result = read_summary(out / FILE), Result(out)
+    assert list(summary.models) == ["dense", "stitched"]
+    assert summary.saved.params == small
+    figures = summary.of(VocabularyFigures)
+    assert figures.bits_per_byte > figures.dense_bits_per_byte
+    lost = f"{figures.bits_per_byte:.3f} bits per byte of held-out text instead of {figures.dense_bits_per_byte:.3f}"
+    assert result.loss.startswith(lost)
+    assert result.loss.endswith("since all blocks are kept")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert f"It needs {lost}" in page
+    assert "nothing was searched or refitted" in page
+    assert lost in (out / "model" / "README.md").read_text(encoding="utf-8")
+    assert [*result.models] == ["dense", "fewer tokens"]
 
 
 def test_a_plan_has_the_step(dense):

@@ -56,6 +56,11 @@ class Problem:
     equal: EqualLayers | None = None
 
     @property
+    def whole(self) -> bool:
+        """Whether all blocks fit into the budget, so that there is nothing to choose."""
+        return self.budget.limit >= self.cost.dense
+
+    @property
     def digest(self) -> str:
         """Hash of costs and budget, for a problem that is given to a run."""
         bounds = [self.budget.lower, self.budget.upper, self.equal is not None]

@@ -116,12 +116,14 @@ def models_of_run(
     stitched: Stitched,
     corrected: Corrected,
 ) -> Models:
-    """The models that a run measures: the dense, the uniform and the stitched one, and the saved one if it differs."""
-    models: dict[str, MeasuredModel] = {
-        DENSE: StoredModel(context, dense),
-        UNIFORM: UniformModel(context, database, search.uniform),
-        STITCHED: StoredModel(context, stitched.checkpoint),
-    }
+    """The models that a run measures: the dense, the uniform and the stitched one, and the saved one if it differs.
+
+    If all blocks are kept, the uniform model would be the stitched one and is left out.
+    """
+    models: dict[str, MeasuredModel] = {DENSE: StoredModel(context, dense)}
+    if search.chose:
+        models[UNIFORM] = UniformModel(context, database, search.uniform)
+    models[STITCHED] = StoredModel(context, stitched.checkpoint)
     return Models({**models, corrected.name: StoredModel(context, corrected.exported.checkpoint)})
 
 

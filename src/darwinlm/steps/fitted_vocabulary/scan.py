@@ -120,7 +120,7 @@ def best_of(measured: Sequence[SizeFigures]) -> SizeFigures:
 
 def _uniform(problem: Problem, database: DatabaseReader) -> Allocation:
     """The uniform allocation within the budget whose estimated loss is lowest; all blocks if they fit."""
-    if problem.budget.limit >= problem.cost.dense:
+    if problem.whole:
         return problem.space.dense
     estimates = database.estimated_losses(problem.space)
     losses = database.local_errors(problem.space) if estimates is None else estimates

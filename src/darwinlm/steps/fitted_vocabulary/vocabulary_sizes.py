@@ -48,8 +48,7 @@ class Sizes:
 
     def leaves_blocks_whole(self, tokens: int) -> bool:
         """Whether the budget needs nothing to be removed from the blocks."""
-        problem = self.problem(tokens)
-        return problem.budget.limit >= problem.cost.dense
+        return self.problem(tokens).whole
 
     def allows(self, tokens: int) -> bool:
         """Whether some blocks fit into the budget beside so many tokens."""

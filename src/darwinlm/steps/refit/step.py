@@ -114,13 +114,13 @@ class Refit(Step[Refitted]):
 
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:
-        """Both models; fits; comparisons on validation text. None without a refit."""
+        """Both models; fits; comparisons on validation text. None without a refit, or if all blocks fit."""
         from darwinlm.steps.refit.refit import STRENGTHS
         from darwinlm.steps.workload import largest
 
         sizes, k, r = load.sizes, load.sizes.kept, load.sizes.width
         settings, held_out = load.settings(RefitSettings), load.settings(TextSettings).validation_tokens
-        if not settings.tokens:
+        if not settings.tokens or sizes.whole:
             return None
         tokens, d = settings.tokens + held_out, load.widest  # a module may stay whole
         work = sizes.operations(tokens, 1 + k) + sizes.operations(len(STRENGTHS) * held_out, k, heads=2)

@@ -155,6 +155,22 @@ def _equal_start(
     return min(choices, key=lambda choice: fitness.kls([choice], n_tokens)[0])
 
 
+def all_blocks(problem: Problem) -> SearchOutcome:
+    """What a search would find in a budget into which all blocks fit; nothing is evaluated."""
+    whole = problem.space.dense
+    record = SearchRecord(
+        start_kl=0.0,
+        uniform_kl=0.0,
+        kl=0.0,
+        cost=problem.cost.of(whole),
+        evaluations=0,
+        seconds=0.0,
+        ended="all blocks fit into the budget",
+        history=[],
+    )
+    return SearchOutcome(allocation=whole, uniform=whole, record=record)
+
+
 def by_prediction(choices: list[Allocation], losses: PerLevel) -> list[Allocation]:
     """Allocations by ascending sum of single-module losses."""
     return sorted(choices, key=lambda choice: sum(row[level] for row, level in zip(losses, choice, strict=True)))

@@ -8,6 +8,11 @@ from darwinlm.runtime.amounts import NATS, duration, loss, nats, plural, three_d
 from darwinlm.runtime.charts import Axis, Bars, Chart, Curve, Level, Picture, whole
 from darwinlm.runtime.figures import Extract, StepFigures
 
+WHOLE = (
+    "All blocks fit into the budget beside the smaller vocabulary, so they are kept unchanged, and nothing was "
+    "searched or refitted."
+)
+
 
 class GenerationFigures(Extract):
     """The parent after a generation: its KL, how many of its modules changed, and the evaluations so far."""
@@ -41,9 +46,14 @@ class SearchFigures(StepFigures):
     history: tuple[GenerationFigures, ...] = ()
 
     @property
+    def chose(self) -> bool:
+        """Whether there was a choice: False if all blocks fit into the budget."""
+        return self.evaluations > 0
+
+    @property
     def label(self) -> str:
-        """The sizes were searched for."""
-        return "searched"
+        """The sizes were searched for, if there was a choice."""
+        return "searched" if self.chose else "fewer tokens"
 
     @property
     def chosen_by(self) -> str:
@@ -54,6 +64,8 @@ class SearchFigures(StepFigures):
 
     def account(self) -> tuple[str, ...]:
         """What chose the sizes, from which KL to which."""
+        if not self.chose:
+            return (WHOLE,)
         own = f"{nats(self.kl)} nats per token" if self.unit == NATS else f"{self.kl:.3g}"
         uniform = nats(self.uniform_kl) if self.unit == NATS else f"{self.uniform_kl:.3g}"
         return (
@@ -62,6 +74,18 @@ class SearchFigures(StepFigures):
             f"{self.evaluations:,} evaluations in {duration(self.seconds)}: {self.ended}. The best model with equal "
             f"layers has {uniform} on that text.",
         )
+
+    def expectation(self) -> str:
+        """What was lost if the blocks are unchanged."""
+        if self.chose:
+            return ""
+        return "Its blocks are unchanged. Text with the removed tokens is spelt in others, which it predicts less well."
+
+    def note(self) -> str:
+        """Which models are the same, if nothing was removed from the blocks."""
+        if self.chose:
+            return ""
+        return "The dense model here has the smaller vocabulary, and all of its blocks are kept."
 
     def pictures(self) -> tuple[Picture, ...]:
         """KL by generation beside that of the uniform model, and how many modules each generation changed."""
@@ -99,6 +123,8 @@ class SearchFigures(StepFigures):
 
     def card(self) -> str:
         """What chose the sizes, and what it gained."""
+        if not self.chose:
+            return WHOLE
         own = f"{nats(self.kl)} nats per token" if self.unit == NATS else f"{self.kl:.3g}"
         return (
             "Attention and MLP sub-layers were pruned to many sizes with second-order information from calibration "

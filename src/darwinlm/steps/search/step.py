@@ -35,6 +35,11 @@ class SearchResult:
     record: SearchRecord
     digest: str
 
+    @property
+    def chose(self) -> bool:
+        """Whether there was a choice: False if all blocks fit into the budget."""
+        return self.record["evaluations"] > 0
+
 
 @dataclass(frozen=True, eq=False)
 class Search(Step[SearchResult]):
@@ -72,14 +77,17 @@ class Search(Step[SearchResult]):
         return {"fitness": settings.fitness_needed, "training": settings.training_needed}
 
     def work(self, task: Task) -> None:
-        """Find the allocation."""
+        """Find the allocation; if all blocks fit into the budget, they stay, and nothing is evaluated."""
         from darwinlm.model.objective.chosen import objective_of
         from darwinlm.model.walk.decoder import Decoder
         from darwinlm.model.walk.streamed import StreamedDecoder
         from darwinlm.runtime import parallel
         from darwinlm.runtime.artifact import write_json
-        from darwinlm.steps.search.search import search
+        from darwinlm.steps.search.search import all_blocks, search
 
+        if self.problem.whole:
+            parallel.in_main(write_json, task.folder / RESULT, all_blocks(self.problem))
+            return
         context, dense, settings = task.context, self.dense, task.settings(SearchSettings)
         texts = {"fitness": self.fitness.tokens}
         if self.training is not None:
@@ -114,19 +122,21 @@ class Search(Step[SearchResult]):
         """From the record."""
         from darwinlm.model.objective.chosen import objective_of
 
-        method, generations = task.settings(SearchSettings).method, len(result.record["history"]) - 1
+        method, generations = task.settings(SearchSettings).method, max(len(result.record["history"]) - 1, 0)
         ran = {"method": SEARCH_METHODS.name_of(type(method)), "described": method.words, "generations": generations}
         return SearchFigures.of_record({**ran, "unit": objective_of(self.dense).unit, **result.record})
 
     @classmethod
-    def cost(cls, load: Workload) -> Cost:
-        """Passes of candidates, what the method takes, and modules cut at new levels."""
+    def cost(cls, load: Workload) -> Cost | None:
+        """Passes of candidates, what the method takes, and modules cut at new levels. None if all blocks fit."""
         from darwinlm.model.walk.chunks import HEAD_TOKENS
         from darwinlm.model.walk.hidden import STREAMS
         from darwinlm.runtime.memory import FRAGMENTS, OTHERS
         from darwinlm.steps.workload import LIBRARIES
 
         sizes, settings, k = load.sizes, load.settings(SearchSettings), load.sizes.kept
+        if sizes.whole:
+            return None
         own, times, fitness = settings.method.cost(load, settings), settings.generations, settings.fitness_needed
         read, learnt, before = 4.0 * settings.rounds[0].tokens + 2.0 * fitness, 0.0, 0  # the start comes first
         for selection, count in zip(settings.rounds, settings.method.evaluated(settings), strict=True):

@@ -78,6 +78,15 @@ class VocabularyFigures(StepFigures):
         """Share of held-out tokens that are no longer in the vocabulary."""
         return self._total("affected") / self._total("dense_tokens")
 
+    @property
+    def lost(self) -> str:
+        """What the smaller vocabulary alone costs, in words."""
+        more = self.bits_per_byte / self.dense_bits_per_byte - 1
+        return (
+            f"{self.bits_per_byte:.3f} bits per byte of held-out text instead of {self.dense_bits_per_byte:.3f} "
+            f"({100 * more:+.1f} %)"
+        )
+
     def lines(self) -> tuple[tuple[str, str], ...]:
         """The size of the vocabulary, and what it costs before blocks are pruned."""
         bits = f"{self.bits_per_byte:.3f} bits per byte of it with all blocks, {self.dense_bits_per_byte:.3f} before"
