@@ -292,5 +292,5 @@ def test_a_plan_counts_no_chats(tmp_path, command):
 
 def test_commands_for_models_that_write_are_refused(tmp_path):
     model = tiny_scorer(tmp_path / "dense")
-    with pytest.raises(ModelError, match=r"gives scores or embeddings, not text: load it with CrossEncoder"):
+    with pytest.raises(ModelError, match=r"not text: load it with CrossEncoder .* darwinlm evaluate --text"):
         darwinlm.load(model)

@@ -21,9 +21,11 @@ from darwinlm.evaluation.measures.named import MeasureRequest
 from darwinlm.evaluation.measures.score_store import ScoreStore
 from darwinlm.evaluation.measures.scored_model import ScoredModel
 from darwinlm.evaluation.measures.seen_items import check_unseen
+from darwinlm.evaluation.reading import ReadText, as_reader, measure_reading, reading_settings
 from darwinlm.evaluation.seen_text import Overlap, run_of, without_run
 from darwinlm.evaluation.suites import SuiteTask, parse_suite
 from darwinlm.formats.opened import Opened, open_model
+from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_json, write_json
@@ -40,6 +42,7 @@ from darwinlm.steps.evaluate.metric import TokenMetric, token_metrics
 from darwinlm.steps.evaluate.metrics import Divergence
 from darwinlm.steps.evaluate.model_figures import CopyingScore
 from darwinlm.steps.evaluate.quality import Quality, measure_quality
+from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -81,7 +84,7 @@ class EvaluationRequest:
 
     def open(self, source: str, *, dequantised: bool = False) -> Opened:
         """A model as the request wants it. Raises as `open_model`."""
-        return open_model(source, dtype=self.dtype, device=self.device, dequantised=dequantised)
+        return open_model(source, dtype=self.dtype, device=self.device, dequantised=dequantised, reads=True)
 
     def key(self) -> JsonObject:
         """Fields that must match before an earlier result is reused."""
@@ -101,6 +104,7 @@ class Evaluated:
         overlaps: What of each text the run that made the model has read.
         copying: Scores of the model, and of the dense one if there is one, by name.
         left_out: The kinds of sequences without scores, and the reasons.
+        read: Figures of a model that gives scores or embeddings, on each text.
     """
 
     request: EvaluationRequest
@@ -113,11 +117,13 @@ class Evaluated:
     left_out: list[str] = field(default_factory=list)
     chats: ChatFigures | None = None
     measured: list[MeasuredScore] = field(default_factory=list)
+    read: list[ReadText] = field(default_factory=list)
 
     def tables(self) -> Iterator[Table]:
         """The tables of what was measured, in the order in which it is measured."""
         if self.texts:
             yield _text_table(self.texts, self.overlaps, self.engine)
+        yield from (text.table() for text in self.read)
         if self.copying:
             names = [score.name for score in next(iter(self.copying.values()))]
             rows = []
@@ -140,6 +146,7 @@ class Evaluated:
             "params": self.params,
             "engine": self.engine,
             "texts": self.texts,
+            "reading": [text.as_json() for text in self.read],
             "copying": [
                 {"model": model, "scores": [asdict(score) for score in row], "remarks": self.left_out}
                 for model, row in self.copying.items()
@@ -209,7 +216,11 @@ def evaluate_model(request: EvaluationRequest, out: Path | None = None, console:
         opened = next(iter(models.values()))
         result = Evaluated(request, opened.params, opened.engine)
         save = partial(_save, result, out, console)
-        if request.texts:
+        with parallel.agree():
+            reads = _reads(request, opened)
+        if reads:
+            _measure_reader(request, models, result)
+        elif request.texts:
             _measure_texts(request, models, result)
         if request.chat:
             batch_tokens = request.batch_size * request.sequence_length
@@ -249,12 +260,50 @@ def _opened(request: EvaluationRequest) -> dict[str, Opened]:
     models = {opened.source: opened}
     if request.against is not None and (request.texts or request.chat):
         dense = request.open(request.against, dequantised=True)
-        cut = ", cut to the same tokens" if share_vocabulary(opened, dense) else ""
+        cut = ", cut to the same tokens" if not _reads(request, opened) and share_vocabulary(opened, dense) else ""
         models[f"{dense.source} (dense{cut})"] = dense
     for model in models.values():
         if request.chat and model.engine != "PyTorch":
             raise RecipeError(f"--chat: PyTorch can't run {model.source}: give a folder instead of a GGUF file")
     return models
+
+
+def _reads(request: EvaluationRequest, opened: Opened) -> bool:
+    """Whether the model gives scores or embeddings, which only texts measure. Raises RecipeError."""
+    if opened.checkpoint is None:
+        return False
+    asked = {"--suite": request.suite, "--chat": request.chat, "--measure": request.measures}
+    others = ", ".join(option for option, value in asked.items() if value)
+    if opened.checkpoint.family.ending == "language" and others:
+        return False  # it may also judge texts
+    reads = as_reader(opened, _reading_settings(request, opened))
+    if reads and others:
+        raise RecipeError(
+            f"{others}: this is for models that write, and {opened.source} gives "
+            f"{objective_of(opened.checkpoint).words()}: measure it on texts or pairs, such as --text pairs.jsonl"
+        )
+    return reads
+
+
+def _measure_reader(request: EvaluationRequest, models: dict[str, Opened], result: Evaluated) -> None:
+    """Figures on texts or pairs of a model that gives scores or embeddings."""
+    result.read = list(
+        measure_reading(
+            models,
+            request.texts,
+            _reading_settings(request, next(iter(models.values()))),
+            tokens=request.tokens,
+            batch_tokens=request.batch_size * request.sequence_length,
+            run=run_of(request.model),
+        )
+    )
+
+
+def _reading_settings(request: EvaluationRequest, opened: Opened) -> TextSettings:
+    """How a model reads texts: they are cut where it takes no more."""
+    assert opened.checkpoint is not None, "PyTorch runs it"
+    length = min(request.sequence_length, longest_sequence(opened.config) or request.sequence_length)
+    return reading_settings(opened.checkpoint, length)
 
 
 def _measure_texts(request: EvaluationRequest, models: dict[str, Opened], result: Evaluated) -> None:

@@ -98,13 +98,15 @@ class Opened:
         check_tokens(int(tokens.max()), self.vocabulary, self.source)
 
 
-def open_model(source: str, *, dtype: str = "auto", device: str = "auto", dequantised: bool = False) -> Opened:
+def open_model(
+    source: str, *, dtype: str = "auto", device: str = "auto", dequantised: bool = False, reads: bool = False
+) -> Opened:
     """Load a model and its tokenizer.
 
     `source` is a hub id, folder, output folder of a run, or GGUF file; `dtype` and `device` are named as in options. A
     GGUF file runs in llama.cpp as it is, if that is installed. PyTorch runs its weights with a `dtype` or `device`, or
-    if `dequantised` weights are asked for and transformers knows the architecture. Raises RecipeError, ModelError,
-    MissingExtraError, EngineError.
+    if `dequantised` weights are asked for and transformers knows the architecture. A model that gives scores or
+    embeddings is refused unless it `reads`. Raises RecipeError, ModelError, MissingExtraError, EngineError.
     """
     path = Path(source).expanduser()
     file = path.suffix == ".gguf" and path.is_file()
@@ -114,24 +116,24 @@ def open_model(source: str, *, dtype: str = "auto", device: str = "auto", dequan
         if not dequantised:
             return _in_llama_cpp(source, path)
         try:
-            return _in_pytorch(source, resolved_dtype, resolved_device)
+            return _in_pytorch(source, resolved_dtype, resolved_device, reads)
         except (CheckpointError, FamilyError):
             return _in_llama_cpp(source, path)
-    return _in_pytorch(source, resolved_dtype, resolved_device)
+    return _in_pytorch(source, resolved_dtype, resolved_device, reads)
 
 
-def _in_pytorch(source: str, dtype: torch.dtype, device: torch.device) -> Opened:
+def _in_pytorch(source: str, dtype: torch.dtype, device: torch.device, reads: bool) -> Opened:
     work = Path(tempfile.mkdtemp(prefix="darwinlm-"))
     try:
         checkpoint = resolve_finished(source, work / "model")
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    if checkpoint.family.ending != "language":
+    if checkpoint.family.ending != "language" and not reads:
         shutil.rmtree(work, ignore_errors=True)
         raise ModelError(
             f"{source} gives scores or embeddings, not text: load it with CrossEncoder or SentenceTransformer of "
-            "sentence-transformers; its report has the figures"
+            "sentence-transformers, and measure it with darwinlm evaluate --text"
         )
     tokenizer = checkpoint.tokenizer()
     opened = Opened(source, tokenizer, checkpoint=checkpoint, dtype=dtype, device=device, work=work)
