@@ -20,14 +20,11 @@ transformers. Inference mode is `torch.no_grad` there.
 from __future__ import annotations
 
 import importlib
-import sys
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -35,227 +32,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from darwinlm.model.walk import decoder, stream
 from darwinlm.runtime import compute
-from darwinlm.steps.database import block_moments, elimination, store
-from darwinlm.steps.search import fitness, slopes
 from tests.gpu.cuda import Clocks, Point, cuda_of
+from tests.gpu.kernels import computed, on_cpu, plain_attention, with_cpu_types
 from tests.gpu.rules import NAME, Call, written_by
-
-INNER = "pretend"
-"""The device's name in PyTorch's C++."""
-
-THERE = torch.device(NAME, 0)
-PACKAGE = "/darwinlm/"
-
-PRODUCTS = {
-    getattr(torch.ops.aten, name).dtype: getattr(torch.ops.aten, name).default
-    for name in ("mm", "bmm", "addmm", "baddbmm")
-    if hasattr(getattr(torch.ops.aten, name), "dtype")
-}
-
-HOT = {
-    (elimination, "_cheapest"),
-    (elimination, "_remove"),
-    (stream, "run"),
-    (decoder, "through"),
-    (decoder, "move"),
-    (decoder, "back"),
-    (fitness, "_walk"),
-}
-"""Loops over batches, candidates or removed units in which the host must not wait for the device: module, function."""
-
-KNOWN_WAITS = {
-    (stream, "check"),  # once for all batches
-    (slopes, "_levels"),  # once for each module
-    (decoder, "_record"),  # before a walk, once for each shape of text
-    (store, "_computed"),  # a file, once; what is read again is pinned
-    (block_moments, "watch_mixture"),  # the host must know the experts of the tokens
-}
-"""Functions called from them that may."""
-
-
-def file_of(module: ModuleType) -> str:
-    """A module's file as lines are named: from the package on."""
-    assert module.__file__ is not None
-    return module.__file__.rpartition(PACKAGE)[2]
-
-
-HOT_PLACES, KNOWN_PLACES = ({(file_of(module), name) for module, name in places} for places in (HOT, KNOWN_WAITS))
-
-
-class MixedDevicesError(RuntimeError):
-    """What CUDA says as "Expected all tensors to be on the same device"."""
-
-
-class HostWaitError(AssertionError):
-    """The host waits for the device in a hot loop."""
-
-
-class UnfinishedError(AssertionError):
-    """Memory is used before earlier work on it has ended."""
-
-
-@dataclass
-class Tally:
-    """What was counted, by the line of the package that asked for it.
-
-    Attributes:
-        kernels: Operations that the device computes.
-        waits: Times that the host waits for the device.
-        uploads: Copies from main memory to the device.
-        mixes: Operations that CUDA would refuse, with the reason.
-    """
-
-    kernels: Counter[str] = field(default_factory=Counter)
-    waits: Counter[str] = field(default_factory=Counter)
-    uploads: Counter[str] = field(default_factory=Counter)
-    mixes: Counter[str] = field(default_factory=Counter)
-
-    def inside(self, module: ModuleType) -> dict[str, int]:
-        """Totals over the lines of a module."""
-        named = {name: getattr(self, name) for name in ("kernels", "waits", "uploads")}
-        place = f"{file_of(module)}:"
-        return {name: sum(n for at, n in counter.items() if at.startswith(place)) for name, counter in named.items()}
-
-
-@dataclass(eq=False)
-class _Use:
-    """Last work on a piece of memory.
-
-    Attributes:
-        line: Stream that it was allocated on.
-        written: Last work that wrote it.
-        read: Last work of each stream that read it.
-        others: Streams that the allocator was told of.
-    """
-
-    line: int
-    written: Point
-    read: dict[int, int] = field(default_factory=dict)
-    others: set[int] = field(default_factory=set)
-
-    def points(self) -> list[Point]:
-        return [self.written, *self.read.items()]
-
-
-class _Storage:
-    """Stands for a piece of the device's memory; what uses it refers to it."""
-
-    def __init__(self, use: _Use) -> None:
-        self.use = use
-
-
-class PretendTensor(Tensor):
-    """A tensor on the pretend device; `held` has its values."""
-
-    held: Tensor
-    gpu: Gpu
-    storage_token: _Storage | None
-    device = property(lambda self: THERE)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-
-    @staticmethod
-    def __new__(cls, held: Tensor, gpu: Gpu) -> PretendTensor:
-        self: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            held.size(),
-            strides=held.stride(),
-            storage_offset=held.storage_offset(),
-            dtype=held.dtype,
-            layout=held.layout,
-            device=torch.device(INNER, 0),
-        )
-        self.held, self.gpu = held, gpu
-        self.storage_token = gpu.storage_of(held)
-        return self
-
-    def record_stream(self, stream: Any) -> None:
-        if self.storage_token is not None:
-            self.storage_token.use.others.add(stream.stream_id)
-
-    def __repr__(self, *_: Any, **__: Any) -> str:  # type: ignore[override]
-        return f"PretendTensor({tuple(self.shape)}, {self.dtype}, {self.device})"
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if id(self) not in memo:
-            with torch.no_grad():
-                copied: Any = self.detach().clone()
-            if isinstance(self, torch.nn.Parameter):
-                copied = torch.nn.Parameter(copied, requires_grad=self.requires_grad)
-            memo[id(self)] = copied
-        return memo[id(self)]
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            if func is torch.Tensor.tolist:
-                return args[0].cpu().tolist()
-            if func is torch.Tensor.numpy:
-                args[0].gpu.refuse("numpy() of a tensor on the device")
-            result = func(*args, **(kwargs or {}))
-            if func == torch.Tensor.data.__set__ and isinstance(args[0], cls):  # type: ignore[attr-defined]
-                args[0].held, args[0].storage_token = args[1].held, args[1].storage_token
-            return result
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        flat = tree_flatten((args, kwargs))[0]
-        gpu = next(one.gpu for one in flat if isinstance(one, cls))
-        return gpu.run(func, args, kwargs or {})
-
-
-class _Names(TorchFunctionMode):
-    """Gives C++ the name that it knows, and pins main memory."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        super().__init__()
-        self.gpu = gpu
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.device:
-            return func(*args, **kwargs)
-        if func is torch.Tensor.is_pinned:
-            return not isinstance(args[0], PretendTensor) and self.gpu.pinned(args[0]) is not None
-        if func is torch.Tensor.pin_memory:
-            if isinstance(args[0], PretendTensor):
-                raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
-            return self.gpu.pin(args[0])
-        if (generator := kwargs.get("generator")) is not None:
-            device = kwargs.get("device") or next((one.device for one in args if isinstance(one, Tensor)), "cpu")
-            if torch.device(device).type != generator.device.type:
-                self.gpu.refuse(f"{func.__name__}: a generator of {generator.device} for numbers on {device}")
-        pin = kwargs.pop("pin_memory", False)
-        texts = func is torch.Tensor.to
-        args = tuple(_inner(one, texts=texts) for one in args)
-        kwargs = {name: _inner(one, texts=name == "device") for name, one in kwargs.items()}
-        result = func(*args, **kwargs)
-        return self.gpu.pin(result) if pin and not isinstance(result, PretendTensor) else result
-
-
-def _inner(value: Any, *, texts: bool) -> Any:
-    """A device with the name that C++ knows."""
-    if texts and isinstance(value, str) and value.split(":")[0] == NAME:
-        value = torch.device(value)
-    if isinstance(value, torch.device) and value.type == NAME:
-        if value.index:
-            raise torch.AcceleratorError("CUDA error: invalid device ordinal")
-        return torch.device(INNER, 0)
-    return value
-
-
-class _Mode(TorchDispatchMode):
-    def __init__(self, gpu: Gpu) -> None:
-        super().__init__()
-        self.gpu = gpu
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.gpu.run(func, args, kwargs or {})
+from tests.gpu.tally import HostWaitError, MixedDevicesError, Tally, UnfinishedError, asking_line, hot_loop
+from tests.gpu.tensors import INNER, THERE, Mode, Names, PretendTensor, Storage, Use
 
 
 @dataclass(eq=False)
@@ -289,7 +73,7 @@ class Gpu:
         self.recording: Any = None
         self.recordings: list[Any] = []
         self.faults: list[str] = []
-        self._storages: weakref.WeakValueDictionary[int, _Storage] = weakref.WeakValueDictionary()
+        self._storages: weakref.WeakValueDictionary[int, Storage] = weakref.WeakValueDictionary()
         self._pins: dict[int, _Pinned] = {}
 
     def restart(self) -> tuple[Tally, int]:
@@ -300,7 +84,7 @@ class Gpu:
 
     # ---------------------------------------------------------------------------------------------------- memory
 
-    def storage_of(self, held: Tensor) -> _Storage | None:
+    def storage_of(self, held: Tensor) -> Storage | None:
         """What stands for the memory of a tensor; new memory is counted until nothing refers to it."""
         storage = held.untyped_storage()
         key, size = storage.data_ptr(), storage.nbytes()
@@ -311,8 +95,8 @@ class Gpu:
             if self.allocated + size > self.memory:
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes")
             line = self.clocks.line
-            use = _Use(line.number, (line.number, line.given))
-            found = self._storages[key] = _Storage(use)
+            use = Use(line.number, (line.number, line.given))
+            found = self._storages[key] = Storage(use)
             self._grow(size)
             weakref.finalize(found, self._release, size, use).atexit = False
         return found
@@ -321,7 +105,7 @@ class Gpu:
         self.allocated += size
         self.peak = max(self.peak, self.allocated)
 
-    def _release(self, size: int, use: _Use) -> None:
+    def _release(self, size: int, use: Use) -> None:
         """The allocator hands this memory out again to the stream that it came from."""
         self.allocated -= size
         own = self.clocks.lines[use.line]
@@ -349,11 +133,11 @@ class Gpu:
 
     def refuse(self, reason: str) -> None:
         """Note that CUDA would refuse this, and refuse it."""
-        self.tally.mixes[f"{_line()}: {reason}"] += 1
-        raise MixedDevicesError(f"expected all tensors to be on the same device: {_line()}: {reason}")
+        self.tally.mixes[f"{asking_line()}: {reason}"] += 1
+        raise MixedDevicesError(f"expected all tensors to be on the same device: {asking_line()}: {reason}")
 
     def refuse_float64(self, what: str) -> None:
-        raise TypeError(f"the device doesn't support float64: {_line()}: {what}")
+        raise TypeError(f"the device doesn't support float64: {asking_line()}: {what}")
 
     def refuse_in_recording(self, what: str) -> None:
         """A wait ends a recording."""
@@ -363,13 +147,13 @@ class Gpu:
 
     def waits_for(self, what: str) -> None:
         self.refuse_in_recording(what)
-        self.tally.waits[f"{_line()}: {what}"] += 1
+        self.tally.waits[f"{asking_line()}: {what}"] += 1
         self._refuse_if_hot(what)
 
     def _refuse_if_hot(self, what: str) -> None:
-        hot = _hot_loop()
+        hot = hot_loop()
         if hot:
-            raise HostWaitError(f"the host waits for the device in {hot}: {_line()}: {what}")
+            raise HostWaitError(f"the host waits for the device in {hot}: {asking_line()}: {what}")
 
     # ----------------------------------------------------------------------------------------------------- running
 
@@ -399,7 +183,7 @@ class Gpu:
         held = [one.held if isinstance(one, PretendTensor) else one for one in flat]
         plain_args, plain_kwargs = tree_unflatten(held, structure)
         with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
-            result = _computed(func, _on_cpu(call, plain_args), on_cpu(plain_kwargs))
+            result = computed(func, with_cpu_types(call, plain_args), on_cpu(plain_kwargs))
         given = {id(one.held): one for one in ours}
         into_host = call.name == "aten::copy_" and call.goes_down
         here = target == THERE if target is not None else not into_host
@@ -418,7 +202,7 @@ class Gpu:
         return same
 
     def _count(self, call: Call) -> None:
-        line = _line()
+        line = asking_line()
         self.tally.kernels[line] += call.is_kernel
         if call.goes_up:
             self.tally.uploads[line] += 1
@@ -444,7 +228,7 @@ class Gpu:
             writes = any(one is each for each in written)
             for point in use.points() if writes else [use.written]:
                 if not line.knows(point) and not self.clocks.finished(point):
-                    raise UnfinishedError(f"{_line()}: {call.name} on what stream {point[0]} hasn't finished")
+                    raise UnfinishedError(f"{asking_line()}: {call.name} on what stream {point[0]} hasn't finished")
             if writes:
                 use.written, use.read = (line.number, line.given), {}
             else:
@@ -482,77 +266,8 @@ class Gpu:
                 if down or writes:
                     action = "written" if writes else "read"
                     raise UnfinishedError(
-                        f"{_line()}: pinned memory is {action} before a copy of stream {point[0]} has ended"
+                        f"{asking_line()}: pinned memory is {action} before a copy of stream {point[0]} has ended"
                     )
-
-
-def _hot_loop() -> str:
-    """The hot loop that the present line runs in, if any."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        _, found, path = frame.f_code.co_filename.rpartition(PACKAGE)
-        if found and (path, frame.f_code.co_name) in KNOWN_PLACES:
-            return ""
-        if found and (path, frame.f_code.co_name) in HOT_PLACES:
-            return f"{path} {frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return ""
-
-
-def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The CPU's result. It has no products with a type of their own; cuBLAS sums those of halves in float32."""
-    if func in PRODUCTS:
-        *factors, dtype = (*args, *kwargs.values())
-        return PRODUCTS[func](*(one.to(dtype) if isinstance(one, Tensor) else one for one in factors))
-    return func(*args, **kwargs)
-
-
-def _on_cpu(call: Call, args: Any) -> Any:
-    if call.name == "aten::histc" and not args[0].is_floating_point():  # CUDA alone counts integers
-        return (args[0].float(), *args[1:])
-    return args
-
-
-def on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
-    kwargs = {name: value for name, value in kwargs.items() if name not in ("pin_memory", "non_blocking")}
-    if kwargs.get("device") is not None:
-        kwargs["device"] = torch.device("cpu")
-    return kwargs
-
-
-def _line() -> str:
-    """The innermost line of the package on the stack."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        _, found, path = frame.f_code.co_filename.rpartition(PACKAGE)
-        if found:
-            return f"{path}:{frame.f_lineno} {frame.f_code.co_name}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return "elsewhere"
-
-
-def plain_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Scaled dot-product attention in single operations; arguments are those of PyTorch's."""
-    assert dropout_p == 0.0
-    if enable_gqa:
-        repeats = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-        scores = scores.masked_fill(~mask, -torch.inf)
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return scores.softmax(-1) @ value
 
 
 def _without_gradients(mode: bool = True) -> Any:
@@ -581,7 +296,7 @@ def pretend_gpu(*, float64: bool = True, memory: int = 1 << 36) -> Iterator[Gpu]
         return chosen(query, *rest, **named)
 
     def run_there(thread: threading.Thread) -> None:
-        with _Mode(gpu), _Names(gpu):
+        with Mode(gpu), Names(gpu):
             run(thread)
 
     swapped = torch.__future__.get_swap_module_params_on_conversion()
@@ -596,8 +311,8 @@ def pretend_gpu(*, float64: bool = True, memory: int = 1 << 36) -> Iterator[Gpu]
             mock.patch.object(compute, "WITHOUT_FLOAT64", frozenset() if float64 else frozenset({NAME})),
             torch.autograd.set_multithreading_enabled(False),
             cuda_of(gpu),
-            _Mode(gpu),
-            _Names(gpu),
+            Mode(gpu),
+            Names(gpu),
         ):
             yield gpu
     finally:

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tests.gpu.device import THERE, Gpu, PretendTensor, on_cpu
+from tests.gpu.device import Gpu
+from tests.gpu.kernels import on_cpu
 from tests.gpu.rules import Call
+from tests.gpu.tensors import THERE, PretendTensor
 
 
 @dataclass

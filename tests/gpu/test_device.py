@@ -8,8 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests.gpu.device import HOT, KNOWN_WAITS, MixedDevicesError, pretend_gpu
+from tests.gpu.device import pretend_gpu
 from tests.gpu.rules import NAME
+from tests.gpu.tally import HOT, KNOWN_WAITS, MixedDevicesError
 
 CARD, OTHER = torch.device(NAME, 0), torch.device(NAME, 1)
 REFUSED: dict[type[Exception], tuple[str, dict[str, Callable[[torch.Tensor], object]]]] = {

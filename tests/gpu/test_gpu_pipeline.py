@@ -18,8 +18,9 @@ from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.memory import CACHES
 from darwinlm.steps.database import elimination, store
 from darwinlm.steps.refit import strength as refit_strength
-from tests.gpu.device import Tally, pretend_gpu
+from tests.gpu.device import pretend_gpu
 from tests.gpu.rules import NAME
+from tests.gpu.tally import Tally
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.stages import run_stages
 

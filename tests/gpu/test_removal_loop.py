@@ -9,7 +9,6 @@ from torch import Tensor
 from darwinlm.runtime import cuda_graph
 from darwinlm.steps.database import elimination
 from darwinlm.steps.database.elimination import eliminate, why_not_recorded
-from tests.gpu import device
 from tests.gpu.rules import NAME
 from tests.tiny.checkpoint import tiny_checkpoint
 from tests.tiny.stages import run_stages
@@ -96,7 +95,6 @@ def test_a_step_that_reads_a_number_can_not_be_recorded(gpu, monkeypatch):
         return place
 
     monkeypatch.setattr(elimination._Elimination, "_cheapest", reading)
-    monkeypatch.setattr(device, "HOT", frozenset())
     C, G = matrices(40)
     expected = on("cpu", C, G, 40)[0]
     assert torch.equal(on(NAME, C, G, 40)[0], expected), "it goes on without"

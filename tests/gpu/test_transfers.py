@@ -10,8 +10,8 @@ from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.model.walk.transfers import pinned_like
 from darwinlm.runtime.compute import to_device
 from darwinlm.runtime.errors import DeviceMemoryError
-from tests.gpu.device import UnfinishedError
 from tests.gpu.rules import NAME
+from tests.gpu.tally import UnfinishedError
 from tests.tiny.checkpoint import run_through, stream_over
 
 CARD = torch.device(NAME, 0)
