@@ -22,6 +22,7 @@ from __future__ import annotations
 import importlib
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from darwinlm.runtime import compute
+from tests.gpu.amounts import amounts_of
 from tests.gpu.cuda import Clocks, Point, cuda_of
 from tests.gpu.kernels import computed, on_cpu, plain_attention, with_cpu_types
 from tests.gpu.rules import NAME, Call, written_by
@@ -75,12 +77,25 @@ class Gpu:
         self.faults: list[str] = []
         self._storages: weakref.WeakValueDictionary[int, Storage] = weakref.WeakValueDictionary()
         self._pins: dict[int, _Pinned] = {}
+        self._whole = False  # while a kernel of a GPU runs in several operations
 
     def restart(self) -> tuple[Tally, int]:
         """Count anew; returns what was counted so far and the peak."""
         before = self.tally, self.peak
         self.tally, self.peak = Tally(), self.allocated
         return before
+
+    @contextmanager
+    def one_kernel(self, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Iterator[None]:
+        """Count attention in the body as the single kernel that it is on a GPU."""
+        self.tally.kernels[asking_line()] += 1
+        self.tally.amounts["moved"] += 2 * query.nbytes + key.nbytes + value.nbytes
+        self.tally.amounts["products" if query.itemsize == 2 else "float32"] += 4 * query.numel() * key.shape[-2]
+        before, self._whole = self._whole, True
+        try:
+            yield
+        finally:
+            self._whole = before
 
     # ---------------------------------------------------------------------------------------------------- memory
 
@@ -188,6 +203,7 @@ class Gpu:
         into_host = call.name == "aten::copy_" and call.goes_down
         here = target == THERE if target is not None else not into_host
         result = tree_map(lambda one: self._wrapped(one, given, here=here), result)
+        self.tally.amounts += Counter() if self._whole else amounts_of(call, result)
         return self._copied(call, result)
 
     def _wrapped(self, one: Any, given: dict[int, PretendTensor], *, here: bool) -> Any:
@@ -203,7 +219,7 @@ class Gpu:
 
     def _count(self, call: Call) -> None:
         line = asking_line()
-        self.tally.kernels[line] += call.is_kernel
+        self.tally.kernels[line] += call.is_kernel and not self._whole
         if call.goes_up:
             self.tally.uploads[line] += 1
             if not call.in_passing:
@@ -292,8 +308,10 @@ def pretend_gpu(*, float64: bool = True, memory: int = 1 << 36) -> Iterator[Gpu]
     built_in, run = functional.scaled_dot_product_attention, threading.Thread.run
 
     def attention(query: Tensor, *rest: Any, **named: Any) -> Tensor:
-        chosen = plain_attention if isinstance(query, PretendTensor) else built_in
-        return chosen(query, *rest, **named)
+        if not isinstance(query, PretendTensor):
+            return built_in(query, *rest, **named)
+        with gpu.one_kernel(query, *rest):
+            return plain_attention(query, *rest, **named)
 
     def run_there(thread: threading.Thread) -> None:
         with Mode(gpu), Names(gpu):

@@ -64,12 +64,14 @@ class Tally:
         waits: Times that the host waits for the device.
         uploads: Copies from main memory to the device.
         mixes: Operations that CUDA would refuse, with the reason.
+        amounts: What all of them ask of the device's units, as in `amounts_of`.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
     uploads: Counter[str] = field(default_factory=Counter)
     mixes: Counter[str] = field(default_factory=Counter)
+    amounts: Counter[str] = field(default_factory=Counter)
 
     def inside(self, module: ModuleType) -> dict[str, int]:
         """Totals over the lines of a module."""
