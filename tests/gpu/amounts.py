@@ -1,4 +1,4 @@
-"""What an operation would ask of a GPU's units: operations by element type, bytes of its memory, bytes between it and the host."""
+"""What an operation would ask of a GPU: operations by element type, bytes of its memory, bytes to and from the host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS_WRITTEN = frozenset({"aten::index_copy_", "aten::index_fill_", "aten::index
 
 
 def amounts_of(call: Call, result: Any) -> Counter[str]:
-    """Operations (`products` in 16 bits, `float32`, `float64`), and bytes `moved` on the device and `copied` to or from it."""
+    """Operations (`products` in 16 bits, `float32`, `float64`), and bytes `moved` there, and `copied` to or from it."""
     outputs = [one for one in tree_flatten(result)[0] if isinstance(one, Tensor)]
     if call.goes_up or call.goes_down:
         return Counter(copied=sum(map(_bytes, outputs[:1])))

@@ -1,33 +1,13 @@
 """Several processes: values, sums and failures come together, and a single process needs nothing of it."""
 
 import sys
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from tests.tiny.process import PATIENCE, SERVER
+from tests.tiny.gloo import in_processes
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DarwinLMError, DataError, NumericsError, ParallelError, install, missing_extra
-
-
-def in_processes(work, tmp_path, count=2):
-    """Run `work(rank) -> value` in gloo processes that meet in a file; returns what each one returned."""
-    results = SERVER.SimpleQueue()
-    mp.start_processes(_one, args=(work, tmp_path / "meet", results, count), nprocs=count, start_method="forkserver")
-    return dict(results.get() for _ in range(count))
-
-
-def _one(rank, work, place, results, count):
-    torch.set_num_threads(1)
-    meeting = {"init_method": f"file://{place}", "timeout": timedelta(seconds=PATIENCE)}
-    dist.init_process_group("gloo", rank=rank, world_size=count, **meeting)
-    try:
-        results.put((rank, work(rank)))
-    finally:
-        parallel.shutdown()
 
 
 def _everything(rank):
@@ -36,8 +16,8 @@ def _everything(rank):
     found["gathered"] = parallel.gather({"from": rank})
     found["broadcast"] = parallel.broadcast(f"of {rank}")
     found["mine"], found["portion"] = list(parallel.mine(range(5))), list(parallel.portion(range(5)))
-    tensors = {f"{rank}.a": torch.full((2, 3), rank), f"{rank}.b": torch.arange(rank + 1, dtype=torch.float64)}
-    found["collected"] = {name: tensor.tolist() for name, tensor in parallel.collect(tensors).items()}
+    found["reduced"] = parallel.reduce(torch.tensor([1.0 + rank]), to=1).tolist()
+    found["owners"] = [parallel.owner(number) for number in range(5)]
     found["alone"] = _failing(lambda: _agreed(NumericsError("block 3: NaN") if rank == 1 else None))
     found["both"] = _failing(lambda: _agreed(DataError(f"of {rank}")))
     found["main fails"] = _failing(lambda: _main_first(rank, missing_extra("p", "e", "x")))
@@ -79,8 +59,8 @@ def test_two_processes(tmp_path):
         assert one["alone"] == ("NumericsError", "block 3: NaN")
         assert one["both"] == ("DataError", "of 0")
         assert one["main fails"] == ("MissingExtraError", f"x needs the package 'p': {install('e')}")
-    assert found[0]["collected"] == {"0.a": [[0] * 3] * 2, "0.b": [0.0], "1.a": [[1] * 3] * 2, "1.b": [0.0, 1.0]}
-    assert found[1]["collected"] == {}
+        assert one["mine"] == [number for number in range(5) if one["owners"][number] == rank]
+    assert found[1]["reduced"] == [3.0]
     assert found[0]["main breaks"][0] == "KeyError"
     assert found[1]["main breaks"] == ("ParallelError", "the first process stopped: KeyError: 'k'")
 
@@ -120,4 +100,4 @@ def test_one_process_of_one_meets_nobody(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     parallel.init_from_environment()
-    assert not dist.is_initialized()
+    assert not torch.distributed.is_initialized()

@@ -164,6 +164,19 @@ def write_tensors(path: Path, tensors: Mapping[Name, torch.Tensor], metadata: Ma
     write_atomically(path, lambda to: save_file(contiguous, to, metadata=about))
 
 
+def await_files(paths: Iterable[Path]) -> None:
+    """Wait until this machine sees files that others wrote; NFS may show them a minute late. Raises StorageError."""
+    ends = time.monotonic() + SEEN_LATE
+    for path in paths:
+        while not path.exists():
+            if time.monotonic() > ends:
+                raise StorageError(
+                    f"{path} was written by another process, but isn't here: give an output folder that all machines "
+                    "of the run share"
+                )
+            time.sleep(0.1)
+
+
 def read_json(path: Path) -> Any:
     """Read JSON that a stage wrote. Raises ArtifactError if the file is missing or isn't JSON."""
     try:
@@ -333,10 +346,8 @@ class StageFolder:
         return True
 
     def await_manifest(self) -> None:
-        """Wait until this machine sees the manifest that another one wrote: NFS may show new files a minute late."""
-        ends = time.monotonic() + SEEN_LATE
-        while not (self.folder / MANIFEST).exists() and time.monotonic() < ends:
-            time.sleep(0.1)
+        """Wait until this machine sees the manifest that another one wrote. Raises as `await_files`."""
+        await_files([self.folder / MANIFEST])
         self.reads = read_manifest(self.folder).reads
 
     def why_redone(self) -> str:

@@ -1,9 +1,10 @@
 """Several processes of one run, started by torchrun; in a single process all functions do nothing.
 
-All processes run the same stages. Only the first one writes files and messages. Shared work is divided over processes;
-its results are combined by sums (`all_reduce`) or in the first process (`collect`). Work that can fail in a single
-process is done inside `agree`, so that all processes stop with the same message. Inside `main_first` a process works as
-if it were alone. A process that fails elsewhere ends the others (`runtime/failures.py`).
+All processes run the same stages. Only the first one writes messages, and files but those of a block, which its owner
+writes. Shared work is divided over processes; its results are combined by sums in all of them (`all_reduce`) or in one
+(`reduce`). Work that can fail in a single process is done inside `agree`, so that all processes stop with the same
+message. Inside `main_first` a process works as if it were alone. A process that fails elsewhere ends the others
+(`runtime/failures.py`).
 
 PyTorch is imported on first use, because the command line uses this module before it parses the command.
 """
@@ -160,6 +161,16 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def reduce(tensor: Tensor, to: int) -> Tensor:
+    """Sum of a tensor over all processes, in place in one of them; returns it. The others' numbers are used up."""
+    if _together():
+        import torch.distributed as dist
+
+        with _collective():
+            dist.reduce(tensor, dst=to)
+    return tensor
+
+
 def gather(value: T) -> list[T]:
     """The values of all processes in order, in every process. Values are pickled between processes."""
     if not _together():
@@ -189,30 +200,14 @@ def mine(items: Sequence[T]) -> Sequence[T]:
     return items[place() :: size()]
 
 
+def owner(number: int) -> int:
+    """The process that `mine` gives the item of this number to."""
+    return number % size()
+
+
 def portion(items: Sequence[T]) -> Sequence[T]:
     """This process's share of work whose neighbours have most in common: consecutive items."""
     return items[len(items) * place() // size() : len(items) * (place() + 1) // size()]
-
-
-def collect(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of all processes in main memory of the first one, by name; the others get an empty mapping."""
-    if not _together():
-        return tensors
-    import torch
-    import torch.distributed as dist
-
-    offered = gather([(name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()])
-    with _collective():
-        if not is_main():
-            for tensor in tensors.values():
-                dist.send(tensor.detach().cpu().contiguous(), dst=0)
-            return {}
-        collected = dict(tensors)
-        for source in range(1, size()):
-            for name, shape, dtype in offered[source]:
-                collected[name] = torch.empty(shape, dtype=dtype)
-                dist.recv(collected[name], src=source)
-        return collected
 
 
 @contextmanager

@@ -47,19 +47,26 @@ class BlockMoments:
     shared: Tensor | None = None
 
 
-def stream_moments(stream: BlockStream, *, skip: int = 0) -> Iterator[BlockMoments]:
+def stream_moments(
+    stream: BlockStream, *, skip: int = 0, owner: Callable[[int], int] = lambda block: 0
+) -> Iterator[BlockMoments]:
     """Second moments of every block in order; the first `skip` blocks are only run.
 
-    Several processes, each with a stream over a part of the text, get the moments over all of it. In front of a norm
-    the inputs are divided by what the norm divides the output by, so that errors are those behind it.
+    Of several processes, each with a stream over a part of the text, the `owner` of a block gets the moments over all
+    of it, and the others get empty ones. In front of a norm the inputs are divided by what the norm divides the output
+    by, so that errors are those behind it.
     """
     for block in range(stream.checkpoint.n_blocks):
         with parallel.agree():
             weights, moments, shared = _run_watched(stream, block, watch=block >= skip)
         stream.decoder.unload(block)
         if block >= skip:
-            totals = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
-            yield BlockMoments(block, totals, weights, None if shared is None else shared.take(parallel.all_reduce))
+            total = partial(parallel.reduce, to=owner(block))
+            totals = {kind: moment.take(total) for kind, moment in moments.items()}
+            of_shared = None if shared is None else shared.take(total)
+            is_mine = owner(block) == parallel.place()
+            yield BlockMoments(block, totals, weights, of_shared) if is_mine else BlockMoments(block, {}, {})
+            del totals, of_shared
 
 
 def _run_watched(

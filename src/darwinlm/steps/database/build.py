@@ -13,7 +13,7 @@ from darwinlm.model.units.levels import variants
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.model.walk.stream import BlockStream
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import StageFolder, read_tensors, write_tensors
+from darwinlm.runtime.artifact import StageFolder, await_files, read_tensors, write_tensors
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.mapped import in_file
@@ -29,6 +29,7 @@ from darwinlm.steps.database.factors import (
     whole_factor_,
 )
 from darwinlm.steps.database.order import Order, damp_, least_error, ordered_moment
+from darwinlm.steps.database.sharing import block_owner
 
 SMALL = 16 << 20
 """Maximum bytes of a matrix that stays in memory."""
@@ -44,10 +45,10 @@ def build_database(
 ) -> None:
     """Write the factors of every module. Finished blocks of an interrupted run are kept.
 
-    Each process runs its part of the text and factorises its part of the blocks. The stage folder is open for writing;
-    its key describes model, text and units. The stream is the calibration text before the first block. `gradients`
-    gives second moments [r, r] of the output gradients of a block's modules, empty for the unweighted order. `progress`
-    gets the numbers of finished and of all blocks. `order` ranks the units of a module.
+    Each process runs its part of the text, factorises its part of the blocks (`sharing.py`) and writes their files. The
+    stage folder is open for writing; its key describes model, text and units. The stream is the calibration text before
+    the first block. `gradients` gives second moments [r, r] of the output gradients of a block's modules, empty for the
+    unweighted order. `progress` gets the numbers of finished and of all blocks. `order` ranks the units of a module.
 
     Raises:
         NumericsError: Values aren't finite.
@@ -58,37 +59,24 @@ def build_database(
     done = parallel.broadcast(_finished(stage, total) if parallel.is_main() else 0)
     if done:
         progress(done, total)
-    waiting: list[int] = []
+    outputs = int(stream.checkpoint.config.hidden_size)
+    owner = block_owner(shapes, units, outputs, total, parallel.size(), skip=done)
     mine: BlockMoments | None = None
-    for moments in stream_moments(stream, skip=done):
-        if len(waiting) == parallel.place():
+    for moments in stream_moments(stream, skip=done, owner=owner):
+        if owner(moments.block) == parallel.place():
             mine = moments
-        waiting.append(moments.block)
+        block = moments.block
         del moments
-        if len(waiting) == parallel.size() or waiting[-1] == total - 1:
-            own_shapes = [shape for shape in shapes if mine is not None and shape.block == mine.block]
-            _factorise_together(stage, units, own_shapes, waiting, mine, gradients, order)
-            progress(waiting[-1] + 1, total)
-            waiting, mine = [], None
-
-
-def _factorise_together(
-    stage: StageFolder,
-    units: UnitsSettings,
-    own_shapes: Sequence[ModuleShape],
-    blocks: Sequence[int],
-    mine: BlockMoments | None,
-    gradients: OutputMoments,
-    order: Order,
-) -> None:
-    """Each process factorises at most one of the blocks; the first process writes all of them."""
-    tensors: dict[str, Tensor] = {}
-    with parallel.agree():
-        if mine is not None:
-            tensors = _block_factors(units, own_shapes, mine, gradients, order, stage.folder)
-    for block in blocks:
-        collected = parallel.collect(tensors if mine is not None and block == mine.block else {})
-        parallel.in_main(write_tensors, stage.folder / block_file(block), collected)
+        if (block + 1 - done) % parallel.size() == 0 or block + 1 == total:  # one block for each process
+            with parallel.agree():
+                if mine is not None:
+                    own_shapes = [shape for shape in shapes if shape.block == mine.block]
+                    tensors = _block_factors(units, own_shapes, mine, gradients, order, stage.folder)
+                    write_tensors(stage.folder / block_file(mine.block), tensors)
+                    del tensors
+            mine = None
+            progress(block + 1, total)
+    parallel.in_main(await_files, [stage.folder / block_file(block) for block in range(total)])
 
 
 def _block_factors(

@@ -112,7 +112,7 @@ class Database(Step[PruningDatabase]):
     @classmethod
     def cost(cls, load: Workload) -> Cost:
         """Second moments of inputs, and for every variant of every module a removal order, a factor and a target."""
-        from darwinlm.model.units.levels import variants
+        from darwinlm.steps.database.sharing import factor_operations
         from darwinlm.steps.workload import largest
 
         sizes, r = load.sizes, float(load.sizes.width)
@@ -121,10 +121,8 @@ class Database(Step[PruningDatabase]):
         work, moments, module = sizes.operations(tokens), dict[int, float](), 0.0
         packed, largest_matrix = 0.0, 0.0
         for shape in sizes.cut:
-            d, experts, orders = float(shape.sizes.width), max(shape.sizes.experts, 1), max(shape.sizes.experts, 1)
-            if shape.kind != "mlp" and (count := len(variants(shape, load.settings(UnitsSettings)))) > 1:
-                orders = count + 1  # heads are ranked first
-            work += load.exact * tokens * d * d + load.slow * orders * (10 / 3 * d**3 + 4 * d * d * r)
+            d, experts = float(shape.sizes.width), max(shape.sizes.experts, 1)
+            work += load.exact * tokens * d * d + load.slow * factor_operations(shape, load.settings(UnitsSettings), r)
             moments[shape.block] = moments.get(shape.block, 0.0) + 4 * experts * d * d
             few = tokens <= d  # the order needs another matrix, and weights in float64
             weights = sizes.size + 16 if few and weighted else 8

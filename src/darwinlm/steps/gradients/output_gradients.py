@@ -11,7 +11,7 @@ Letters: b sequences, t tokens, m residual width, r outputs. Source: the Fisher 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -30,7 +30,10 @@ from darwinlm.runtime.errors import NumericsError
 
 
 def output_gradients(
-    stream: BlockStream, objective: Objective, memory: HiddenMemory | None = None
+    stream: BlockStream,
+    objective: Objective,
+    memory: HiddenMemory | None = None,
+    owner: Callable[[int], int] = lambda block: 0,
 ) -> Iterator[tuple[int, dict[ModuleKind, Tensor]]]:
     """Second moments of the gradients of an objective, from the last block to the first.
 
@@ -38,13 +41,14 @@ def output_gradients(
         stream: Stream over the text, before the first block; it is used up.
         objective: What of the dense model is kept: for a language model, gradients are of the summed cross-entropy.
         memory: Allowed places for residual streams; None keeps all of them on the device.
+        owner: Of several processes, each with a part of the text, the one that gets the moments of a block, over all of
+            it. The others get none.
 
     Yields:
         A block and, for each of its modules, E[g gᵀ], [r, r] float32, with the gradient g at the module's output for
         one token. A norm behind the module divides the output by its length s, and the inputs are divided by it too
         (`stream_moments`); g is then the gradient at the divided output, with s as a constant. The derivative of s
-        would make changes along the output free, and the module's removal is such a change. Several processes, each
-        with a part of the text, get the moments over all of it.
+        would make changes along the output free, and the module's removal is such a change.
 
     Raises:
         NumericsError: A gradient isn't finite.
@@ -63,12 +67,16 @@ def output_gradients(
     for _ in range(stream.checkpoint.n_blocks):
         with parallel.agree():
             block = next(blocks)
-        means = {kind: moment.take(parallel.all_reduce) for kind, moment in moments.items()}
-        if not all(bool(torch.isfinite(moment.diagonal()).all()) for moment in means.values()):
-            raise NumericsError(
-                f"the gradient in block {block} of {stream.checkpoint.folder} isn't finite: try "
-                "compute.dtype=float32, or database.metric=output"
-            )
+        total = partial(parallel.reduce, to=owner(block))
+        means = {kind: moment.take(total) for kind, moment in moments.items()}
+        if owner(block) != parallel.place():
+            means = {}
+        with parallel.agree():
+            if not all(bool(torch.isfinite(moment.diagonal()).all()) for moment in means.values()):
+                raise NumericsError(
+                    f"the gradient in block {block} of {stream.checkpoint.folder} isn't finite: try "
+                    "compute.dtype=float32, or database.metric=output"
+                )
         yield block, means
 
 

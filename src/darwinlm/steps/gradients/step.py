@@ -82,7 +82,7 @@ class Gradients(Step[GradientMoments]):
         from darwinlm.model.walk.hidden import HiddenMemory
         from darwinlm.model.walk.stream import stream_of
         from darwinlm.runtime import parallel
-        from darwinlm.runtime.artifact import write_tensors
+        from darwinlm.runtime.artifact import await_files, write_tensors
         from darwinlm.steps.database.block_files import block_file
         from darwinlm.steps.gradients.output_gradients import output_gradients
 
@@ -90,9 +90,13 @@ class Gradients(Step[GradientMoments]):
         tokens = self.calibration.tokens[:count][parallel.place() :: parallel.size()]
         memory, total = HiddenMemory(task.folder), self.dense.n_blocks
         stream = stream_of(context, self.dense, tokens, memory, again=True)
-        for block, moments in output_gradients(stream, objective_of(self.dense), memory):
-            parallel.in_main(write_tensors, task.folder / block_file(block), moments)
+        files = [task.folder / block_file(block) for block in range(total)]
+        for block, moments in output_gradients(stream, objective_of(self.dense), memory, parallel.owner):
+            with parallel.agree():
+                if parallel.owner(block) == parallel.place():
+                    write_tensors(files[block], moments)
             context.reporter.advance(total - block, total)
+        parallel.in_main(await_files, files)
 
     def read(self, task: Task) -> GradientMoments:
         """The folder of the moments."""
