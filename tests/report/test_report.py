@@ -149,6 +149,13 @@ def test_table_of_the_terminal(summary):
         assert all(part in narrow for cell in row[1:] for part in cell.split())
 
 
+def empty(size: str) -> dict:
+    """A summary whose dense model has a size of zero, from which no share can be computed."""
+    tree = searched()
+    tree["models"]["dense"]["metrics"][size] = 0
+    return tree
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -163,6 +170,8 @@ def test_table_of_the_terminal(summary):
         (told(searched(), nothing={}), r"\(steps: there is no step nothing\)"),
         (changed(searched(), steps=3), r"\(steps: there are no figures of steps\)"),
         (changed(searched(), models={"dense": {"metrics": {}}}), r"\(models.dense.metrics: no whole number for params"),
+        (empty("params"), r"\(models: the dense model has no parameters\)"),
+        (empty("block_params"), r"\(models: the dense model has no parameters\)"),
         ({**searched(), "models": dict([*searched()["models"].items()][::-1])}, "models: the first model isn't dense"),
     ],
 )

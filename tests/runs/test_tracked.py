@@ -245,10 +245,15 @@ def test_a_tracker_that_ends_the_process_or_says_nothing_is_told_of(
         start_tracker("wandb", tmp_path, {}, said.append)
 
 
-def test_settings_have_no_folders() -> None:
+def test_settings_have_no_folders_and_no_text() -> None:
     settings = {
         "model": "/home/someone/models/Llama",
-        "text": {"source": "/home/someone/secret/a.txt,hf:owner/name,~/b", "seed": 3, "answers": None},
+        "text": {
+            "source": "/home/someone/secret/a.txt,hf:owner/name,~/b",
+            "seed": 3,
+            "answers": None,
+            "template": "Our {query}",
+        },
         "search": {"rounds": [{"tokens": 512}, {"tokens": 1024}], "method": {"name": "gradient"}},
         "script": "C:\\Users\\someone\\own.py",
         "compute": {"dtype": "float32", "fast": True},

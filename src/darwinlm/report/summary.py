@@ -160,6 +160,8 @@ class Summary(Figures):
     def _has_the_dense_model(cls, models: dict[str, ModelFigures]) -> dict[str, ModelFigures]:
         if next(iter(models)) != DENSE:
             raise ValueError(f"the first model isn't {DENSE}")
+        if min(models[DENSE].params, models[DENSE].block_params, models[DENSE].bytes) < 1:
+            raise ValueError(f"the {DENSE} model has no parameters")
         return models
 
     @field_validator("steps", mode="before")

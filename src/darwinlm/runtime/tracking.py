@@ -27,6 +27,8 @@ TRACKERS = ("wandb", "trackio", "tensorboard", "mlflow")
 """Names of trackers; each is also that of its library and of our extra."""
 COUNTING = frozenset({"tensorboard", "mlflow"})
 """Trackers that take a step for each figure. The others only take steps that rise over the whole run."""
+WRITTEN = frozenset({"template"})
+"""Settings that are text of the user, which stays here."""
 PLACE = re.compile(r"^(?:[/\\~]|[A-Za-z]:[/\\])")
 """How a path begins that isn't relative."""
 
@@ -136,13 +138,14 @@ def _options(name: str, folder: Path) -> dict[str, object]:
 
 
 def plain_settings(settings: Mapping[str, object]) -> dict[str, int | float | str | bool]:
-    """Settings of a recipe by their dotted names, without folders and without what is unset."""
+    """Settings of a recipe by their dotted names, without folders, the user's own text, and what is unset."""
     flat: dict[str, int | float | str | bool] = {}
 
     def add(name: str, value: object) -> None:
         if isinstance(value, Mapping):
             for field, part in value.items():
-                add(f"{name}.{field}" if name else str(field), part)
+                if field not in WRITTEN:
+                    add(f"{name}.{field}" if name else str(field), part)
         elif isinstance(value, str):
             flat[name] = short_source(value) if PLACE.match(value) else value
         elif isinstance(value, bool | int | float):

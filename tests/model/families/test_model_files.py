@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from tests.tiny.process import python
+from tests.tiny.vocabulary import trained_bytes
+from transformers import PreTrainedTokenizerFast
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.runtime.errors import CheckpointError
@@ -127,3 +129,12 @@ except CheckpointError as error:
 def test_a_changed_file_is_noticed_without_assertions(model_copy):
     """The hashes of files beside the weights are taken when the model is opened, also under `python -O`."""
     assert "generation_config.json: it was changed during this run" in python("-O", "-c", CHANGED, model_copy).stdout
+
+
+def test_a_tokenizer_trained_with_dropout_gives_a_text_the_same_tokens_each_time(model_copy):
+    inner = trained_bytes(["ababababab"] * 8, 280)
+    expected = inner.encode("abababababab").ids
+    inner.model.dropout = 0.9
+    PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(model_copy)
+    tokenizer = Checkpoint.open(model_copy).tokenizer()
+    assert [tokenizer.encode("abababababab", add_special_tokens=False) for _ in range(9)] == [expected] * 9

@@ -89,6 +89,37 @@ def test_modules_behind_the_pooling_are_kept(embedder: Path) -> None:
     assert pooling_of(embedder) == "lasttoken"
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (None, r"config\.json is missing or doesn't say how many numbers are pooled \(embedding_dimension\)"),
+        ({}, r"config\.json is missing or doesn't say how many numbers are pooled"),
+        ({"embedding_dimension": 48, "pooling_mode": None}, r"the pooling 'None' isn't known here"),
+    ],
+)
+def test_a_pooling_that_does_not_say_what_it_pools_is_refused(
+    embedder: Path, settings: dict[str, object] | None, said: str
+) -> None:
+    pooling = embedder / "1_Pooling" / "config.json"
+    pooling.unlink()
+    if settings is not None:
+        pooling.write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=said):
+        pooling_of(embedder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "pooling"),
+    [({}, "mean"), ({"lasttoken": 1}, "lasttoken"), ({"cls_token": True, "mean_tokens": False}, "cls")],
+)
+def test_a_pooling_of_an_older_release_is_read_as_the_library_reads_it(
+    embedder: Path, flags: dict[str, object], pooling: str
+) -> None:
+    settings = {"word_embedding_dimension": 48, **{f"pooling_mode_{name}": value for name, value in flags.items()}}
+    (embedder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    assert pooling_of(embedder) == pooling
+
+
 def test_a_pooling_without_the_prompt_is_refused_where_it_matters(embedder: Path) -> None:
     pooling = embedder / "1_Pooling" / "config.json"
     change(pooling, include_prompt=False)

@@ -153,6 +153,9 @@ def load_tokenizer(
             raise no_tokenizer(folder, ValueError("its own Python code, which never runs here")) from error
         raise no_tokenizer(folder, error) from error
     check_sentence_piece(folder, tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and getattr(backend.model, "dropout", None):
+        backend.model.dropout = None  # for training: merges are left out at random
     tokenizer.init_kwargs.pop("local_files_only", None)  # how it was loaded would be saved with it
     return tokenizer
 

@@ -113,9 +113,14 @@ def pooling_of(folder: Path) -> str | None:
         )
     found = modules[1]
     settings = found.settings()
+    if not any(name in settings for name in INPUT_WIDTHS["Pooling"]):
+        raise CheckpointError(
+            f"{found.folder / 'config.json'} is missing or doesn't say how many numbers are pooled "
+            f"({INPUT_WIDTHS['Pooling'][0]}): fetch the model again"
+        )
     mode = settings.get("pooling_mode")
-    if mode is None:
-        modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value is True]
+    if "pooling_mode" not in settings:
+        modes = [name for name, value in settings.items() if name.startswith("pooling_mode_") and value]
         mode = "+".join(POOLINGS.get(name, name.removeprefix("pooling_mode_")) for name in modes) or "mean"
     if isinstance(mode, list):
         mode = "+".join(map(str, mode))
