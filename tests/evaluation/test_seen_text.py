@@ -10,9 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.tiny.stages import run_stages
+from tests.tiny.summaries import made, searched, told
 from transformers import AutoTokenizer
 
-from darwinlm.evaluation.seen_text import PASSAGE, covered, hashes, run_of
+from darwinlm.evaluation.seen_text import run_of
+from darwinlm.report.card import model_card
+from darwinlm.report.page import render_page
+from darwinlm.runtime.console import Reporter
+from darwinlm.steps.text.passages import PASSAGE, covered, hashes
 
 SETTINGS = ("--tokens", 2048, "--sequence-length", 32, "--dtype", "float32")
 
@@ -68,6 +73,25 @@ def test_near_copies_were_seen(evaluate, seen, tmp_path):
     assert overlap["seen_documents"] == {}
     assert overlap["seen_passages"] > 0.2
     assert re.search(r"copies\.txt: \d\d% of its tokens are in passages that the run has read: near copies", said)
+
+
+def test_a_run_on_near_copies_says_so_beside_its_figures(tiny_llama, make_run, tmp_path):
+    copies, said = tmp_path / "copies.txt", []
+    words = "On the river stands a mill of stone, and behind it the house of the miller and a garden. "
+    copies.write_text("\n\n\n".join(f"{words}It was built in {1500 + year}." for year in range(400)), encoding="utf-8")
+    reporter = Reporter(quiet=True)
+    reporter.say = said.append
+    opened = make_run(tiny_llama, tmp_path / "out", text=copies, reporter=reporter)
+    run_stages(opened, "text")
+    (line,) = (line for line in said if line.startswith("text: the evaluation text isn't new"))
+    assert re.search(r"new, [89]\d% of it in passages that the run's other text has too \(near copies", line)
+
+
+def test_a_page_and_a_card_say_what_share_of_their_text_is_not_new():
+    for known, stands in ((0.87, True), (0.16, False), (None, False)):
+        summary = made(told(searched(), text={"known": known}))
+        for report in (render_page(summary), model_card(summary)):
+            assert (" 87% of it in passages that the run" in report) == stands
 
 
 def test_new_text_was_not(evaluate, seen, tiny_llama, tmp_path):

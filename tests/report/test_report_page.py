@@ -160,8 +160,8 @@ CARD = [
         ["81.3 M of 269.0 M parameters (49.9 % of the block parameters), 163 MB of weights instead of 538 MB"],
         [],
     ),
-    (searched(), ["No step that made this model has seen this text"], []),
-    (given(), ["No step of its recovery has seen this text"], []),
+    (searched(), ["No step that made this model has seen these documents"], []),
+    (given(), ["No step of its recovery has seen these documents"], []),
 ]
 BOTH = [
     (searched(), ["was not trained after"], ["was trained on", "was then trained", "How its sizes"]),

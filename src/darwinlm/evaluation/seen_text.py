@@ -1,7 +1,7 @@
 """How much of an evaluation's text the run that made the model has read: figures on such text are too good.
 
-Documents are compared by their hashes, and near copies by passages of `PASSAGE` tokens. The run's evaluation text, on
-which no choice depends, doesn't count. Letters: n tokens.
+Documents are compared by their hashes, and near copies by their passages (`steps/text/passages.py`). The run's
+evaluation text, on which no choice depends, doesn't count.
 """
 
 from __future__ import annotations
@@ -17,13 +17,10 @@ from numpy.typing import NDArray
 from darwinlm.evaluation.evaluation_text import EvaluationText
 from darwinlm.runtime.artifact import KEY, MANIFEST, MARKER, STAGES, read_json
 from darwinlm.runtime.json_values import JsonObject
+from darwinlm.steps.text.passages import passages_of, share_covered
 from darwinlm.steps.text.sequences import TokenSequences
 from darwinlm.steps.text.text_source import fingerprint
 
-PASSAGE = 13
-"""Tokens of a passage that two texts hardly share by chance, as in the contamination checks of GPT-3 (our choice)."""
-FACTOR = np.uint64(0x9E3779B97F4A7C15)
-"""An odd number, of which powers spread hashes over 64 bits."""
 CHANCE = 0.05
 """Share of tokens in shared passages that is worth a remark; two halves of C4's excerpts share 0.0005 of theirs."""
 MOSTLY = 0.5
@@ -92,16 +89,14 @@ class RunText:
     @cached_property
     def _passages(self) -> NDArray[np.uint64]:
         """Hashes of all passages, sorted."""
-        parts = [hashes(sequence) for part in self.purposes.values() for sequence in part.tokens.numpy()]
-        return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.uint64)
+        return passages_of(self.purposes.values())
 
     def overlap(self, text: EvaluationText) -> Overlap:
         """What of a text, in the tokens of the run's model, the run has read. Raises ArtifactError."""
         read = {hashed: purpose for purpose, part in self.purposes.items() for hashed in part.document_hashes}
         purposes = [read[hashed] for hashed in text.document_hashes if hashed in read]
         seen = {purpose: purposes.count(purpose) for purpose in self.purposes if purpose in purposes}
-        within = [covered(sequence, self._passages) for sequence in text.tokens.numpy()]
-        passages = float(np.mean(within)) if within else 0.0
+        passages = share_covered(text.tokens.numpy(), self._passages)
         return Overlap(len(text.document_hashes), seen, passages, self._trained_on(text.source), text.special)
 
     def _trained_on(self, source: str) -> bool:
@@ -126,25 +121,6 @@ def run_of(model: str) -> RunText | None:
 def without_run(text: EvaluationText) -> Overlap:
     """What is known of a text without a run."""
     return Overlap(len(text.document_hashes), {}, 0.0, trained=False, special=text.special)
-
-
-def hashes(tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """Hashes of all passages of some tokens, [n] -> [n - PASSAGE + 1]."""
-    count = max(len(tokens) - PASSAGE + 1, 0)
-    found = np.zeros(count, np.uint64)
-    with np.errstate(over="ignore"):
-        for place in range(PASSAGE):
-            found = found * FACTOR + (tokens[place : place + count].astype(np.uint64) + np.uint64(1))
-    return found
-
-
-def covered(tokens: NDArray[np.int64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Which tokens lie in one of the known passages, [n]."""
-    inside = np.zeros(len(tokens), np.bool_)
-    starts = np.flatnonzero(np.isin(hashes(tokens), known))
-    for place in range(PASSAGE):
-        inside[starts + place] = True
-    return inside
 
 
 def _parts(identity: object) -> set[str]:

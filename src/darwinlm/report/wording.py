@@ -185,7 +185,8 @@ def measured_on(summary: Summary) -> str:
     evaluation = summary.text.purposes.get("evaluation")
     if evaluation is None:
         return source
-    return f"{evaluation.tokens:,} tokens ({plural(evaluation.documents, 'document')}) of {source}"
+    copies = f", {words}" if (words := summary.text.near_copies) else ""
+    return f"{evaluation.tokens:,} tokens ({plural(evaluation.documents, 'document')}) of {source}{copies}"
 
 
 def measures(summary: Summary) -> str:

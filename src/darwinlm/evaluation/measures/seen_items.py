@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from darwinlm.evaluation.measures.item_measure import Measure
-from darwinlm.evaluation.seen_text import HELD_OUT, PASSAGE, covered, hashes
+from darwinlm.evaluation.seen_text import HELD_OUT
 from darwinlm.runtime.errors import DataError
 from darwinlm.steps.text.packing import token_ids
+from darwinlm.steps.text.passages import PASSAGE, covered, passages_of
 from darwinlm.steps.text.sequences import TokenSequences
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def check_unseen(
     if not parts or not any(items.values()):
         return
     joined = "\n".join(_plain(str(tokenizer.decode(part.tokens.flatten().tolist()))) for part in parts)
-    known = np.unique(np.concatenate([hashes(row) for part in parts for row in part.tokens.numpy()]))
+    known = passages_of(parts)
     for name, texts in items.items():
         found = [
             number

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DOCUMENTS = Uses(TextSettings, only=("sequence_length", "seed"))
 """Settings that decide which documents a run reads; what identifies the source itself is its `fingerprint`."""
+EVALUATION = "evaluation"
+"""The purpose of text that no choice depends on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,11 @@ class Text(Step["dict[str, TokenSequences]"]):
             sequences = prepare_text(source, self.shares, self.dense.tokenizer(), settings, say)
         for purpose, part in sequences.items():
             part.save(task.folder / purpose)
+        if copies := self.figures(task, sequences).near_copies:
+            say(
+                f"text: the evaluation text isn't new, {copies}, so its figures will be too good: give text whose "
+                "documents differ more"
+            )
 
     def read(self, task: Task) -> dict[str, TokenSequences]:
         """The sequences by purpose. Raises ArtifactError if the model doesn't have their tokens."""
@@ -86,7 +93,11 @@ class Text(Step["dict[str, TokenSequences]"]):
 
     def figures(self, task: Task, result: dict[str, TokenSequences]) -> TextFigures:
         """Source, length of the sequences, and amounts."""
-        settings = task.settings(TextSettings)
+        from darwinlm.steps.text.passages import passages_of, share_covered
+
+        settings, held = task.settings(TextSettings), result.get(EVALUATION)
+        others = [part for purpose, part in result.items() if purpose != EVALUATION]
+        reads = any(part.items is not None for part in result.values())
         return TextFigures(
             source=settings.source,
             sequence_length=settings.sequence_length,
@@ -94,4 +105,5 @@ class Text(Step["dict[str, TokenSequences]"]):
                 purpose: PurposeFigures(tokens=part.n_tokens, documents=len(part.document_hashes))
                 for purpose, part in result.items()
             },
+            known=None if held is None or reads else share_covered(held.tokens.numpy(), passages_of(others)),
         )
