@@ -107,7 +107,8 @@ def read_inputs(run: Run[AnyRecipe], others: Sequence[tuple[AnyRecipe, str]] = (
     vocabulary = run(Vocabulary(original, own_text, shares)) if fixed else None
     dense = original if vocabulary is None else vocabulary.checkpoint
     text = run(Text(dense, own_text, shares))
-    latency = run(Latency(dense)) if recipe.section(BudgetSettings).timed else None
+    timed = recipe.section(BudgetSettings).timed
+    latency = run(Latency(original, _fewest_tokens(recipe, original, dense))) if timed else None
     return Inputs(original, dense, vocabulary, text, latency, own_text)
 
 
@@ -144,6 +145,16 @@ def check(run: Run[AnyRecipe], original: Checkpoint) -> None:
         check_recovery(context, recovery, text, original, original)
 
 
+def _fewest_tokens(recipe: Sections, original: Checkpoint, dense: Checkpoint) -> int:
+    """The smallest number of tokens that a run may keep: those of the dense model, unless the budget decides."""
+    from darwinlm.steps.fitted_vocabulary.vocabulary_sizes import Sizes
+    from darwinlm.steps.vocabulary.token_choice import ModelTokens
+
+    if recipe.section(VocabularySettings).auto:
+        return Sizes.of(recipe, original, ModelTokens.of(original)).least
+    return int(dense.config.vocab_size)
+
+
 def _check_vocabulary(recipe: Sections, original: Checkpoint) -> None:
     from darwinlm.steps.fitted_vocabulary.vocabulary_sizes import Sizes
     from darwinlm.steps.vocabulary.token_choice import ModelTokens
@@ -151,7 +162,7 @@ def _check_vocabulary(recipe: Sections, original: Checkpoint) -> None:
     settings, tokens = recipe.section(VocabularySettings), ModelTokens.of(original)
     if settings.keep is not None:
         tokens.size(settings.keep)
-    if settings.auto:
+    if settings.auto and not recipe.section(BudgetSettings).timed:
         Sizes.of(recipe, original, tokens).smallest()
 
 
@@ -159,7 +170,7 @@ def plan(run: Run[AnyRecipe], inputs: Inputs) -> Problem:
     """The search problem: levels, costs, budget. Raises BudgetError."""
     from darwinlm.steps.budget.search_problem import problem_of
 
-    problem, note = problem_of(run.recipe, inputs.dense, inputs.latency)
+    problem, note = problem_of(run.recipe, inputs.dense, inputs.times)
     for message in filter(None, (note, inputs.dense.left_out)):
         run.context.reporter.say(message)
     return problem
@@ -185,7 +196,7 @@ def fit(
     if problem is not None:
         return inputs, problem, database
     shares, own_text = text_shares(run.recipe), inputs.own_text
-    vocabulary = run(FittedVocabulary(inputs.original, database, own_text, shares))
+    vocabulary = run(FittedVocabulary(inputs.original, database, own_text, shares, inputs.latency))
     dense = vocabulary.checkpoint
     fitted = replace(inputs, dense=dense, vocabulary=vocabulary, text=run(FittedText(dense, own_text, shares)))
     return fitted, plan(run, fitted), database.of(dense)

@@ -120,7 +120,9 @@ CARD = torch.device(NAME, 0)
 
 
 def test_latencies_are_of_the_card_and_its_graphs(gpu):
-    machine = Latency(dense=None).key(SimpleNamespace(context=SimpleNamespace(device=CARD, dtype=torch.float32)))
+    machine = Latency(dense=None, tokens=0).key(
+        SimpleNamespace(context=SimpleNamespace(device=CARD, dtype=torch.float32))
+    )
     assert machine["machine"][:2] == [torch.cuda.get_device_name(CARD), "cuda"]
     assert "CUDA graph" in machine["timed"]
     checkpoint = SimpleNamespace(

@@ -25,10 +25,7 @@ from darwinlm.steps.refit.refit_settings import RefitSettings
 from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.text.shares import SELF, named_parts
 from darwinlm.steps.text.text_settings import TextSettings
-from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
-
-WHOLE_MODEL = ("params", "bytes", "file")
-"""Kinds of budget by which the size of the vocabulary can be chosen."""
+from darwinlm.steps.vocabulary.vocabulary_settings import WHOLE_MODEL, VocabularySettings
 
 
 class CoreRecipe(Sections):
@@ -77,7 +74,8 @@ class CoreRecipe(Sections):
         if self.budget.kind not in WHOLE_MODEL:
             raise ValueError(
                 f"vocabulary is auto, but the budget is {self.budget.kind}, which doesn't weigh the vocabulary against "
-                f"the blocks: give {' or '.join(WHOLE_MODEL)}, or a number of tokens such as --vocab 50%"
+                f"the blocks: give {', '.join(WHOLE_MODEL[:-1])} or {WHOLE_MODEL[-1]}, or a number of tokens such as "
+                "--vocab 50%"
             )
         if set(named_parts(self.text.source or "")) <= {SELF, ""}:
             raise ValueError(

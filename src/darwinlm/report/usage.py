@@ -6,12 +6,13 @@ import importlib.util
 import json
 import shlex
 
-from darwinlm.report.summary import Summary
-from darwinlm.report.wording import WHOLE_MODEL, large_embedding
+from darwinlm.report.summary import BudgetFigures, Summary
+from darwinlm.report.wording import large_embedding
 from darwinlm.runtime.errors import install
 from darwinlm.steps.file.file_figures import BoundedFileFigures
 from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
+from darwinlm.steps.vocabulary.vocabulary_settings import WHOLE_MODEL
 
 _PACKAGES = {"eval": "lm_eval", "gguf": "cyllama"}
 """Extras that next steps need, and the package that shows that each is installed."""
@@ -131,13 +132,24 @@ def _fewer_tokens(summary: Summary, model: str | None, stem: str) -> list[tuple[
     if not (model and budget and large) or summary.of(VocabularyFigures) is not None:
         return []
     if budget.kind in WHOLE_MODEL:
-        wish = "cut its vocabulary too, which leaves more of the same size to its blocks"
-        size = f"--{budget.kind} {budget.upper / 1e6:.10g}{'M' if budget.kind == 'params' else 'MB'} --vocab auto"
+        wish = "cut its vocabulary too, which leaves more of the same budget to its blocks"
+        size = f"--{budget.kind} {_bound(budget)} --vocab auto"
     else:
         wish = f"cut its vocabulary too: {large}"
         size = f"--keep {budget.block_params / budget.dense_block_params:.1%} --vocab 50%"
     out = shlex.quote(f"{stem}-vocab")
     return [(wish, f"darwinlm prune {shlex.quote(model)} {size} --text TEXT --out {out}")]
+
+
+_MILLIONS = {"params": "M", "latency": "ms"}
+"""A million of what a bound counts; the others count bytes."""
+
+
+def _bound(budget: BudgetFigures) -> str:
+    """The value of a bound on the whole model, as its option takes it."""
+    if budget.kind == "speedup":
+        return f"{budget.dense / budget.upper:.4g}x"
+    return f"{budget.upper / 1e6:.10g}{_MILLIONS.get(budget.kind, 'MB')}"
 
 
 def _needs(extra: str, *, on_this_machine: bool) -> str:

@@ -16,14 +16,13 @@ from darwinlm.steps.file.file_figures import BoundedFileFigures
 from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 from darwinlm.steps.search.search_figures import SearchFigures
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
+from darwinlm.steps.vocabulary.vocabulary_settings import WHOLE_MODEL
 
 UNTRAINED = (
     "It was not trained after pruning. Abilities that pruning removed, facts above all, only return with training."
 )
 MUCH = 0.4
 """KL in nats per token from which a model is said to have lost much: chat models of 135M then often answer wrongly."""
-WHOLE_MODEL = ("params", "bytes", "file")
-"""Kinds of budget that count the whole model, so that a smaller vocabulary leaves more for its blocks."""
 
 
 def kept_whole(summary: Summary) -> str:

@@ -161,7 +161,7 @@ def _budget(settings: BudgetSettings, problem: Problem, search: SearchResult, mo
         kind=settings.kind,
         keep=settings.keep,
         unit=problem.cost.unit,
-        dense=problem.cost.dense,
+        dense=problem.cost.original,
         upper=problem.budget.limit,
         used=used,
         unused=1 - used / problem.budget.limit,

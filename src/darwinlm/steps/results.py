@@ -22,7 +22,7 @@ class Inputs:
         original: The dense model, with all of its tokens.
         dense: The same with the smaller vocabulary, if there is one.
         text: Sequences of tokens by purpose.
-        latency: Costs in time, if the budget is one.
+        latency: Costs in time of the original, if the budget is one.
         own_text: Text that the dense model wrote itself, if it is one of the sources.
     """
 
@@ -32,6 +32,14 @@ class Inputs:
     text: dict[str, TokenSequences]
     latency: CostModel | None
     own_text: Documents | None = None
+
+    @property
+    def times(self) -> CostModel | None:
+        """Costs in time of the dense model, which may have fewer tokens than the original."""
+        if self.latency is None or self.vocabulary is None:
+            return self.latency
+        figures = self.vocabulary.figures
+        return self.latency.with_tokens(figures.tokens / int(self.original.config.vocab_size), figures.growth)
 
 
 @dataclass(frozen=True)

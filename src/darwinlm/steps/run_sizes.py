@@ -116,7 +116,8 @@ class RunSizes:
     def saved_params(self) -> int:
         """Largest number of parameters of the smaller model."""
         kept = self.kept_blocks[1]
-        return kept + round(LEAST_OUTSIDE * self.outside) if self.fitted else kept + self.outside
+        timed = self.recipe.section(BudgetSettings).timed  # then nothing is known of the vocabulary
+        return kept + round(LEAST_OUTSIDE * self.outside) if self.fitted and not timed else kept + self.outside
 
     @property
     def kept(self) -> float:

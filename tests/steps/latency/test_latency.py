@@ -10,10 +10,12 @@ import torch
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.layer_sizes import LayerSizes
+from darwinlm.model.units.cost import CostModel
 from darwinlm.model.units.levels import module_levels
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.recipe import BudgetSettings
 from darwinlm.runtime.errors import BudgetError
+from darwinlm.steps.budget.kinds import Latency, Speedup
 from darwinlm.steps.latency import graphs
 from darwinlm.steps.latency.graphs import WARM_UP, GraphedDecoding, cache_name
 from darwinlm.steps.latency.latency_table import Ratios, lines_of, time_of
@@ -95,14 +97,33 @@ def timer_of(folder, **request: int):
     return timer, dense, cut
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gemma4_text"])
+def test_models_with_fewer_tokens_are_timed(model_type, tiny_folder):
+    """Also where each block has an embedding of its own, and the padding's number is among those that go."""
+    timer, dense, cut = timer_of(tiny_folder(model_type), prefill_tokens=2)
+    timer._tokens %= 64
+    model = timer.build(cut, 64)
+    assert {len(model.get_input_embeddings().weight), len(model.get_output_embeddings().weight)} == {64}
+    assert timer.compare(dense, dense, 64).ratio > 0
+
+
+def test_the_head_takes_time_in_proportion_to_its_tokens():
+    cost = CostModel("nanoseconds", ((0, 30), (0, 50)), fixed=20, head=10)
+    small = cost.with_tokens(0.4, longer=1.25)
+    assert (small.fixed, small.head, small.dense, small.original) == (14, 4, 94, 100)
+    assert Speedup(value=2).limit(small) == 40, "text that is a quarter longer has as much less time for each token"
+    assert Latency(value="0.06 us").limit(small) == 48
+    assert cost.digest != small.digest
+
+
 def test_models_are_timed_as_graphs_where_there_are_any(recordings, tiny_llama):
     """The dense one's is recorded once, those of others go with them; an attention may be gone."""
     timer, dense, cut = timer_of(tiny_llama)
-    timer.compare(dense, cut)
+    timer.compare(dense, cut, timer.rows)
     assert not recordings, "on a CPU nothing is recorded"
     timer.graphs = True
     for _ in range(2):
-        ratio, seconds = timer.compare(dense, cut)
+        ratio, seconds = timer.compare(dense, cut, timer.rows)
         assert ratio > 0 < seconds
     assert len(recordings) == 3
     assert timer._reference.decoding is not None
@@ -120,7 +141,7 @@ def test_both_are_timed_as_they_are_where_one_can_not_be_recorded(recordings, ti
         whole(self, model, *rest)
 
     monkeypatch.setattr(graphs.GraphedDecoding, "__init__", failing)
-    ratio, _ = timer.compare(dense, cut)
+    ratio, _ = timer.compare(dense, cut, timer.rows)
     assert ratio > 0
     assert not timer.graphs
     assert timer._reference.decoding is None

@@ -20,6 +20,7 @@ from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.steps.budget.search_problem import params_per_token
 from darwinlm.steps.fitted_vocabulary.scan import FewerTokens
 from darwinlm.steps.fitted_vocabulary.vocabulary_sizes import Sizes
+from darwinlm.steps.latency.timing import ModelTimer, Timing
 from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.vocabulary.token_choice import ModelTokens
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
@@ -131,6 +132,33 @@ def test_the_smallest_size_leaves_the_blocks_whole(dense):
     assert sizes_of(dense, params=params(dense) // 2).smallest() == sizes.least
 
 
+def seconds_of(sizes, tokens):
+    """A machine on which the times of modules and of the head's tokens add up."""
+    return 0.2 + tokens / 512 + sum(0.01 * module.heads + 0.01 * module.width for module in sizes.values())
+
+
+@pytest.mark.parametrize("vocabulary", ["auto", "320"])
+def test_the_head_counts_in_a_budget_in_time(dense, make_run, tmp_path, monkeypatch, vocabulary):
+    def compare(self, whole, modules, tokens):
+        seconds = seconds_of(whole, self.rows)
+        return Timing(seconds_of(modules, tokens) / seconds, seconds)
+
+    monkeypatch.setattr(ModelTimer, "compare", compare)
+    settings = (f"vocabulary={vocabulary}", "budget.speedup=1.6", "text.evaluation_tokens=2048")
+    run = make_run(dense, tmp_path / "out", *settings, keep=None)
+    stages = run_stages(run, "search")
+    figures, space = stages.vocabulary.figures, stages.plan.space
+    whole = seconds_of(space.sizes(space.dense), stages.original.config.vocab_size)
+    reached = seconds_of(space.sizes(stages.search.allocation), figures.tokens) * figures.growth
+    assert whole / reached == pytest.approx(1.6, rel=0.03)
+    if vocabulary == "auto":
+        sizes = [(size.tokens, size.growth) for size in figures.tried]
+        assert sizes == sorted(sizes, key=lambda size: -size[1]), "fewer tokens, longer text"
+        assert sizes[0][1] > 1 == sizes[-1][1]
+    else:
+        assert (figures.tokens, figures.growth) == (320, 1 + figures.longer)
+
+
 def test_budgets_out_of_reach_are_refused(dense):
     with pytest.raises(BudgetError, match="more than the whole model: there is nothing to prune"):
         sizes_of(dense, params=2 * params(dense)).smallest()
@@ -158,8 +186,7 @@ def test_removed_tokens_are_never_predicted(dense):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget": {"keep": 0.5}}, "vocabulary is auto, but the budget is keep.*give params or bytes or file"),
-        ({"budget": {"speedup": 2.0}}, "vocabulary is auto, but the budget is speedup"),
+        ({"budget": {"keep": 0.5}}, "vocabulary is auto, but the budget is keep.*give params, .* or latency"),
         ({"text": {"source": "self"}}, "vocabulary is auto, but no text is given"),
         ({"vocabulary": {"keep": 0.5, "auto": True}}, "give either a number of tokens to keep, or auto"),
         ({"vocabulary": "automatic"}, "vocabulary.keep: must be a number with a unit"),

@@ -7,11 +7,12 @@ part for everything that isn't pruned. So knapsack, mutation and evolution work 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from darwinlm.model.units.space import SearchSpace
 from darwinlm.runtime import amounts
+from darwinlm.runtime.artifact import digest_of
 
 Costs = tuple[tuple[int, ...], ...]
 
@@ -21,11 +22,24 @@ class CostModel:
     """Cost of each level of each module; a module with one level is never cut. `fixed` is that of everything else.
 
     Units are block parameters, parameters, bytes, nanoseconds, or another word for what is counted.
+
+    Attributes:
+        head: The part of `fixed` that is in proportion to the number of tokens in the vocabulary, if it was measured.
+        saved: What tokens that were removed from the vocabulary save.
+        longer: Factor by which text has more tokens without them.
     """
 
     unit: str
     costs: Costs
     fixed: int = 0
+    head: int = 0
+    saved: int = 0
+    longer: float = 1.0
+
+    def with_tokens(self, share: float, longer: float) -> CostModel:
+        """The costs with a share of the tokens of the vocabulary, without which text is longer by a factor."""
+        saved = round((1 - share) * self.head)
+        return replace(self, fixed=self.fixed - saved, head=self.head - saved, saved=saved, longer=longer)
 
     def of(self, allocation: Sequence[int]) -> int:
         """Cost of the whole model."""
@@ -35,6 +49,16 @@ class CostModel:
     def dense(self) -> int:
         """Cost of the dense model."""
         return self.fixed + sum(row[-1] for row in self.costs)
+
+    @property
+    def original(self) -> int:
+        """Cost of the dense model with all tokens of its vocabulary, for a text of as many tokens."""
+        return self.dense + self.saved
+
+    @property
+    def digest(self) -> str:
+        """Hash of all costs."""
+        return digest_of([self.unit, self.costs, self.fixed, self.head, self.saved, self.longer])
 
     @property
     def smallest(self) -> int:

@@ -104,5 +104,5 @@ def resolve_budget(cost: CostModel, budget: BudgetSettings, *, whole: bool = Fal
 def _with_share(cost: CostModel, amount: int) -> str:
     if cost.unit == "block parameters":
         return f"{amount:,} ({amount / cost.dense:.4%})"
-    times = f" ({cost.dense / amount:.2f}x)" if cost.unit == "nanoseconds" and amount else ""
+    times = f" ({cost.original / amount:.2f}x)" if cost.unit == "nanoseconds" and amount else ""
     return cost.words(amount) + times

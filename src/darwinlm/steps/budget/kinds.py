@@ -193,6 +193,11 @@ class _Timed(Bound):
     def costs(self, model: Counted) -> None:
         """Measured."""
 
+    @staticmethod
+    def _of_longer_text(amount: float, cost: CostModel) -> int:
+        """What is left of an amount for as many tokens as before, if text has more of them in a smaller vocabulary."""
+        return int(amount / cost.longer)
+
 
 @BUDGETS.register("speedup")
 class Speedup(_Timed):
@@ -206,11 +211,11 @@ class Speedup(_Timed):
 
     def limit(self, cost: CostModel) -> int:
         """See `Bound.limit`."""
-        return int(cost.dense / self.value)
+        return self._of_longer_text(cost.original / self.value, cost)
 
     def words(self, cost: CostModel) -> str:
         """See `Bound.words`."""
-        return f"{self.value:g}x means {cost.words(self.limit(cost))} of {cost.words(cost.dense)}"
+        return f"{self.value:g}x means {cost.words(self.limit(cost))} of {cost.words(cost.original)}"
 
     def label(self) -> str:
         """See `Bound.label`."""
@@ -228,7 +233,7 @@ class Latency(_Timed):
 
     def limit(self, cost: CostModel) -> int:
         """Nanoseconds."""
-        return round(1e9 * self.value)
+        return self._of_longer_text(round(1e9 * self.value), cost)
 
     def label(self) -> str:
         """See `Bound.label`."""

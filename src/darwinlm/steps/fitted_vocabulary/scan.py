@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -81,7 +81,7 @@ class Scan:
         bits = self._bits(checkpoint, self.choice.rows(tokens), weights)
         self.database.release()
         kept = problem.space.params(allocation) / problem.space.params(problem.space.dense)
-        return SizeFigures(tokens=tokens, kept_blocks=kept, bits_per_byte=bits)
+        return SizeFigures(tokens=tokens, kept_blocks=kept, bits_per_byte=bits, growth=self.sizes.growth(tokens))
 
     def dense_bits(self) -> float:
         """Bits per byte of the dense model."""
@@ -90,11 +90,7 @@ class Scan:
     def _bits(
         self, checkpoint: Checkpoint, rows: Sequence[int], weights: Callable[[int], dict[str, Tensor]] | None
     ) -> float:
-        tree, context = self.choice.vocabulary.tree, self.context
-        small = Tokenizer.from_str(json.dumps(tree.cut(rows)))
-        small.no_padding()
-        small.no_truncation()
-        encoded = small.encode_batch(list(self.passages), add_special_tokens=False)
+        context, spelt = self.context, spelling(self.choice, self.passages, rows)
         kept = torch.zeros(int(checkpoint.config.vocab_size), dtype=torch.bool)
         kept[torch.tensor(rows)] = True
 
@@ -108,9 +104,36 @@ class Scan:
             self.passages,
             self.choice.vocabulary.tokenizer,
             batch_tokens=context.batch_tokens,
-            spelt=[[rows[token] for token in text.ids] for text in encoded],
+            spelt=[[rows[token] for token in text] for text in spelt],
             memory=HiddenMemory(self.folder),
         )
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The factor by which passages have more tokens if only some tokens are kept."""
+
+    choice: TokenChoice
+    passages: Sequence[str]
+    _known: dict[int, float] = field(default_factory=dict)
+
+    def __call__(self, tokens: int) -> float:
+        """The factor for so many tokens."""
+        if tokens not in self._known:
+            dense, small = (
+                sum(map(len, spelling(self.choice, self.passages, self.choice.rows(size))))
+                for size in (len(self.choice.vocabulary.tree.tokens), tokens)
+            )
+            self._known[tokens] = small / dense
+        return self._known[tokens]
+
+
+def spelling(choice: TokenChoice, passages: Sequence[str], rows: Sequence[int]) -> list[list[int]]:
+    """New numbers of the tokens of each passage, if the tokens with the old numbers `rows` are kept."""
+    small = Tokenizer.from_str(json.dumps(choice.vocabulary.tree.cut(rows)))
+    small.no_padding()
+    small.no_truncation()
+    return [text.ids for text in small.encode_batch(list(passages), add_special_tokens=False)]
 
 
 def best_of(measured: Sequence[SizeFigures]) -> SizeFigures:

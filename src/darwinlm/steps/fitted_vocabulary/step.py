@@ -18,6 +18,7 @@ from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.model.units.cost import CostModel
     from darwinlm.steps.database.step import PruningDatabase
     from darwinlm.steps.own_text.documents import Documents
     from darwinlm.steps.workload import Workload
@@ -37,6 +38,7 @@ class FittedVocabulary(Step[CutVocabulary]):
         database: Its modules at every level.
         own_text: Text that it wrote itself, if it is one of the sources.
         shares: Number of tokens of the run's text for each purpose.
+        latency: Times of its modules and of its head, if the budget is one in time.
     """
 
     name = "fitted_vocabulary"
@@ -52,6 +54,7 @@ class FittedVocabulary(Step[CutVocabulary]):
     database: PruningDatabase
     own_text: Documents | None
     shares: Mapping[str, int]
+    latency: CostModel | None
 
     def key(self, task: Task) -> Mapping[str, object]:
         """Identity of the text, and whether layers are equal."""
@@ -63,7 +66,7 @@ class FittedVocabulary(Step[CutVocabulary]):
     def work(self, task: Task) -> None:
         """Measure several sizes, choose one, write its model, and measure that."""
         from darwinlm.runtime.artifact import write_json
-        from darwinlm.steps.fitted_vocabulary.scan import Scan, best_of
+        from darwinlm.steps.fitted_vocabulary.scan import Growth, Scan, best_of
         from darwinlm.steps.fitted_vocabulary.vocabulary_sizes import Sizes
         from darwinlm.steps.text.text_source import check_source, given_source, with_own_text
         from darwinlm.steps.vocabulary.cut_vocabulary import (
@@ -86,6 +89,8 @@ class FittedVocabulary(Step[CutVocabulary]):
         length, amount = settings.sequence_length, PASSAGES * settings.validation_tokens
         passages = [*passages_of(documents.held_out[VALIDATION], length, amount)]
         sizes = Sizes.of(task.recipe, dense, tokens)
+        if self.latency is not None:
+            sizes = sizes.in_time(self.latency, Growth(choice, passages))
         scan = Scan(context, sizes, self.database.reader, choice, passages, task.folder)
         tried = scan.run(context.reporter.advance)
         best = best_of(tried)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.units.cost import CostModel
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.problem import Problem
@@ -26,25 +28,34 @@ class Sizes:
     Attributes:
         most: Number of tokens of the dense model.
         least: Smallest number of tokens that may be kept.
+        latency: Costs of the dense model in time, if the budget is one.
+        growth: Gives the factor by which text has more tokens if so many of them are kept.
     """
 
     recipe: Sections
     dense: Checkpoint
     most: int
     least: int
+    latency: CostModel | None = None
+    growth: Callable[[int], float] = lambda tokens: 1.0
 
     @classmethod
     def of(cls, recipe: Sections, dense: Checkpoint, tokens: ModelTokens) -> Sizes:
-        """Sizes for a model with these tokens."""
+        """Sizes for a model with these tokens; `in_time` adds what a budget in time needs."""
         return cls(recipe, dense, len(tokens.tree.tokens), _rounded_up(len(tokens.always)))
+
+    def in_time(self, latency: CostModel, growth: Callable[[int], float]) -> Sizes:
+        """The sizes at a budget in time: a text that has more tokens takes more of it."""
+        return replace(self, latency=latency, growth=growth)
 
     def problem(self, tokens: int) -> Problem:
         """The search problem with so many tokens, and no further rows in the embedding.
 
         Raises BudgetError if even the smallest blocks are too large.
         """
-        removed = int(self.dense.config.vocab_size) - tokens
-        return problem_of(self.recipe, self.dense, None, removed_tokens=removed)[0]
+        rows = int(self.dense.config.vocab_size)
+        times = self.latency and self.latency.with_tokens(tokens / rows, self.growth(tokens))
+        return problem_of(self.recipe, self.dense, times, removed_tokens=rows - tokens)[0]
 
     def leaves_blocks_whole(self, tokens: int) -> bool:
         """Whether the budget needs nothing to be removed from the blocks."""
@@ -66,7 +77,7 @@ class Sizes:
         if not self.allows(self.most):
             self.problem(self.least)  # raises if the budget is too small for any vocabulary
         elif self.leaves_blocks_whole(self.most):
-            problem_of(without_auto(self.recipe), self.dense, None)  # raises if the whole model fits
+            problem_of(without_auto(self.recipe), self.dense, self.latency)  # raises if the whole model fits
         low, high = self.least // MULTIPLE, self.most // MULTIPLE + 1
         if not self.leaves_blocks_whole(self.least):
             return self.least

@@ -125,6 +125,7 @@ class LatencyTable(BaseModel):
         seconds: Times for each kind of module, see `time_of`.
         dense: Time of the dense model.
         fixed: Time of everything else, including modules that are never cut.
+        head: The part of it that is in proportion to the number of tokens in the vocabulary; 0 if it wasn't timed.
         models_timed: Number of timed models.
         checks: Predictions for random models.
         worst_error: Largest error of these.
@@ -133,6 +134,7 @@ class LatencyTable(BaseModel):
     seconds: dict[ModuleKind, Lines]
     dense: float
     fixed: float
+    head: float = 0.0
     models_timed: int
     checks: tuple[Check, ...] = ()
     worst_error: float = 0.0

@@ -34,11 +34,11 @@ CHECKS = 3
 """Number of random allocations for checking predictions."""
 
 
-def fastest(space: SearchSpace, timer: ModelTimer) -> Timing:
-    """Times of a model without all modules that may be cut."""
+def fastest(space: SearchSpace, timer: ModelTimer, tokens: int) -> Timing:
+    """Times of a model without all modules that may be cut, and with so many tokens."""
     dense = space.sizes(space.dense)
     cut = {module.place for module in space.modules if len(module.levels) > 1}
-    return timer.compare(dense, {place: sizes for place, sizes in dense.items() if place not in cut})
+    return timer.compare(dense, {place: sizes for place, sizes in dense.items() if place not in cut}, tokens)
 
 
 def check_fastest(budget: BudgetSettings, timing: Timing) -> None:
@@ -64,20 +64,22 @@ def measure_table(
     *,
     points: int,
     record: Path,
+    tokens: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatencyTable:
     """Time the models for a table.
 
     `points` is the maximum number of timed widths for one kind of module. The file `record` keeps the ratios for a run
-    that resumes. The checks of the table compare it with a few random allocations.
+    that resumes. The checks of the table compare it with a few random allocations. If the vocabulary is cut, `tokens`
+    is the smallest number of tokens that may remain; with that number, the dense model is timed too.
     """
     dense = space.sizes(space.dense)
     known = read_as(record, dict[str, Timing]) if record.exists() else {}
     total = 2 * points + CHECKS
 
-    def ratio(name: str, modules: ModuleSizes) -> float:
+    def ratio(name: str, modules: ModuleSizes, kept_tokens: int = timer.rows) -> float:
         if name not in known:
-            known[name] = timer.compare(dense, modules)
+            known[name] = timer.compare(dense, modules, kept_tokens)
             write_json(record, known)
         progress(len(known), max(total, len(known)))
         return known[name].ratio
@@ -93,7 +95,11 @@ def measure_table(
     seconds = statistics.median(timing.seconds for timing in known.values())
     lines = {kind: lines_of(of_kind, seconds) for kind, of_kind in ratios.items()}
     of_modules = sum(time_of(lines, module.levels[-1].sizes) for module in cut)
-    table = LatencyTable(seconds=lines, dense=seconds, fixed=max(0.0, seconds - of_modules), models_timed=len(known))
+    fixed, head = max(0.0, seconds - of_modules), 0.0
+    if tokens < timer.rows:
+        per_token = (1 - ratio(f"tokens:{tokens}", dense, tokens)) * seconds / (timer.rows - tokens)
+        head = min(max(0.0, per_token * timer.rows), fixed)
+    table = LatencyTable(seconds=lines, dense=seconds, fixed=fixed, head=head, models_timed=len(known))
     cost = table_costs(table, space)
     predicted = [cost.of(allocation) / 1e9 for allocation in checks]
     comparisons = [
@@ -112,7 +118,7 @@ def table_costs(table: LatencyTable, space: SearchSpace) -> CostModel:
     ]
     quantum = max(1, round(1e9 * (table.fixed + sum(row[-1] for row in rows)) / STEPS))
     costs = tuple(tuple(quantum * max(0, round(1e9 * time / quantum)) for time in row) for row in rows)
-    return CostModel("nanoseconds", costs, round(1e9 * table.fixed))
+    return CostModel("nanoseconds", costs, round(1e9 * table.fixed), round(1e9 * table.head))
 
 
 def _ratios_of(kind: ModuleKind, space: SearchSpace, ratio: Callable[[str, ModuleSizes], float], points: int) -> Ratios:

@@ -28,15 +28,21 @@ RATIOS = "ratios.json"
 
 @dataclass(frozen=True, eq=False)
 class Latency(Step["CostModel"]):
-    """Costs in nanoseconds of the recipe's request. Its work raises BudgetError if no model is fast enough."""
+    """Costs in nanoseconds of the recipe's request. Its work raises BudgetError if no model is fast enough.
+
+    Attributes:
+        dense: The dense model, with all of its tokens.
+        tokens: The smallest number of tokens that the run may keep.
+    """
 
     name = "latency"
     title = "latency table"
     version = 3
-    writes = "time of a module at every level"
+    writes = "time of a module at every level, and of the head"
     settings = (Uses(UnitsSettings), Uses(BudgetSettings, only=("prefill_tokens", "decode_tokens")))
 
     dense: Checkpoint
+    tokens: int
 
     def key(self, task: Task) -> Mapping[str, object]:
         """What the times depend on, besides the model and the request."""
@@ -71,10 +77,16 @@ class Latency(Step["CostModel"]):
             dtype=context.dtype,
             device=context.device,
             runs=RUNS,
+            tokens=self.tokens,
         )
-        check_fastest(budget, fastest(space, timer))
+        check_fastest(budget, fastest(space, timer, self.tokens))
         table = measure_table(
-            space, timer, points=POINTS, record=task.folder / RATIOS, progress=context.reporter.advance
+            space,
+            timer,
+            points=POINTS,
+            record=task.folder / RATIOS,
+            tokens=self.tokens,
+            progress=context.reporter.advance,
         )
         write_json(task.folder / TABLE, table.model_dump())
         context.reporter.say(f"latency table: whole models are predicted to within {table.worst_error:.1%}")

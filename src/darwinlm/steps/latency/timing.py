@@ -59,9 +59,11 @@ class ModelTimer:
     """Times models alternately with the dense one, so that drift of the machine affects both.
 
     The budget states the request; the checkpoint's weights aren't read. `runs` is the number of timed passes of each
-    model, up to three times as many if the machine's speed changes.
+    model, up to three times as many if the machine's speed changes. `tokens` is the smallest number of tokens of a
+    timed model; None times all with the whole vocabulary.
 
     Attributes:
+        rows: Number of tokens of the dense model.
         graphs: Whether decoding is timed as a CUDA graph; False after a graph of a model couldn't be recorded.
     """
 
@@ -74,6 +76,7 @@ class ModelTimer:
         dtype: torch.dtype,
         device: torch.device,
         runs: int,
+        tokens: int | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.shapes = shapes
@@ -89,16 +92,16 @@ class ModelTimer:
         generator = torch.Generator().manual_seed(0)
         self._noise = torch.randn(1 << 16, generator=generator).mul_(0.02).to(dtype)
         length = max(budget.prefill_tokens, 1) + self.decode_tokens // 2
-        vocabulary = int(checkpoint.config.vocab_size)
-        self._tokens = torch.randint(vocabulary, (1, length), generator=generator).to(device)
+        self.rows = int(checkpoint.config.vocab_size)
+        self._tokens = torch.randint(tokens or self.rows, (1, length), generator=generator).to(device)
 
-    def compare(self, dense: ModuleSizes, modules: ModuleSizes) -> Timing:
-        """Time a model with these modules against the dense one; other modules are removed."""
+    def compare(self, dense: ModuleSizes, modules: ModuleSizes, tokens: int) -> Timing:
+        """Time a model with these modules and so many tokens against the dense one; other modules are removed."""
         reference = self._reference
         if reference is None:
-            reference = self._reference = TimedModel(self.build(dense))
+            reference = self._reference = TimedModel(self.build(dense, self.rows))
             self.seconds(reference)
-        timed = TimedModel(self.build(modules))
+        timed = TimedModel(self.build(modules, tokens))
         self.seconds(timed)
         pairs: list[tuple[float, float]] = []
         ratios: list[float] = []
@@ -107,14 +110,19 @@ class ModelTimer:
             ratios = [time / dense_time for dense_time, time in pairs]
         return Timing(statistics.median(ratios), statistics.median(dense_time for dense_time, _ in pairs))
 
-    def build(self, modules: ModuleSizes) -> PreTrainedModel:
-        """A model with modules of the given sizes; other modules are removed."""
+    def build(self, modules: ModuleSizes, tokens: int) -> PreTrainedModel:
+        """A model with modules of the given sizes and so many tokens; other modules are removed."""
         # Which query heads stay isn't known yet and hardly affects the time, so use the first ones.
         owned = {
             place: with_owners(self.shapes[place], sizes, torch.arange(sizes.width)) for place, sizes in modules.items()
         }
         table = layer_table(self.checkpoint.family, self.checkpoint.n_blocks, owned)
-        model = empty_model(smaller_config(self.checkpoint, table), self.checkpoint)
+        config = smaller_config(self.checkpoint, table)
+        if tokens < self.rows:
+            config.vocab_size, config.pad_token_id = tokens, None  # the padding's number may be among those that go
+            if (tail := self.checkpoint.family.tail) is not None:
+                setattr(config, tail.vocabulary, tokens)
+        model = empty_model(config, self.checkpoint)
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 values = self._noise.repeat(-(-parameter.numel() // len(self._noise)))[: parameter.numel()]

@@ -40,11 +40,13 @@ class SizeFigures:
         tokens: Number of tokens.
         kept_blocks: Share of the block parameters that fit into the budget beside them.
         bits_per_byte: What the uniform model of these sizes needs, on validation text.
+        growth: Factor by which that text has more tokens, if the budget is one in time.
     """
 
     tokens: int
     kept_blocks: float
     bits_per_byte: float
+    growth: float = 1.0
 
 
 class VocabularyFigures(StepFigures):
@@ -72,6 +74,12 @@ class VocabularyFigures(StepFigures):
     def longer(self) -> float:
         """Share by which held-out text has more tokens."""
         return self._total("tokens") / self._total("dense_tokens") - 1
+
+    @property
+    def growth(self) -> float:
+        """Factor by which text has more tokens: that of the comparison which chose the size, or of held-out text."""
+        chosen = [size.growth for size in self.tried if size.tokens == self.tokens]
+        return chosen[0] if chosen else 1 + self.longer
 
     @property
     def affected(self) -> float:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     pass
 
 AUTO = "auto"
+WHOLE_MODEL = ("params", "bytes", "file", "speedup", "latency")
+"""Kinds of budget that count the whole model, so that a smaller vocabulary leaves more for its blocks."""
 
 
 class VocabularySettings(Section):
@@ -23,8 +25,8 @@ class VocabularySettings(Section):
     `text.source` uses most, or that the model expects in more text of its kind, are kept; other text takes more tokens.
     None keeps all. `auto` is short for `auto: true`."""
     auto: bool = False
-    """Whether the budget, which must be `params`, `bytes` or `file`, decides how many tokens are kept: as many as let
-    the smaller model need the fewest bits per byte of held-out documents of `text.source`."""
+    """Whether the budget, which must be one for the whole model and not `keep`, decides how many tokens are kept: as
+    many as let the smaller model need the fewest bits per byte of held-out documents of `text.source`."""
 
     @model_validator(mode="before")
     @classmethod
