@@ -265,7 +265,7 @@ def families_page() -> str:
         "share its keys and values (some blocks of Gemma 4's E models). Other token mixers are always kept; the plan",
         "and the report name them.",
         "",
-        "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE.",
+        "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
         "All families are tested with random weights. Trained weights were measured for Llama (SmolLM2), Qwen2.5,",
         "Gemma 3 and small Nemotron, OLMo 2, LFM2 and Mixtral models (see the notebook on the",

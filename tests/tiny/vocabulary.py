@@ -1,5 +1,6 @@
 """Tokenizers with more tokens than a text needs, and checkpoints with them."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,26 @@ def byte_fallback(words: list[str] = WORDS + OTHERS, size: int = TOKENS) -> Toke
     return _sentence_piece(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
 
 
+def unigram(words: list[str] = WORDS + OTHERS, size: int = TOKENS, *, in_bytes: bool = False) -> Tokenizer:
+    """Unigram, as T5's, or with bytes for unknown characters; earlier pieces of the BPE above have higher scores."""
+    pieces = _tree(byte_fallback(words, size))["model"]["vocab"]
+    named = {piece: -1.0 - 0.05 * number for piece, number in pieces.items() if in_bytes or piece not in BYTES}
+    scored = [(piece, 0.0 if piece in ("<unk>", "<s>", "</s>") else score) for piece, score in named.items()]
+    return _sentence_piece(models.Unigram(scored, unk_id=0, byte_fallback=in_bytes))
+
+
 def _tree(tokenizer: Tokenizer) -> Any:
     import json
 
     return json.loads(tokenizer.to_str())
 
 
-KINDS = {"byte-level BPE": byte_level, "BPE with bytes": byte_fallback}
+KINDS = {
+    "byte-level BPE": byte_level,
+    "BPE with bytes": byte_fallback,
+    "Unigram": unigram,
+    "Unigram with bytes": partial(unigram, in_bytes=True),
+}
 
 
 def fast(inner: Tokenizer) -> PreTrainedTokenizerFast:

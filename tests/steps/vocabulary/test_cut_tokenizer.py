@@ -163,3 +163,27 @@ def test_a_tokenizer_that_disagrees_is_refused():
     cut["model"]["merges"] = cut["model"]["merges"][1:]
     with pytest.raises(CheckpointError, match=r"splits the text .* differently"):
         measure_spelling(WORDS, tokenizer, fast(Tokenizer.from_str(json.dumps(cut))), kept)
+
+
+def test_unigram_pieces_that_decide_about_unknown_characters_stay():
+    """Those with a character that no other piece has, the one of the lowest score, and the one for the unknown."""
+    scored = [("a", -1.0), ("<unk>", 0.0), ("b", -2.0), ("abc", -3.0), ("ab", -1.5), ("aab", -9.0), ("aa", -2.5)]
+    inner = Tokenizer(models.Unigram(scored, unk_id=1))
+    tree = TokenizerTree(fast(inner), "it")
+    kept = {tree.tokens[number] for number in tree.indispensable(fast(inner))} & {piece for piece, _ in scored}
+    assert kept == {"a", "b", "<unk>", "abc", "aab"}
+    rows = tree.ordered(tree.indispensable(fast(inner)))
+    small = Tokenizer.from_str(json.dumps(tree.cut(rows)))
+    for text in ("abcab", "aab", "xa", "abxyc"):
+        pieces = inner.encode(text).tokens
+        if "ab" not in pieces:
+            assert small.encode(text).tokens == pieces, text
+    assert small.encode("x").ids == [rows.index(1)]
+    tree = TokenizerTree(fast(Tokenizer(models.Unigram([*scored, ("y", -1.0)], unk_id=1))), "it")
+    assert tree.cut(sorted(tree.tokens))["model"] == tree.tree["model"]
+
+
+def test_unigram_pieces_that_stand_twice_are_refused():
+    inner = Tokenizer(models.Unigram([("a", -1.0), ("a", -2.0), ("<unk>", 0.0)], unk_id=2))
+    with pytest.raises(ModelError, match="lists 1 piece more than once"):
+        TokenizerTree(fast(inner), "it")
