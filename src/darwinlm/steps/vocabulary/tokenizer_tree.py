@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from darwinlm.runtime.errors import ModelError
-from darwinlm.steps.vocabulary.pieces import BytePairs, Scored, pieces_of
+from darwinlm.steps.vocabulary.token_pieces import BytePairs, Scored, pieces_of
 
 if TYPE_CHECKING:
     from tokenizers.decoders import Decoder
