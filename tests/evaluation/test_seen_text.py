@@ -17,7 +17,7 @@ from darwinlm.evaluation.seen_text import run_of
 from darwinlm.report.card import model_card
 from darwinlm.report.page import render_page
 from darwinlm.runtime.console import Reporter
-from darwinlm.steps.text.passages import PASSAGE, covered, hashes
+from darwinlm.steps.text.shared_passages import PASSAGE, covered, hashes
 
 SETTINGS = ("--tokens", 2048, "--sequence-length", 32, "--dtype", "float32")
 

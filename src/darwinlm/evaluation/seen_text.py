@@ -1,6 +1,6 @@
 """How much of an evaluation's text the run that made the model has read: figures on such text are too good.
 
-Documents are compared by their hashes, and near copies by their passages (`steps/text/passages.py`). The run's
+Documents are compared by their hashes, and near copies by their passages (`steps/text/shared_passages.py`). The run's
 evaluation text, on which no choice depends, doesn't count.
 """
 
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from darwinlm.evaluation.evaluation_text import EvaluationText
 from darwinlm.runtime.artifact import KEY, MANIFEST, MARKER, STAGES, read_json
 from darwinlm.runtime.json_values import JsonObject
-from darwinlm.steps.text.passages import passages_of, share_covered
 from darwinlm.steps.text.sequences import TokenSequences
+from darwinlm.steps.text.shared_passages import passages_of, share_covered
 from darwinlm.steps.text.text_source import fingerprint
 
 CHANCE = 0.05

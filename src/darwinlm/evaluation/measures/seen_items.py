@@ -15,8 +15,8 @@ from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.evaluation.seen_text import HELD_OUT
 from darwinlm.runtime.errors import DataError
 from darwinlm.steps.text.packing import token_ids
-from darwinlm.steps.text.passages import PASSAGE, covered, passages_of
 from darwinlm.steps.text.sequences import TokenSequences
+from darwinlm.steps.text.shared_passages import PASSAGE, covered, passages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

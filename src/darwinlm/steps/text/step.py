@@ -93,7 +93,7 @@ class Text(Step["dict[str, TokenSequences]"]):
 
     def figures(self, task: Task, result: dict[str, TokenSequences]) -> TextFigures:
         """Source, length of the sequences, and amounts."""
-        from darwinlm.steps.text.passages import passages_of, share_covered
+        from darwinlm.steps.text.shared_passages import passages_of, share_covered
 
         settings, held = task.settings(TextSettings), result.get(EVALUATION)
         others = [part for purpose, part in result.items() if purpose != EVALUATION]
