@@ -21,8 +21,8 @@ class TextFigures(StepFigures):
     """The text, in sequences of `sequence_length` tokens, and its purposes by name.
 
     Attributes:
-        known: Share of the evaluation text's tokens that lie in passages of the other text (`shared_passages.py`); None for
-            models that read, whose texts may occur with several queries.
+        known: Share of the evaluation text's tokens that lie in passages of the other text (`shared_passages.py`); None
+            for models that read, whose texts may occur with several queries.
     """
 
     lasting: ClassVar[bool] = False
