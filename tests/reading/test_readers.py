@@ -290,7 +290,10 @@ def test_a_plan_counts_no_chats(tmp_path, command):
     assert "\nchats" in command("plan", writer, "--keep", "60%", "--text", text, *given[4:]).succeeded().out
 
 
-def test_commands_for_models_that_write_are_refused(tmp_path):
+def test_commands_for_models_that_write_are_refused(tmp_path, command):
     model = tiny_scorer(tmp_path / "dense")
+    exported = command("export", model, "--out", tmp_path / "model.gguf", "--unchecked")
+    exported.refused(str(model), "GGUF files are written only of models that write", "CrossEncoder")
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
     with pytest.raises(ModelError, match=r"not text: load it with CrossEncoder .* darwinlm evaluate --text"):
         darwinlm.load(model)

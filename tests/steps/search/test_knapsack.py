@@ -16,7 +16,7 @@ from darwinlm.runtime.errors import BudgetError
 from darwinlm.steps.budget.equal import EqualLayers, equal_layers
 from darwinlm.steps.budget.problem import Budget, Problem
 from darwinlm.steps.search import knapsack
-from darwinlm.steps.search.guided_children import SLOPE_PARTS, STRENGTHS, solved_children
+from darwinlm.steps.search.guided_children import SHRINK, SLOPE_PARTS, STRENGTHS, credible_strength, solved_children
 from darwinlm.steps.search.knapsack import solve_knapsack
 from darwinlm.steps.search.prediction import Curvature, Surrogate, first_order
 
@@ -175,6 +175,24 @@ def test_children_of_the_first_parent_are_also_those_of_corrected_curves():
     expected = [least(np.array(LOSSES) + part * slopes) for part in SLOPE_PARTS]
     assert {each for each in expected if each != PARENT} <= set(found)
     assert set(expected) - {PARENT}
+
+
+@pytest.mark.parametrize(("loss", "shortened"), [(30.0, False), (10.0, True), (1.0, True)])
+def test_steps_are_as_short_as_slopes_are_credible(loss, shortened):
+    surrogate = Surrogate(CURVATURE, [[9.0, 0.0, -9.0], [-5.0, 0.0, 5.0], [-4.0, 0.0, -2.0]])
+
+    def promised(factor):
+        found = solved_children(PARENT, surrogate, PROBLEM, strengths=[STRENGTHS[0] * factor])
+        return min((first_order(surrogate.slopes, PARENT, child) for child in found), default=0.0)
+
+    factor = credible_strength(PARENT, surrogate, PROBLEM, loss)
+    assert promised(1.0) == -14.0
+    assert promised(factor) >= -loss, "no child gains more than the whole loss"
+    assert (factor > 1) == shortened
+    assert not shortened or promised(factor / SHRINK) < -loss, "steps are no shorter than that"
+    assert credible_strength(PARENT, surrogate, replace(PROBLEM, equal=equal(54)), loss) == 1, (
+        "sizes of all layers jump"
+    )
 
 
 def test_the_parent_is_no_child_of_its_own_and_there_may_be_none():

@@ -113,6 +113,11 @@ def _job(
     checkpoint: Checkpoint, path: Path, quantisation: str, tokenizer_from: Path | None, *, unchecked: bool = False
 ) -> _Job:
     """What is written to, or expected in, a file. Raises ExportError if llama.cpp doesn't support the model."""
+    if checkpoint.family.ending != "language":
+        raise ExportError(
+            f"{checkpoint.source} gives scores or embeddings, and GGUF files are written only of models that write: "
+            "load its folder with CrossEncoder or SentenceTransformer of sentence-transformers"
+        )
     reshaper = Reshaper(checkpoint)
     try:
         layout = choose_layout(reshaper)

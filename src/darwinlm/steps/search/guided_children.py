@@ -2,8 +2,9 @@
 
 A generation takes the gradient of the loss on one window of the fitness text, solves for a few children that move all
 modules at once, and measures them on the next window. Windows alternate, and the slopes are averaged over them, so the
-whole text contributes. After three generations without improvement, steps become shorter: the curvature is weighted
-more, and the level switch also proposes children.
+whole text contributes. Steps are short enough that slopes promise no more than the loss: those of a squared error,
+which all modules cause together, promise many times as much. After three generations without improvement, steps become
+shorter: the curvature is weighted more, and the level switch also proposes children.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from darwinlm.model.objective.objective import Window
 from darwinlm.model.units.space import Allocation, PerLevel
 from darwinlm.runtime.errors import BudgetError
 from darwinlm.steps.budget.problem import Problem
-from darwinlm.steps.search.prediction import INTERACTION, Curvature, Surrogate
+from darwinlm.steps.search.prediction import INTERACTION, Curvature, Surrogate, first_order
 from darwinlm.steps.search.propose import knapsack_start, level_switch, switched_children
 from darwinlm.steps.search.search_amounts import SearchAmounts
 from darwinlm.steps.search.search_method import Offspring
@@ -38,6 +39,9 @@ MEMORY = 0.5
 
 SHRINK = 1.4
 """Factor on the curvature and divisor of the level switch, per generation without improvement after `PATIENCE`."""
+
+SHORTENED = 40
+"""How often steps are shortened at most so that slopes promise no more than the loss."""
 
 PATIENCE = 2
 """Generations without improvement before steps shrink and the level switch proposes children. Slopes from another
@@ -85,6 +89,7 @@ class GuidedChildren:
             curvature_weight=INTERACTION * state.history[0].kl / alone if alone > 0 else 1.0,
         )
         shrunk = SHRINK ** max(state.misses - PATIENCE, 0)
+        shrunk *= credible_strength(parent, surrogate, problem, state.kl)
         strengths = [strength * shrunk for strength in STRENGTHS]
         parts = () if state.done else SLOPE_PARTS
         seen = set(state.seen)
@@ -104,6 +109,21 @@ class GuidedChildren:
             promising = sorted(others, key=lambda child: (surrogate.change(parent, child), child))
             children += [*at_random, *promising][:wanted]
         return Offspring(children, slopes, windows[(state.done + 1) % len(windows)])
+
+
+def credible_strength(parent: Allocation, surrogate: Surrogate, problem: Problem, loss: float) -> float:
+    """Least factor on the curvature, a power of `SHRINK`, at which slopes promise no more than the parent's loss.
+
+    No child can gain more than the loss, so children that promise it lie farther away than slopes can tell. Equal
+    layers have no short steps, so their factor is 1.
+    """
+    factor = 1.0
+    for _ in range(SHORTENED if problem.equal is None else 0):
+        children = solved_children(parent, surrogate, problem, strengths=[STRENGTHS[0] * factor])
+        if all(first_order(surrogate.slopes, parent, child) >= -loss for child in children):
+            break
+        factor *= SHRINK
+    return factor
 
 
 def solved_children(

@@ -50,7 +50,7 @@ class Search(Step[SearchResult]):
     """
 
     name = "search"
-    version = 16
+    version = 17
     writes = "the allocation, and the history of the search"
     Settings = SearchSettings
     section = "search"
