@@ -238,6 +238,13 @@ def test_sizes_share_what_comes_before_the_search(tiny_llama: Path) -> None:
     ("options", "message"),
     [
         (("{model}", "--device", "h100", "--keep", "50%", "--params", "1M"), "budget"),
+        (
+            ("{model}", "--within", "2%", "--keep", "50%"),
+            "--within finds the size itself, and runs to its report: leave",
+        ),
+        (("{model}", "--within", "2%", "--until", "text"), "leave --until out"),
+        (("{model}", "--within", "much", "--measure", "sciq"), "--within much: give the share"),
+        (("{model}", "--within", "2%"), "--within 2% is a share of a score: name what scores it"),
         (("{model}", "--device", "abacus"), "cards are h100, h200"),
         (
             ("{model}.gguf", "--file", "70MB"),

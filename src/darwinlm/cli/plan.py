@@ -9,7 +9,8 @@ from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import AHEAD, command
-from darwinlm.cli.prune import prune
+from darwinlm.cli.prune import check_options, prune
+from darwinlm.steps.budget.kinds import BUDGETS
 
 if TYPE_CHECKING:
     from darwinlm.planning.run_plan import Plan
@@ -55,10 +56,16 @@ def plan(
     from darwinlm.recipe import load_recipes, options
 
     recipes = load_recipes(recipe, assignments or (), options(model=model, **given))
+    if within is not None:
+        sized = [name for name in BUDGETS if given.get(name) is not None]
+        check_options(within, [*sized, *(["until"] if until else [])], len(recipes))
     from darwinlm.pipeline import REPORT
+    from darwinlm.runs.bound import check_beside, parse_within
     from darwinlm.runs.plan_model import plan as plan_run  # with PyTorch, which takes seconds
     from darwinlm.runs.plan_model import sweep_seconds
 
+    if within is not None:
+        check_beside(parse_within(within), measured=bool(measure), timed=recipes[0].time is not None)
     console = terminal.console()
 
     text = given.get("text")

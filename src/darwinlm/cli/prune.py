@@ -60,7 +60,7 @@ def prune(
     given_alone = {"--run-code": run_code, "--data-dir": data_dir is not None, "--limit": limit is not None}
     if not measure and (unused := [name for name, is_given in given_alone.items() if is_given]):
         raise RecipeError(f"{unused[0]} belongs to --measure, which isn't given: name a measure, or leave it out")
-    _check_options(within, [name for name in BUDGETS if given.get(name) is not None], len(recipes))
+    check_options(within, [name for name in BUDGETS if given.get(name) is not None], len(recipes))
     from darwinlm.evaluation.measures.named import MeasureRequest
     from darwinlm.pipeline import REPORT  # with PyTorch, which takes seconds
     from darwinlm.runs.pruning import prune as run
@@ -100,7 +100,7 @@ def prune(
         show_result(console, result.summary, out)
 
 
-def _check_options(within: str | None, sized: Sequence[str], sizes: int) -> None:
+def check_options(within: str | None, sized: Sequence[str], sizes: int) -> None:
     """Refuse a size beside a bound in quality. Raises RecipeError."""
     from darwinlm.runtime.errors import RecipeError
 

@@ -37,6 +37,20 @@ class Within:
     words: str
 
 
+def check_beside(within: Within, *, measured: bool, timed: bool) -> None:
+    """Refuse a bound without what scores it, and a time limit beside it. Raises RecipeError."""
+    if within.nats == measured:
+        raise RecipeError(
+            f"--within {within.words} bounds the KL to the dense model: leave --measure out"
+            if within.nats
+            else f"--within {within.words} is a share of a score: name what scores it, such as --measure sciq"
+        )
+    if timed:
+        raise RecipeError(
+            "--within runs a search for each size that it tries, and can't keep a time limit: leave it out"
+        )
+
+
 def parse_within(text: str) -> Within:
     """Read `2%`, `0.02` or `0.02 nats`. Raises RecipeError."""
     words = " ".join(text.split())

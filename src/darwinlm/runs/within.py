@@ -15,7 +15,7 @@ from darwinlm import pipeline
 from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.summary import FILE, Summary
-from darwinlm.runs.bound import Scores, Within
+from darwinlm.runs.bound import Scores, Within, check_beside
 from darwinlm.runs.finished import read_summary
 from darwinlm.runs.opening import open_run
 from darwinlm.runs.own_scores import OwnScores
@@ -60,16 +60,7 @@ def prune_within(
 
     Raises RecipeError if the bound needs a measure and there is none, or no size keeps it; otherwise as `prune`.
     """
-    if within.nats == bool(measures):
-        raise RecipeError(
-            f"--within {within.words} bounds the KL to the dense model: leave --measure out"
-            if within.nats
-            else f"--within {within.words} is a share of a score: name what scores it, such as --measure sciq"
-        )
-    if recipe.time is not None:
-        raise RecipeError(
-            "--within runs a search for each size that it tries, and can't keep a time limit: leave it out"
-        )
+    check_beside(within, measured=bool(measures), timed=recipe.time is not None)
     if not overwrite:
         _check_replaced(recipe, folder, within)
     main = open_run(recipe, folder, reporter)
