@@ -259,6 +259,12 @@ def test_wrong_request(options: tuple[str, ...], message: str, command: Command,
     command("plan", *(option.format(model=tiny_llama) for option in options)).refused(message)
 
 
+@pytest.mark.parametrize("given", [{"processes": 0}, {"processes": True}, {"processes": "2"}, {"device": None}])
+def test_a_wrong_argument_is_refused_in_one_line(given: dict[str, object], tiny_llama: Path) -> None:
+    with pytest.raises(RecipeError, match=r"^(processes .*: must be a whole number, 1 or more|device None: must be a)"):
+        plan_of(tiny_llama, keep=0.5, assignments=SETTINGS, **given)
+
+
 def test_a_large_embedding_is_named(tiny_llama: Path) -> None:
     plan = plan_card(STEPS, sizes_of(tiny_llama, "budget.keep=50%", "units.mlp_multiple=8"), "h100")
     share = plan.sizes.outside / plan.sizes.params

@@ -10,6 +10,7 @@ from darwinlm.cli.plan import plan as plan_command
 from darwinlm.cli.prune import prune as prune_command
 from darwinlm.recipe import BUDGETS, Recipe, RecipeOptions, load_recipe, options
 from darwinlm.recipe.options import FIELDS
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.signatures import spelled_out
 
 KINDS = set(BUDGETS.names())
@@ -37,6 +38,12 @@ def test_short_names_become_fields() -> None:
     }
     with pytest.raises(TypeError, match=r"unexpected arguments \['keeps'\]: known are model, vocab"):
         darwinlm.prune("model", keeps=0.5)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, [], b"a.txt"])
+def test_a_list_of_texts_holds_names_alone(wrong: object) -> None:
+    with pytest.raises(RecipeError, match=r"text: .* names no text: give paths or names of data sets"):
+        options(text=["a.txt", wrong])
 
 
 def test_a_mapping_is_spelled_out_where_it_is_wanted() -> None:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.json_values import JsonObject
+from darwinlm.runtime.limits import shorten
 from darwinlm.steps.budget.kinds import BUDGETS, BudgetArguments
 
 
@@ -60,7 +62,7 @@ def option_types() -> dict[str, Any]:
 def options(**arguments: object) -> JsonObject:
     """Overrides by dotted name of short names, those in `FIELDS` and the kinds of budget; `text` may be a list.
 
-    Raises TypeError for others.
+    Raises TypeError for others, RecipeError for a list that doesn't name texts.
     """
     fields = {**FIELDS, **{kind: f"budget.{kind}" for kind in BUDGETS}}
     if unknown := arguments.keys() - fields.keys():
@@ -70,8 +72,13 @@ def options(**arguments: object) -> JsonObject:
 
 
 def text_source(text: object) -> object:
-    """A source of text, or several in a list, as a recipe names them; None if there is none."""
+    """A source of text, or several in a list, as a recipe names them; None if there is none.
+
+    Raises RecipeError if something in the list is no name.
+    """
     if isinstance(text, list | tuple):
+        if wrong := [part for part in text if not isinstance(part, str | os.PathLike)]:
+            raise RecipeError(f"text: {shorten(repr(wrong[0]))} names no text: give paths or names of data sets")
         return ",".join(map(os.fspath, text)) or None
     return plain_path(text)
 

@@ -23,7 +23,7 @@ from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import resolve_device
 from darwinlm.runtime.context import settled
 from darwinlm.runtime.errors import RecipeError
-from darwinlm.runtime.limits import suggestion
+from darwinlm.runtime.limits import shorten, suggestion
 from darwinlm.runtime.signatures import spelled_out
 from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.steps.budget.layers import choose_layers
@@ -62,6 +62,10 @@ def plan(
         RecipeError, ModelError, FamilyError, DataError: The input is wrong, or this machine has no such device.
     """
     resolved = load_recipe(recipe, assignments, options(model=model, **given))
+    if not isinstance(device, str):
+        raise RecipeError(f"device {shorten(repr(device))}: must be a name, such as cpu or h100")
+    if type(processes) is not int or processes < 1:
+        raise RecipeError(f"processes {shorten(repr(processes))}: must be a whole number, 1 or more")
     if until not in ORDER:
         raise RecipeError(f"--until {until}: there is no such stage; the stages are {', '.join(ORDER)}")
     if given.get("text") is not None:
