@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from darwinlm.model.walk.by_length import batches_by_length, lengths_of
 from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime import parallel
@@ -112,10 +113,10 @@ def measure_quality(
     """Measure several models on the same tokens by all metrics of tokens; processes share the sequences.
 
     `tokens` is [n, t] held-out text. `predicted`, [n, t] bool, says which of them are predicted, never the first of a
-    sequence; None takes all but the first. Models are decoders, or whole models of transformers. The dense model, with
-    which the others are compared, may be among them. Streams of decoders may go where `memory` says. One walk takes all
-    batches, so that weights are read once. `progress` gets the finished passes of a batch through a model, and all of
-    them.
+    sequence; what stands behind the last of them isn't read. None takes all but the first. Models are decoders, or
+    whole models of transformers. The dense model, with which the others are compared, may be among them. Streams of
+    decoders may go where `memory` says. One walk takes all batches, so that weights are read once. `progress` gets the
+    finished passes of a batch through a model, and all of them.
 
     Raises NumericsError if a figure isn't finite.
     """
@@ -127,14 +128,16 @@ def measure_quality(
         if all(reader is not known for known in readers):
             readers.append(reader)
     share = tokens[parallel.place() :: parallel.size()]
-    size = max(1, batch_tokens // tokens.shape[1])
-    batches = torch.split(share, size) if len(share) else ()
-    masks: Sequence[Tensor | None] = [None] * len(batches)
-    if predicted is not None and len(share):
-        masks = torch.split(predicted[parallel.place() :: parallel.size()].roll(-1, 1), size)
+    batches: list[tuple[Tensor, Tensor | None]] = []
+    if predicted is None and len(share):
+        batches = [(batch, None) for batch in torch.split(share, max(1, batch_tokens // tokens.shape[1]))]
+    elif predicted is not None:
+        mask = predicted[parallel.place() :: parallel.size()]
+        for rows, width in batches_by_length(lengths_of(mask), batch_tokens):
+            batches.append((share[rows, :width], mask[rows, :width].roll(-1, 1)))
     sums = torch.zeros(len(readers), len(metrics), dtype=torch.float64)
     with kept_memory(reference.device):
-        for of_batch in _measured(metrics, readers, list(zip(batches, masks, strict=True)), memory, progress):
+        for of_batch in _measured(metrics, readers, batches, memory, progress):
             sums += of_batch
     sums = parallel.all_reduce(sums)
     count = tokens.numel() if predicted is None else int(predicted.sum())

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from darwinlm.model.walk.by_length import batches_by_length, lengths_of
 from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime.compute import exact
@@ -31,11 +32,11 @@ def predicted_uses(
 ) -> Tensor:
     """Sum of the predicted probabilities of every token, float64 [v] on the CPU.
 
-    `tokens` is [n, t]. `real`, [n, t] bool, marks the tokens that aren't padding; only their predictions count. Streams
-    of the decoder may go where `memory` says. `progress` gets the finished and all batches.
+    `tokens` is [n, t]. `real`, [n, t] bool, marks the tokens that aren't padding, which stands on the right; only their
+    predictions count. Streams of the decoder may go where `memory` says. `progress` gets the finished and all batches.
     """
-    size = max(1, batch_tokens // tokens.shape[1])
-    batches, masks = torch.split(tokens, size), torch.split(real, size)
+    groups = [*batches_by_length(lengths_of(real), batch_tokens)]
+    batches, masks = ([tensor[rows, :width] for rows, width in groups] for tensor in (tokens, real))
     uses: Tensor | None = None
     with decoder.with_head():
         for number, (states, mask) in enumerate(zip(decoder.through(batches, memory=memory), masks, strict=True)):
