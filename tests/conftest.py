@@ -44,7 +44,7 @@ from tests.tiny.stages import run_stages
 
 torch.set_num_threads(1)  # matrices this small gain nothing from threads, and wait long for them on a busy machine
 
-speed.NEW_TOKENS, speed.SPEED_ROUNDS = 4, 1  # as little as there can be to measure
+speed.NEW_TOKENS, speed.TIMED_TOKENS, speed.SPEED_ROUNDS = 4, 4, 1  # as little as there can be to measure
 text_settings.LEAST_FOR_ANSWERS = 64
 
 MakeRun = Callable[..., Run]

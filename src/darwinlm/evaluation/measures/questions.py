@@ -22,7 +22,7 @@ from darwinlm.steps.text.records import chat_text
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOGETHER = 32
+TOGETHER = 64
 """Items of one process that are scored, and then kept, at a time."""
 CODE_SECONDS = 10.0
 """Time of a test of code."""
@@ -84,8 +84,8 @@ class FileMeasure(Measure):
             inputs = [prompts[place].tokens(tokenizer) for place in places]
             answers = continued(model, tokenizer, inputs, longest)
             own = parallel.portion(list(zip(places, answers, strict=True)))
-            judged = {place: _judged(questions[place], prompts[place], answer) for place, answer in own}
-            for part in parallel.gather(judged):
+            judgements = {place: judged(questions[place], prompts[place], answer) for place, answer in own}
+            for part in parallel.gather(judgements):
                 for place, right in part.items():
                     scores[place] = float(right)
         return scores
@@ -178,7 +178,7 @@ def _chosen(
     }
 
 
-def _judged(question: Question, prompt: Prompt, answer: str) -> bool:
+def judged(question: Question, prompt: Prompt, answer: str) -> bool:
     """Whether an answer is right."""
     if question.tests is not None:
         return passes(_code(prompt, answer), question.tests, CODE_SECONDS)

@@ -12,19 +12,17 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ModelError
 from darwinlm.steps.chats.chat_figures import CodeFigures
-from darwinlm.steps.own_text.script import chat_parts, end_tokens
+from darwinlm.steps.own_text.continuations import greedy_continuations
+from darwinlm.steps.own_text.script import chat_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 NEW_TOKENS = 256
 """Maximum length of an answer."""
-PROMPTS_AT_ONCE = 32
 
 TASKS = (
     "reverses a string", "checks whether a number is prime", "returns the largest number of a list",
@@ -63,30 +61,9 @@ def continued(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: Sequence[Sequence[int]], new_tokens: int
 ) -> list[str]:
     """Greedy continuations of prompts of tokens, of at most `new_tokens` tokens; processes share the prompts."""
-    ends = end_tokens(model, tokenizer)
     share = list(parallel.mine(range(len(inputs))))
-    answers: dict[int, str] = {}
-    for start in range(0, len(share), PROMPTS_AT_ONCE):
-        batch = share[start : start + PROMPTS_AT_ONCE]
-        longest = max(len(inputs[index]) for index in batch)
-        padding = [longest - len(inputs[index]) for index in batch]
-        ids = [[0] * count + list(inputs[index]) for count, index in zip(padding, batch, strict=True)]
-        mask = [[0] * count + [1] * (longest - count) for count in padding]
-        # Of the prompts, the head reads the last tokens; torch would copy its weights for every such strided row.
-        with model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),)):
-            output = model.generate(
-                torch.tensor(ids, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                max_new_tokens=new_tokens,
-                eos_token_id=list(ends) or None,
-                pad_token_id=ends[0] if ends else 0,
-            )
-        for index, new in zip(batch, output[:, longest:].tolist(), strict=True):
-            end = next((place for place, token in enumerate(new) if token in ends), len(new))
-            answers[index] = str(tokenizer.decode(new[:end], skip_special_tokens=True))
+    own = greedy_continuations(model, tokenizer, [inputs[index] for index in share], new_tokens)
+    answers = dict(zip(share, own, strict=True))
     gathered = {index: answer for part in parallel.gather(answers) for index, answer in part.items()}
     return [gathered[index] for index in range(len(inputs))]
 

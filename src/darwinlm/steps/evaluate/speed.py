@@ -11,6 +11,7 @@ from torch import Tensor
 
 from darwinlm.runtime.compute import now
 from darwinlm.steps.evaluate.metric import TimedRounds
+from darwinlm.steps.own_text.continuations import greedy_continuations
 from darwinlm.steps.own_text.script import is_chat
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ QUESTIONS = (
 BEGINNINGS = ("The capital of France is", "Water boils when", "To make bread, you first")
 """Prompts for other models."""
 
-NEW_TOKENS = 32
-"""Tokens of a continuation, and of a timed one."""
+NEW_TOKENS, TIMED_TOKENS = 32, 16
+"""Most tokens of a continuation, and those of a timed one."""
 
 WARM_TOKENS = 2
 """Tokens of a continuation that warms up: a prompt, and one token after it."""
@@ -48,11 +49,11 @@ def measure_speed(models: Mapping[str, PreTrainedModel], prompt: Tensor) -> dict
         for name, model in models.items():
             tokens = prompt.to(model.device)
             seconds = _seconds(partial(model, input_ids=tokens, use_cache=False), model.device)
-            new = NEW_TOKENS if number else WARM_TOKENS
+            new = TIMED_TOKENS if number else WARM_TOKENS
             decoding = _seconds(partial(_decode, model, tokens[:, :16], new), model.device)
             if number:
                 prompts[name].append(prompt.shape[1] / seconds)
-                decodes[name].append(NEW_TOKENS / decoding)
+                decodes[name].append(TIMED_TOKENS / decoding)
                 timed += seconds + decoding
         if number and timed > SPEED_SECONDS:
             break
@@ -75,23 +76,18 @@ def measure_reading_speed(models: Mapping[str, PreTrainedModel], prompt: Tensor)
     return {name: TimedRounds(tuple(of_model), ()) for name, of_model in rates.items()}
 
 
-def _greedy(model: PreTrainedModel, ids: Tensor, new: int, **options: int) -> Tensor:
-    """Prompt and continuation; the arguments override the checkpoint's generation_config.json."""
-    tokens: Tensor = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
+def _decode(model: PreTrainedModel, tokens: Tensor, new: int) -> None:
+    """Continue a prompt greedily; the arguments override the checkpoint's generation_config.json."""
+    model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
         do_sample=False,
         num_beams=1,
         num_return_sequences=1,
         max_new_tokens=new,
-        **options,
+        min_new_tokens=new,  # so that a model that ends its text early doesn't look fast
+        pad_token_id=0,
     )
-    return tokens
-
-
-def _decode(model: PreTrainedModel, tokens: Tensor, new: int) -> None:
-    # min_new_tokens, so that a model that ends its text early doesn't look fast.
-    _greedy(model, tokens, new, min_new_tokens=new, pad_token_id=0)
 
 
 def _seconds(action: Callable[[], object], device: torch.device) -> float:
@@ -110,15 +106,12 @@ def continue_greedily(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: tuple[str, ...]
 ) -> list[str]:
     """Greedy answer of a chat model to each prompt, or else its continuation; both without the prompt."""
-    continuations = []
+    inputs: list[list[int]] = []
     chat = is_chat(tokenizer)
-    end = model.config.eos_token_id
     for prompt in prompts:
         text = prompt
         if chat:
             messages = [{"role": "user", "content": prompt}]
             text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=text == prompt)["input_ids"].to(model.device)
-        tokens = _greedy(model, ids, NEW_TOKENS, pad_token_id=end if isinstance(end, int) else 0)
-        continuations.append(tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
-    return continuations
+        inputs.append(tokenizer(text, add_special_tokens=text == prompt)["input_ids"])
+    return greedy_continuations(model, tokenizer, inputs, NEW_TOKENS)
