@@ -70,12 +70,15 @@ ORDER = (*(step.name for step in STEPS), REPORT)
 """Where a run may end."""
 
 
-def prune(run: Run[AnyRecipe]) -> Summary | None:
-    """Prune a model to one size; None if the run ends before its report. Raises DarwinLMError."""
+def prune(run: Run[AnyRecipe], *, further: Sequence[type[AnyStep]] = ()) -> Summary | None:
+    """Prune a model to one size; None if the run ends before its report. Raises DarwinLMError.
+
+    The time that the run announces includes that of `further` steps, which the caller runs afterwards.
+    """
     from darwinlm.runtime.run import Ended
 
     try:
-        inputs = read_inputs(run)
+        inputs = read_inputs(run, further=further)
         fitted = run.recipe.section(VocabularySettings).auto
         problem = None if fitted else plan(run, inputs)
         return make(run, *fit(run, inputs, problem, build(run, inputs)))
@@ -83,10 +86,13 @@ def prune(run: Run[AnyRecipe]) -> Summary | None:
         return None
 
 
-def read_inputs(run: Run[AnyRecipe], others: Sequence[tuple[AnyRecipe, str]] = ()) -> Inputs:
+def read_inputs(
+    run: Run[AnyRecipe], others: Sequence[tuple[AnyRecipe, str]] = (), *, further: Sequence[type[AnyStep]] = ()
+) -> Inputs:
     """Model, text and, for budgets in time, the times of its modules. Raises DarwinLMError.
 
-    `others` are recipes of further sizes that the run makes, with the last step of each; what it announces counts them.
+    `others` are recipes of further sizes that the run makes, with the last step of each, and `further` steps follow the
+    pipeline's; what the run announces counts them.
     """
     from darwinlm.planning.run_plan import announce, expect_disk
     from darwinlm.steps.source.whole_model import open_model
@@ -99,7 +105,7 @@ def read_inputs(run: Run[AnyRecipe], others: Sequence[tuple[AnyRecipe, str]] = (
     if kind := kind_of(original):
         run.context.reporter.say(kind)
     if run.until in (None, REPORT) and not run.context.path(Text.name).exists():
-        announce(run, STEPS, original, others)
+        announce(run, (*STEPS, *further), original, others)
     own_tokens = OwnText.amount(recipe, shares)
     own_text = run(OwnText(original, own_tokens)) if own_tokens else None
     settings = recipe.section(VocabularySettings)

@@ -16,6 +16,7 @@ from tests.tiny.pruned import plain_checkpoint, pruned_checkpoint
 from tests.tiny.summaries import SUMMARIES, made, recovered, searched
 
 from darwinlm.cli import demo
+from darwinlm.runs.demo_questions import SHOWN, Answer, Answers
 from darwinlm.runs.finished import read_summary
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import install
@@ -168,27 +169,28 @@ def test_a_gguf_file(command, tmp_path):
 
 def test_one_screen_has_sizes_the_loss_answers_and_next_steps() -> None:
     tree = recovered()
-    tree.update(prompts=["Which river?", "Which sea?", "Which town?"], chat=True)
-    for model in tree["models"].values():
-        model["continuations"] = ["The Rhine, " * 40, "The North Sea.", "Bonn."]
+    rows = [
+        Answer("Which river?", "The Rhine, " * 40, "The Elbe.", True, False),
+        Answer(SHOWN[0], "Bonn.", "Rome.", False, True),
+    ]
     said = io.StringIO()
-    demo._screen(Console(file=said, width=200, highlight=False), made(tree), (32, 28, 50), Path("runs/demo"))
+    demo._screen(Console(file=said, width=200, highlight=False), made(tree), Answers(rows), Path("runs/demo"))
     lines = said.getvalue().splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 26
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
     for part in (
         "sizes searched for 1 generation; then trained on 24,576 tokens",
         "parameters: ",
-        "28 of 50 simple questions answered right; the original answers 32",
+        "1 of 2 simple questions answered right; the original answers 1",
         "KL ",
         " if all layers are cut alike",
-        "original    The North Sea.",
-        "smaller     Bonn.",
-        " …",
+        "The first question of each kind, right or wrong (all answers: runs/demo/stages/questions/answers.json)",
+        f"{SHOWN[0]}\n  original    Bonn.  (wrong)\n  smaller     Rome.\n",
         "show all figures (page: report.html)",
         "darwinlm recover runs/demo --tokens 1M --text TEXT",  # the demo's own text is too short to train on
     ):
         assert part in text
+    assert "Rhine" not in text, "only the questions that were chosen before any answer"
     assert "tokens/s" not in text, "no speeds: two models of this size differ by less than the runs"
     assert "perplexity" not in text

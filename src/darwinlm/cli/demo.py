@@ -14,6 +14,7 @@ from darwinlm.cli.app import SHRINK, command
 
 if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
+    from darwinlm.runs.demo_questions import Answers
 
 FILE_TYPE = "q4_k_m"
 """Type of a GGUF file whose size is shown: of about as many bits per weight as the Q4_1 in which the model comes."""
@@ -23,24 +24,22 @@ FILE_TYPE = "q4_k_m"
 def demo(out: arguments.Out = Path("runs/demo"), assignments: arguments.Set = None) -> None:
     """Prune SmolLM2-135M-Instruct, which comes from PyPI, and compare the answers of both models."""
     from darwinlm import pipeline
-    from darwinlm.runs.demo_questions import count_answers
+    from darwinlm.runs.demo_questions import SimpleQuestions, ask
     from darwinlm.runs.demo_recipe import demo_recipe
     from darwinlm.runs.pruning import open_size
 
     recipe = demo_recipe(tuple(assignments or ()))
     run = open_size(recipe, out, terminal.reporter(), until=pipeline.REPORT, begun=terminal.BEGUN)
-    summary = pipeline.prune(run)
+    summary = pipeline.prune(run, further=(SimpleQuestions,))
     assert summary is not None, "the run goes to its report"
-    _screen(terminal.console(), summary, count_answers(run), out)
+    _screen(terminal.console(), summary, ask(run), out)
 
 
-def _screen(console: Console, summary: Summary, answers: tuple[int, int, int], out: Path) -> None:
-    """Print sizes, what was lost, answers of both models, and next steps: one screen, the rest is for `show`.
-
-    `answers` are the right ones of the original and of the smaller model, of so many.
-    """
+def _screen(console: Console, summary: Summary, answers: Answers, out: Path) -> None:
+    """Print sizes, what was lost, answers of both models, and next steps: one screen, the rest is for `show`."""
     from darwinlm.report import wording
     from darwinlm.report.write import PAGE
+    from darwinlm.runs.demo_questions import FILE, SimpleQuestions
     from darwinlm.runtime.amounts import count, nats, percent, plural, size
     from darwinlm.steps.recover.recovery_figures import RecoveryFigures
     from darwinlm.steps.search.search_figures import SearchFigures
@@ -69,9 +68,12 @@ def _screen(console: Console, summary: Summary, answers: tuple[int, int, int], o
         kept, _, bits = words.partition("; ")
         lines += [(name, kept), ("", bits)]
     reference = "the original" if vocabulary is None else "the original with the same tokens"
-    right, still_right, questions = answers
     lines += [
-        ("answers", f"{still_right} of {questions} simple questions answered right; the original answers {right}"),
+        (
+            "answers",
+            f"{answers.smaller_right} of {len(answers.answers)} simple questions answered right; the original answers "
+            f"{answers.original_right}",
+        ),
         ("lost", f"KL {nats(small.kl)} nats per token to {reference}; 0 means the same predictions"),
         ("", f"on {wording.measured_on(summary)}"),
     ]
@@ -79,12 +81,16 @@ def _screen(console: Console, summary: Summary, answers: tuple[int, int, int], o
         lines.append(("", f"{nats(uniform.kl)} if all layers are cut alike, without a search or training"))
     for name, value in lines:
         console.print(f"  {name:<11} {value}", soft_wrap=True)
-    for number, question in enumerate(summary.prompts):
-        if number < len(small.continuations):
-            console.print(f"\n{question}", style="bold")
-            for name, model in (("original", dense), ("smaller", small)):
-                answer = shorten(" ".join(model.continuations[number].split()), 84, placeholder=" …")
-                console.print(f"  {name:<11} {answer}", soft_wrap=True)
+    answered = out / "stages" / SimpleQuestions.name / FILE
+    console.print(f"\nThe first question of each kind, right or wrong (all answers: {answered})", soft_wrap=True)
+    for answer in answers.shown:
+        console.print(f"\n{answer.question}", style="bold")
+        for name, said, right in (
+            ("original", answer.original, answer.original_right),
+            ("smaller", answer.smaller, answer.smaller_right),
+        ):
+            line = shorten(" ".join(said.split()), 84, placeholder=" …")
+            console.print(f"  {name:<11} {line}{'' if right else '  (wrong)'}", soft_wrap=True)
     quoted = shlex.quote(str(out))
     steps = (
         (f"darwinlm chat {quoted}", "talk to the smaller model"),
