@@ -12,7 +12,6 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, bootstrap, norm
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -101,6 +100,8 @@ class Paired:
             return self.difference - reach, self.difference + reach
         if np.ptp(self.d) == 0:
             return self.difference, self.difference
+        from scipy.stats import bootstrap  # a second and a half, which a run without measures saves
+
         found = bootstrap(
             (self.d,),
             np.mean,
@@ -115,6 +116,8 @@ class Paired:
     @property
     def p_value(self) -> float | None:
         """Exact McNemar test of whether either model answers more; None if scores aren't 0 or 1."""
+        from scipy.stats import binomtest
+
         if not self.binary:
             return None
         won, lost = int((self.d > 0).sum()), int((self.d < 0).sum())
@@ -129,5 +132,7 @@ class Paired:
 
 def items_to_see(difference: float, spread: float) -> int:
     """Number of items that show a mean difference, with 80 % chance at 95 % confidence, two-sided."""
+    from scipy.stats import norm
+
     reach = norm.ppf(0.5 + CONFIDENCE / 2) + norm.ppf(POWER)
     return math.ceil((reach * spread / difference) ** 2)
