@@ -52,7 +52,15 @@ def test_lists_and_generators_are_taken(function):
         ("return 'abc'", r"returned 'abc': it must return a list"),
         ("return []", r"gave no scores"),
         ("return {1.0, 0.0}", r"returned a set, which has no order: it must return a list"),
-        ("return [1, 10**400]", r"item 2 has the score 1000.*, not a number"),
+        ("return [1, 10**400]", r"item 2 has the score inf: scores must be finite"),
+        (
+            "class Odd:\n    def __float__(self): 1 / 0\n    def __repr__(self): 1 / 0\nreturn [Odd()]",
+            r"item 1 has the score <Odd instance at .*>, not a number",
+        ),
+        (
+            "class Odd(Exception):\n    def __str__(self): return 3\nraise Odd",
+            r"before it returned its scores: Odd: Odd \(line 4\)",
+        ),
         ("return [1e308] * 3", r"item 1 has the score 1e\+308: scores must lie between -1e12 and 1e12"),
         ("while True: yield 1", r"gave more than 100,000 scores: look for an endless loop, or give fewer items"),
         ("import numpy\nreturn numpy.ones((2, 2))", r"item 1 has the score array\(\[1\., 1\.\]\), not a number"),
@@ -64,6 +72,24 @@ def test_a_fault_is_one_line_with_the_items_number(function, body, message):
     with pytest.raises(MeasureError, match=message) as caught:
         scores(function(body))
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_function_changes_in_the_process_is_put_back(function):
+    import torch
+
+    def state() -> tuple[object, ...]:
+        precision = torch.get_float32_matmul_precision()
+        threads, device = torch.get_num_threads(), torch.get_default_device()
+        return Path.cwd(), torch.is_grad_enabled(), torch.get_default_dtype(), precision, threads, device
+
+    before = state()
+    body = (
+        "import os, torch\nos.chdir('/')\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)\n"
+        "torch.set_float32_matmul_precision('medium')\ntorch.set_num_threads(3)\n"
+        "torch.set_default_device('meta')\nyield 1"
+    )
+    assert scores(function(body)) == [1.0]
+    assert state() == before
 
 
 @pytest.mark.parametrize(

@@ -230,8 +230,12 @@ def storage_error(path: Path, error: Exception) -> StorageError:
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, for our messages, and the next one if it ends with a colon.
 
-    An error without words gives its type.
+    An error without words, or whose words can't be made, gives its type.
     """
-    line, _, further_lines = str(error).strip().partition("\n")
+    try:
+        words = str(error).strip()
+    except Exception:  # noqa: BLE001 - the error is of any class, and this one would hide it
+        words = ""
+    line, _, further_lines = words.partition("\n")
     told = (f"{line} {further_lines.strip()}".partition("\n")[0] if line.endswith(":") else line).rstrip(": .")
     return told or type(error).__name__

@@ -1,10 +1,12 @@
-"""PyTorch's settings of a thread and a process: the usual ones while our work runs, whatever its caller has chosen."""
+"""PyTorch's settings of a thread and a process: the usual ones while our work runs, whatever others choose."""
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -43,6 +45,27 @@ def usual_state() -> Iterator[None]:
             torch.set_float32_matmul_precision(EXACT)
         stack.enter_context(soon_asleep())
         yield
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """Put back what other people's code may leave changed: the current folder, and PyTorch's settings of this process.
+
+    Scripts turn gradients off at their top, and the search would fail without them.
+    """
+    folder, dtype, precision = Path.cwd(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    gradients, device, threads = torch.is_grad_enabled(), torch.get_default_device(), torch.get_num_threads()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_grad_enabled(gradients)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device == torch.device("cpu") else device)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def in_usual_state(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

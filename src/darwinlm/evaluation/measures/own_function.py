@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import math
+import reprlib
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from darwinlm.runtime.amounts import duration
 from darwinlm.runtime.artifact import digest_of, file_digest
 from darwinlm.runtime.errors import DarwinLMError, MeasureError, RecipeError, first_line
 from darwinlm.runtime.limits import shorten
+from darwinlm.runtime.torch_state import put_back
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -73,7 +75,9 @@ class FunctionMeasure(Measure):
     def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: int = 0) -> Iterator[float]:
         """What the function gives in the first process. Raises MeasureError."""
         assert known == 0, "a function begins with its first item"
-        yield from parallel.decide(lambda: list(self._scores(model, tokenizer)))
+        with put_back():
+            scores = parallel.decide(lambda: list(self._scores(model, tokenizer)))
+        yield from scores
 
     def _scores(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[float]:
         streams, done = inspect.isgeneratorfunction(self._score), 0
@@ -102,14 +106,17 @@ class FunctionMeasure(Measure):
         if isinstance(values, Iterable) and not isinstance(values, str | bytes | dict):
             return values
         raise MeasureError(
-            f"{self.name} returned {shorten(repr(values))}: it must return a list with one number for each item"
+            f"{self.name} returned {shorten(reprlib.repr(values))}: it must return a list with one number for each item"
         )
 
     def _number(self, value: object, item: int) -> float:
         try:
             number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise MeasureError(f"{self.name}: item {item} has the score {shorten(repr(value))}, not a number") from None
+        except OverflowError:
+            number = math.inf
+        except Exception:  # noqa: BLE001 - of any class
+            shown = shorten(reprlib.repr(value))
+            raise MeasureError(f"{self.name}: item {item} has the score {shown}, not a number") from None
         if not math.isfinite(number):
             raise MeasureError(f"{self.name}: item {item} has the score {number}: scores must be finite")
         if abs(number) > LARGEST_SCORE:
@@ -150,7 +157,7 @@ class FunctionMeasure(Measure):
         module = importlib.util.module_from_spec(spec)
         if folder not in sys.path:  # as for a script, which imports what lies beside it
             sys.path.insert(0, folder)
-        with self._guarded("when it was loaded"):
+        with put_back(), self._guarded("when it was loaded"):
             spec.loader.exec_module(module)
         return module
 
