@@ -1,6 +1,7 @@
 """`darwinlm evaluate`: the harness's own numbers from local files, perplexity and KL, and what is refused."""
 
 import json
+import math
 import shutil
 import sys
 from dataclasses import replace
@@ -108,6 +109,8 @@ def test_text_is_measured_as_by_hand(command, tiny_llama, tiny_text_file, tmp_pa
     loss = -q[:, :-1].gather(-1, tokens[:, 1:, None]).mean()
     assert found["perplexity"] == pytest.approx(float(loss.exp()), rel=1e-4)
     assert found["kl"] == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    written = "".join(tokenizer.batch_decode(tokens[:, 1:], skip_special_tokens=True))
+    assert found["bits_per_byte"] == pytest.approx(186 * float(loss) / math.log(2) / len(written.encode()), rel=1e-4)
 
 
 def test_interrupted_suite_goes_on(command, data, tiny_llama, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from darwinlm.evaluation import harness, score_tables
-from darwinlm.evaluation.evaluation_text import pack, share_vocabulary
+from darwinlm.evaluation.evaluation_text import EvaluationText, pack, share_vocabulary
 from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.evaluation.measures.measured import MeasuredScore, measure_model, score_table
 from darwinlm.evaluation.measures.named import MeasureRequest
@@ -28,6 +29,7 @@ from darwinlm.formats.opened import Opened, open_model
 from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.walk.hidden import HiddenMemory
 from darwinlm.runtime import parallel
+from darwinlm.runtime.amounts import NOTHING
 from darwinlm.runtime.artifact import read_json, write_json
 from darwinlm.runtime.compute import resolve_device, resolve_dtype
 from darwinlm.runtime.errors import ArtifactError, RecipeError
@@ -46,6 +48,9 @@ from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+BITS = "bits_per_byte"
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,9 @@ def _text_table(texts: list[JsonObject], overlaps: list[Overlap], engine: str) -
             headings.append(heading)
             for row, text in zip(rows, texts, strict=True):
                 row.append(metric.precise(text[name]))
+    headings.append("bits per byte")
+    for row, text in zip(rows, texts, strict=True):
+        row.append(f"{text[BITS]:.4f}" if text[BITS] is not None else NOTHING)
     compared = [text for text in texts if text[Divergence.name] is not None]
     if len(compared) > 1:
         remarks.append(f"the highest KL is on {max(compared, key=itemgetter(Divergence.name))['source']}")
@@ -179,10 +187,15 @@ def _text_table(texts: list[JsonObject], overlaps: list[Overlap], engine: str) -
 
 
 def _text_figures(
-    source: str, tokens: torch.Tensor, metrics: Sequence[TokenMetric], quality: Quality, dense: Quality | None
+    text: EvaluationText, metrics: Sequence[TokenMetric], quality: Quality, dense: Quality | None
 ) -> JsonObject:
-    """The figures of one text, as in the JSON: those that compare two models are None without a dense one."""
-    figures: JsonObject = {"source": source, "sequences": len(tokens), "tokens": quality.tokens}
+    """The figures of one text, as in the JSON: those that compare two models are None without a dense one.
+
+    Bits per byte compare models with different tokens. They are None for a text of special tokens alone.
+    """
+    figures: JsonObject = {"source": text.source, "sequences": len(text.tokens), "tokens": quality.tokens}
+    bits = quality.tokens * math.log2(quality.perplexity)
+    figures[BITS] = bits / text.bytes if text.bytes else None
     for metric in metrics:
         can_compare = dense is not None or not metric.compares
         figures[metric.name] = quality.values[metric.name] if can_compare else None
@@ -328,13 +341,13 @@ def _measure_texts(request: EvaluationRequest, models: dict[str, Opened], result
     readers = {name: model.decoder(read) for name, model in models.items()}
     with TemporaryDirectory(prefix="darwinlm-") as folder:  # for text whose streams have no room in memory
         memory = HiddenMemory(Path(folder))
-        for source, text in packed.items():
+        for text in packed.values():
             tokens = text.tokens
             dense = [*readers.values()][-1]
             qualities = measure_quality(dense, readers, tokens, batch_tokens=batch_tokens, memory=memory)
             quality, *of_dense = qualities.values()
             dense_quality = of_dense[0] if of_dense else None
-            figures = _text_figures(source, tokens, token_metrics(), quality, dense_quality)
+            figures = _text_figures(text, token_metrics(), quality, dense_quality)
             overlap = without_run(text) if run is None else run.overlap(text)
             result.overlaps.append(overlap)
             result.texts.append(figures | {"seen": overlap.as_json()})

@@ -26,12 +26,14 @@ class EvaluationText:
         tokens: Sequences, int64 [n, t].
         document_hashes: `document_hash` of every document that was read.
         special: Share of special tokens in the documents.
+        bytes: Length in UTF-8 of all tokens that are predicted, which are those after the first of each sequence.
     """
 
     source: str
     tokens: Tensor
     document_hashes: tuple[str, ...]
     special: float
+    bytes: int
 
 
 def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: int, max_tokens: int) -> EvaluationText:
@@ -63,7 +65,9 @@ def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: in
     bos = added_bos(tokenizer)
     if bos is not None:
         sequences[:, 0] = bos
-    return EvaluationText(source, sequences, tuple(hashes), special[0] / max(special[1], 1))
+    texts = tokenizer.batch_decode(sequences[:, 1:], skip_special_tokens=True)
+    n_bytes = sum(len(text.encode()) for text in texts)
+    return EvaluationText(source, sequences, tuple(hashes), special[0] / max(special[1], 1), n_bytes)
 
 
 def share_vocabulary(model: Opened, dense: Opened) -> bool:

@@ -147,7 +147,7 @@ def measure_reading(
                 batch_tokens=batch_tokens,
                 memory=HiddenMemory(Path(folder)),
             )
-        of_run = EvaluationText(source, text.tokens, text.document_hashes, 0.0)
+        of_run = EvaluationText(source, text.tokens, text.document_hashes, 0.0, 0)
         overlap = without_run(of_run) if run is None else run.overlap(of_run)
         ordered = {key: quality[key] for key in models}
         yield ReadText(source, text.n_tokens, ordered, compared=bool(others), overlap=overlap)
