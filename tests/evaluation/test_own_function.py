@@ -97,6 +97,7 @@ def test_what_a_function_changes_in_the_process_is_put_back(function):
     [
         ("while True: pass", "before it returned its scores"),
         ("yield 1\nwhile True: pass", "item 2"),
+        ("class Odd:\n    def __float__(self):\n        while True: pass\nreturn [Odd()]", "item 1"),
     ],
 )
 def test_an_endless_loop_ends(function, body, where):

@@ -84,18 +84,18 @@ class FunctionMeasure(Measure):
         with self._guarded("item 1" if streams else "before it returned its scores"):
             values = iter(self._listed(self._score(model, tokenizer)))
         while True:
-            with self._guarded(f"item {done + 1}"):
+            done += 1
+            with self._guarded(f"item {done}"):
                 try:
-                    value = next(values)
+                    number = self._number(next(values), done)
                 except StopIteration:
                     break
-            done += 1
             if done > MOST_SCORES:
                 raise MeasureError(
                     f"{self.name} gave more than {MOST_SCORES:,} scores: look for an endless loop, or give fewer items"
                 )
-            yield self._number(value, done)
-        if not done:
+            yield number
+        if done == 1:
             raise MeasureError(f"{self.name} gave no scores: it must return or yield one number for each item")
 
     def _listed(self, values: object) -> Iterable[object]:
