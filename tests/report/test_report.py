@@ -170,6 +170,10 @@ def empty(size: str) -> dict:
         (told(searched(), nothing={}), r"\(steps: there is no step nothing\)"),
         (changed(searched(), steps=3), r"\(steps: there are no figures of steps\)"),
         (changed(searched(), models={"dense": {"metrics": {}}}), r"\(models.dense.metrics: no whole number for params"),
+        (
+            changed(searched(), budget={"dense_block_params": 0}),
+            r"\(budget.dense_block_params: Input should be greater",
+        ),
         (empty("params"), r"\(models: the dense model has no parameters\)"),
         (empty("block_params"), r"\(models: the dense model has no parameters\)"),
         ({**searched(), "models": dict([*searched()["models"].items()][::-1])}, "models: the first model isn't dense"),

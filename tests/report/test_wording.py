@@ -91,7 +91,15 @@ FIGURES = {
     amounts.perplexity: {4.312: "4.31", 9.999: "10.0", 999.96: "1,000", 2.5e7: "2e7", math.inf: "∞", math.nan: "–"},
     amounts.nats: {0.87149: "0.871", math.inf: "∞"},
     amounts.rate: {1234.5: "1,234", math.nan: "–"},
-    amounts.duration: {0.04: "0.0 s", 59.97: "1 min", 4350: "1 h 12 min", 3599.9: "1 h", 2533: "42 min"},
+    amounts.duration: {
+        0.04: "0.0 s",
+        59.97: "1 min",
+        4350: "1 h 12 min",
+        3599.9: "1 h",
+        2533: "42 min",
+        math.nan: "–",
+        math.inf: "–",
+    },
     published.short_source: {
         "/home/someone/models/tiny.gguf": "tiny.gguf",
         "hf:owner/name:config": "hf:owner/name:config",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import Field, SerializeAsAny, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, PositiveInt, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
 from darwinlm.model.families.origin import Origin
 from darwinlm.model.layer_sizes import BlockSizes
@@ -44,7 +44,7 @@ class BudgetFigures(Figures):
     upper: float
     used: float
     unused: float
-    dense_block_params: int
+    dense_block_params: PositiveInt
     block_params: int
 
 

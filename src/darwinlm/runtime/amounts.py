@@ -37,6 +37,8 @@ def size(value: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """A time: 0.4 s, 12.3 s, 5 min 3 s, 42 min, 1 h 12 min."""
+    if not math.isfinite(seconds):
+        return NOTHING
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     if seconds < 599.5:
