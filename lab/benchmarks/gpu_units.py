@@ -137,18 +137,19 @@ class Setup:
 
 def planned_bytes(run: Any) -> dict[str, float]:
     """Planned bytes of the device by stage of a run."""
+    from darwinlm.planning.speeds import PassSpeed
     from darwinlm.runs.plan_model import plan_of
     from darwinlm.steps.run_sizes import RunSizes
     from darwinlm.steps.source.whole_model import open_model
 
     sizes = RunSizes(open_model(run.context, run.recipe.model), run.recipe)
-    plan = plan_of(sizes, run.context.device, math.inf)
+    plan = plan_of(sizes, run.context.device, PassSpeed(math.inf))
     return {row.step: row.cost.bytes for row in plan.rows}
 
 
 def machine(setup: Setup) -> None:
     """Measure rates of matrix products, copies and the disk, against half of the vendors' figures."""
-    from darwinlm.planning.run_plan import DEVICES
+    from darwinlm.planning.speeds import CARDS
     from darwinlm.steps.database.order import exact_products
 
     on_gpu = setup.kind.type == "cuda"
@@ -156,7 +157,7 @@ def machine(setup: Setup) -> None:
     setup.told("machine", "device", f"{name}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     setup.told("machine", "float32 products are exact", str(exact_products()))
     row = next((rates for part, rates in STATED.items() if part in name), None)
-    stated = DEVICES[row][0] if row else 0.0
+    stated = CARDS[row].products if row else 0.0
     n = 256 if setup.tiny else 8192
     for kind in ("bfloat16", "float32", "float64"):
         a, b = (torch.randn(n, n, device=setup.kind).to(getattr(torch, kind)) for _ in range(2))

@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 from tests.tiny.process import forked
-from tests.tiny.published import published_config
 from tools.results import Cell, read_results, results_page, summarised
 
-from darwinlm import plan
-from darwinlm.planning.run_plan import Plan
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.load import shipped_recipes
 from darwinlm.runs.demo_recipe import SETTINGS, SIZE
-from darwinlm.runtime.amounts import duration, size
 from darwinlm.steps.recover.recovery_settings import LONG_TRAINING
 from darwinlm.steps.refit.refit_settings import RefitSettings
 from darwinlm.steps.text.text_settings import TextSettings
@@ -153,50 +149,3 @@ def test_comments_of_recipes_are_true() -> None:
         least, channels = re.search(r"at least (\d+) tokens for each of (\d+) MLP channels", text).groups()
         assert recipe.section(TextSettings).calibration_tokens >= int(least) * int(channels)
         assert recipe.section(RefitSettings).tokens == recipe.section(TextSettings).calibration_tokens
-
-
-COLUMNS = (("llama2-7b-2.7b", "h100"), ("llama2-7b-2.7b", "rtx4090"), ("qwen2.5-14b-8.4b", "h100"))
-STEPS = (("gradients",), ("database",), ("search",), ("refit",), ("chats", "evaluate"))
-
-
-def planned(folder: Path, name: str, recipe: str, device: str, processes: int = 1, *settings: str) -> Plan:
-    place = folder / name
-    place.mkdir(exist_ok=True)
-    return plan(
-        str(published_config(place, name)),
-        recipe=recipe,
-        device=device,
-        processes=processes,
-        assignments=[f"budget.params={name.rpartition('-')[2].upper()}", *settings],
-    )
-
-
-def test_plans_of_large_models_are_those_of_the_code(tmp_path: Path) -> None:
-    """The tables of docs/gpu.md; a failure shows the present ones."""
-
-    def cell(made: Plan, steps: tuple[str, ...] | None) -> str:
-        rows = [row for row in made.rows if steps is None or row.step in steps]
-        shortest, longest = made.seconds(*rows)
-        return f"{duration(shortest)} to {duration(longest)}, {size(max(row.cost.bytes for row in rows))}"
-
-    plans = [planned(tmp_path, name, f"{name}-fast", device) for name, device in COLUMNS]
-    lines = [
-        f"| {', '.join(steps or ('all',))} | {' | '.join(cell(made, steps) for made in plans)} |"
-        for steps in (*STEPS, None)
-    ]
-
-    def training(name: str, recipe: str, *settings: str, processes: int = 8) -> str:
-        made = planned(tmp_path, name, recipe, "h100", processes, *settings)
-        row = next(row for row in made.rows if row.step == "recover")
-        return f"{size(row.cost.bytes)}, {1.5 * made.seconds(row)[0] / 3600:.0f} h"
-
-    for name, title in (
-        ("llama2-7b-2.7b", "Llama-2, 2.7B"),
-        ("llama3.1-8b-4.6b", "Llama-3.1, 4.6B"),
-        ("qwen2.5-14b-8.4b", "Qwen2.5, 8.4B"),
-    ):
-        short = ("text.sequence_length=4096",) if name.startswith("llama2") else ()
-        chats = training(name, "recover-chats", *short)
-        lines.append(f"| {title} | {training(name, 'recover-documents')} | {chats} |")
-    text = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
-    assert [line for line in lines if line not in text] == [], "\n".join(lines)

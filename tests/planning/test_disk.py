@@ -15,6 +15,7 @@ from darwinlm.formats.gguf.file_sizes import predicted_sizes
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import Row, most_disk, of_each_size, plan_here, rows_of
+from darwinlm.planning.speeds import PassSpeed
 from darwinlm.recipe import load_recipe, options
 from darwinlm.runs.smallest import MOST
 from darwinlm.runs.smallest import smallest as bisect
@@ -71,7 +72,7 @@ def test_space_adds_up_but_for_temporary_files() -> None:
 
 def test_sizes_share_what_comes_before_the_search(tiny_llama: Path) -> None:
     recipe = load_recipe(None, SETTINGS, {"model": str(tiny_llama)})
-    plan = plan_here(STEPS, RunSizes(Checkpoint.describe(tiny_llama), recipe), CPU, 1.0)
+    plan = plan_here(STEPS, RunSizes(Checkpoint.describe(tiny_llama), recipe), CPU, PassSpeed(1.0))
     assert [row.step for row in of_each_size(plan.rows)][:2] == ["search", "stitch"]
     assert plan.table.rows[-1][-1] == size(most_disk(plan.rows))
 

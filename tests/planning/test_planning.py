@@ -16,8 +16,9 @@ import darwinlm
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.planning import run_plan as planning
-from darwinlm.planning.rate import measure_rate
-from darwinlm.planning.run_plan import OF_PEAK, Plan, Row, check_memory, plan_card, plan_here
+from darwinlm.planning.measured_speed import measure_rate
+from darwinlm.planning.run_plan import Plan, Row, check_memory, plan_card, plan_here
+from darwinlm.planning.speeds import PassSpeed
 from darwinlm.recipe import load_recipe
 from darwinlm.report.wording import large_embedding
 from darwinlm.runs import plan_model
@@ -48,7 +49,7 @@ def row_of(plan: Plan, stage: str) -> Row:
 
 
 def on_cpu(sizes: RunSizes, stage: str) -> Row:
-    return row_of(plan_here(STEPS, sizes, CPU, 1.0), stage)
+    return row_of(plan_here(STEPS, sizes, CPU, PassSpeed(1.0)), stage)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma"])
@@ -138,7 +139,7 @@ def test_memory_of_a_cpu_is_shared_by_processes(tiny_llama: Path, monkeypatch: p
     plans = [plan_here(STEPS, sizes_of(tiny_llama, processes=each), CPU) for each in (1, 2)]
     work = [sum(row.cost.operations for row in plan.rows) for plan in plans]
     assert work[0] == pytest.approx(work[1], rel=0.1)
-    assert plans[1].seconds()[0] == pytest.approx(work[1] / 2 / plans[1].rates[0])
+    assert plans[1].seconds()[0] == pytest.approx(work[1] / 2 / plans[1].speeds[0].operations)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gemma2", "lfm2"])
@@ -149,7 +150,7 @@ def test_the_rate_is_measured_without_weights(model_type: str, tiny_folder) -> N
 def test_a_card_that_is_not_here_has_a_range(tiny_llama: Path) -> None:
     plan = plan_card(STEPS, sizes_of(tiny_llama), "h100")
     shortest, longest = plan.seconds()
-    assert longest / shortest == pytest.approx(OF_PEAK[1] / OF_PEAK[0])
+    assert 0 < 2 * shortest < longest
     assert plan.passes() == pytest.approx(sum(plan.passes(row) for row in plan.rows))
     with pytest.raises(RecipeError, match=r"--device h10: it isn't here .* did you mean 'h100'"):
         plan_of(str(tiny_llama), device="h10")
@@ -171,7 +172,7 @@ def test_published_models_are_planned_without_weights(command: Command, tmp_path
 
 def test_a_search_is_planned_for_its_minutes(tiny_llama: Path) -> None:
     endless, limited = (
-        plan_here(STEPS, sizes_of(tiny_llama, "search.generations=100000", *more), CPU, 1.0)
+        plan_here(STEPS, sizes_of(tiny_llama, "search.generations=100000", *more), CPU, PassSpeed(1.0))
         for more in ((), ("search.minutes=3m",))
     )
     assert endless.seconds(row_of(endless, "search"))[0] > 180
@@ -219,7 +220,7 @@ def test_commands_of_prune_are_options_of_plan() -> None:
 
 
 def test_a_time_limit_chooses_the_preset_of_a_plan(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_model, "measure_rate", lambda *_: 1e9)
+    monkeypatch.setattr(plan_model, "measure_speed", lambda *_: PassSpeed(1e9))
     quick, ample = (plan_of(tiny_llama, keep=0.5, time=time) for time in ("1s", "100h"))
     assert (quick.preset, ample.preset) == ("quick", "thorough")
     assert any("the run ends after 1.0 s" in note and "preset quick" in note for note in notes_of(quick))

@@ -11,6 +11,7 @@ from tests.tiny.command import sets
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import rows_of
+from darwinlm.planning.speeds import PassSpeed
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.report import wording
@@ -41,7 +42,7 @@ def chosen(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def choose(share: float, preset: str, *assignments: str, folder: Path = tmp_path) -> Recipe:
         recipe = load_recipe(None, ("time=1m", *assignments), {"model": str(tiny_llama), "text.source": "text"})
         work = fixed_operations(load_recipe(recipe, (), {"preset": preset}))
-        monkeypatch.setattr(limits, "measure_rate", lambda *_: work / (60 * share))
+        monkeypatch.setattr(limits, "measure_speed", lambda *_: PassSpeed(work / (60 * share)))
         return fitted(recipe, folder, CPU, working_time())[0]
 
     return choose

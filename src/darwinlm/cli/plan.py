@@ -111,9 +111,9 @@ def _show(console: Console, predicted: Plan) -> None:
     console.print(
         f"up to {size(predicted.most_memory)} with the search's caches; compute.memory limits both", soft_wrap=True
     )
-    if predicted.rates[0] != predicted.rates[1]:
+    if predicted.speeds[0] != predicted.speeds[1]:
         console.print(
-            "times are a range, because this GPU can't be measured: it is assumed to work at 50 % to 2 % of its peak",
+            "times are a range, because this GPU can't be measured: from its maker's rates to those that are expected",
             soft_wrap=True,
         )
     for note in notes_of(predicted):

@@ -8,6 +8,7 @@ import torch
 
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.planning.run_plan import Plan, Row
+from darwinlm.planning.speeds import PassSpeed
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.runtime.memory import memory_of
@@ -34,7 +35,7 @@ def check_recovery_memory(recipe: Sections, teacher: Checkpoint, small: Checkpoi
     load = Workload(sizes, shares_of(recipe, STEPS), on_cpu=device.type == "cpu", memory=free)
     costs = ((step.name, step.cost(load)) for step in STEPS)
     rows = [Row(name, cost) for name, cost in costs if cost is not None]
-    plan = Plan(sizes, str(device), rows, free, (math.inf, math.inf), free=True)
+    plan = Plan(sizes, str(device), rows, free, (PassSpeed(math.inf), PassSpeed(math.inf)), free=True)
     if plan.problem:
         raise DeviceMemoryError(plan.problem)
     memory.needs = {row.step: row.cost.bytes for row in rows}

@@ -1,4 +1,4 @@
-"""The plan of a run: what each step says that it costs, with times from a measured rate, and a check of its memory."""
+"""The plan of a run: what each step says that it costs, its time at the device's rates, and a check of its memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from html import escape
 import torch
 
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.planning.rate import measure_rate
+from darwinlm.planning.measured_speed import measure_speed
+from darwinlm.planning.speeds import CARDS, PassSpeed, Speed, expected_speed, stated_speed
 from darwinlm.runtime import disk, parallel, tables
 from darwinlm.runtime.amounts import count, duration, size
 from darwinlm.runtime.errors import DeviceMemoryError
@@ -32,13 +33,6 @@ Steps = Sequence[type[AnyStep]]
 Others = Sequence[tuple[Sections, str]]
 """Recipes of further sizes from the same database, with the last step of each."""
 
-DEVICES = {
-    "h100": (989, 80), "h200": (989, 141), "a100": (312, 80), "a100-40gb": (312, 40), "l40s": (362, 48),
-    "rtx4090": (165, 24), "rtx3090": (71, 24), "rtx4080": (97.5, 16), "rtx4060": (30, 8),
-}  # fmt: skip
-"""Dense bfloat16 TFLOP/s as NVIDIA states them, and GiB of memory."""
-OF_PEAK = (0.02, 0.5)
-"""Shares of a card's peak between which a run is likely to work."""
 REMEDIES = {
     "activations": "lower compute.batch_tokens",
     "a tensor in float32": "give the model's original folder or hub id",
@@ -63,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Cost of a run: rows of its steps, and its slowest and fastest rate in operations per second and process.
+    """Cost of a run: rows of its steps, and its lowest and highest speed.
 
     Attributes:
         memory: Bytes of the device for one process.
@@ -77,26 +71,26 @@ class Plan:
     device: str
     rows: list[Row]
     memory: float
-    rates: tuple[float, float]
+    speeds: tuple[Speed, Speed]
     free: bool = False
     limit: float | None = None
     preset: str | None = None
     notes: tuple[str, ...] = ()
 
     def seconds(self, *rows: Row) -> tuple[float, float]:
-        """The shortest and the longest time of some steps, or of all; equal if the rate was measured."""
-        longest, shortest = (sum(self._time(row, rate) for row in rows or self.rows) for rate in self.rates)
+        """The shortest and the longest time of some steps, or of all; equal if the device was measured."""
+        longest, shortest = (sum(self._time(row, speed) for row in rows or self.rows) for speed in self.speeds)
         return shortest, longest
 
-    def _time(self, row: Row, rate: float) -> float:
-        seconds = row.cost.operations / self.sizes.processes / rate
+    def _time(self, row: Row, speed: Speed) -> float:
+        seconds = speed.seconds(row.cost, self.sizes.processes)
         minutes = self.sizes.recipe.section(SearchSettings).minutes
         if row.step == Search.name and minutes is not None:
             return min(seconds, 60 * minutes)
         return seconds
 
     def times(self, *rows: Row) -> str:
-        """The time of some steps, or of all, in words; a range if the rate is one."""
+        """The time of some steps, or of all, in words; a range if the speed is one."""
         return " to ".join(dict.fromkeys(map(duration, self.seconds(*rows))))
 
     @property
@@ -184,20 +178,20 @@ def rows_of(steps: Steps, sizes: RunSizes, *, on_cpu: bool, memory: float) -> li
     return [Row(name, replace(cost, memory=base | dict(cost.memory))) for name, cost in costs if cost is not None]
 
 
-def plan_here(steps: Steps, sizes: RunSizes, device: torch.device, rate: float | None = None) -> Plan:
-    """Plan a run on a device of this machine; its `rate`, in operations per second, is measured if it isn't given."""
+def plan_here(steps: Steps, sizes: RunSizes, device: torch.device, speed: Speed | None = None) -> Plan:
+    """Plan a run on a device of this machine; its speed is measured if it isn't given."""
     on_cpu = device.type == "cpu"
     memory = float(sizes.recipe.compute.memory or all_bytes(device)) / (sizes.processes if on_cpu else 1)
-    rate = measure_rate(sizes, device) if rate is None else rate
-    return Plan(sizes, str(device), rows_of(steps, sizes, on_cpu=on_cpu, memory=memory), memory, (rate, rate))
+    speed = measure_speed(sizes, device) if speed is None else speed
+    return Plan(sizes, str(device), rows_of(steps, sizes, on_cpu=on_cpu, memory=memory), memory, (speed, speed))
 
 
 def plan_card(steps: Steps, sizes: RunSizes, card: str) -> Plan:
-    """Plan a run on a card of `DEVICES`, whose rate is a range."""
-    peak, gigabytes = DEVICES[card]
-    memory = float(sizes.recipe.compute.memory or gigabytes << 30)
-    slowest, fastest = (share * 1e12 * peak for share in OF_PEAK)
-    return Plan(sizes, card, rows_of(steps, sizes, on_cpu=False, memory=memory), memory, (slowest, fastest))
+    """Plan a run on a card of `CARDS`: from what is expected of it to the rates that its maker states."""
+    stated = CARDS[card]
+    memory = float(sizes.recipe.compute.memory or int(stated.gigabytes) << 30)
+    speeds = (expected_speed(stated, sizes.processes), stated_speed(stated, sizes.processes))
+    return Plan(sizes, card, rows_of(steps, sizes, on_cpu=False, memory=memory), memory, speeds)
 
 
 def check_memory(steps: Steps, recipe: Sections, checkpoint: Checkpoint, device: torch.device) -> None:
@@ -205,7 +199,7 @@ def check_memory(steps: Steps, recipe: Sections, checkpoint: Checkpoint, device:
 
     From then on, caches leave the memory that a step needs.
     """
-    plan = plan_here(steps, RunSizes(checkpoint, recipe, parallel.size()), device, math.inf)
+    plan = plan_here(steps, RunSizes(checkpoint, recipe, parallel.size()), device, PassSpeed(math.inf))
     plan = replace(plan, rows=[row for row in plan.rows if row.step != CONVERSION])  # a GGUF file is converted by now
     if plan.problem:
         raise DeviceMemoryError(plan.problem)
@@ -213,17 +207,17 @@ def check_memory(steps: Steps, recipe: Sections, checkpoint: Checkpoint, device:
 
 
 def plans_of(
-    run: Run[AnyRecipe], steps: Steps, original: Checkpoint, others: Others = (), rate: float | None = None
+    run: Run[AnyRecipe], steps: Steps, original: Checkpoint, others: Others = (), speed: Speed | None = None
 ) -> list[Plan]:
     """Plans of a run, and of the other sizes that it makes from the same database: of these, their own rows alone.
 
-    The rate of this machine is measured if it isn't given.
+    The speed of this machine is measured if it isn't given.
     """
     device, processes = run.context.device, parallel.size()
-    first = plan_here(steps, RunSizes(original, run.recipe, processes), device, rate)
+    first = plan_here(steps, RunSizes(original, run.recipe, processes), device, speed)
     plans = [first]
     for recipe, last in others:
-        plan = plan_here(steps, RunSizes(original, recipe, processes), device, first.rates[0])
+        plan = plan_here(steps, RunSizes(original, recipe, processes), device, first.speeds[0])
         rows = of_each_size(plan.rows)
         after = next((place for place, row in enumerate(rows, 1) if row.step == last), len(rows))
         plans.append(replace(plan, rows=rows[:after]))
@@ -232,7 +226,7 @@ def plans_of(
 
 def expect_disk(run: Run[AnyRecipe], steps: Steps, original: Checkpoint, others: Others = ()) -> None:
     """Note the space that a run takes on the disk, for the message of a full one."""
-    plans = plans_of(run, steps, original, others, math.inf)
+    plans = plans_of(run, steps, original, others, PassSpeed(math.inf))
     disk.expect(run.folder, most_disk(row for plan in plans for row in plan.rows))
 
 

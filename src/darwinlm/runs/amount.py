@@ -9,8 +9,9 @@ import torch
 from darwinlm.formats.resolve import describe_model
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.pipeline import STEPS
-from darwinlm.planning.rate import measure_rate
+from darwinlm.planning.measured_speed import measure_speed
 from darwinlm.planning.run_plan import plan_here
+from darwinlm.planning.speeds import Speed
 from darwinlm.recipe import Recipe, load_recipe
 from darwinlm.recipe.presets import AMOUNTS
 from darwinlm.runtime import parallel
@@ -36,10 +37,10 @@ def fitted(recipe: Recipe, folder: Path, device: torch.device, begun: float) -> 
     with parallel.agree():
         if parallel.is_main():
             source = describe_model(recipe.model)
-            rate = measure_rate(RunSizes(source, recipe), device)
+            speed = measure_speed(RunSizes(source, recipe), device)
             record = read_record(file) if file.is_file() else {}
             kept = record.get("preset") if record.get("seconds") == seconds else None
-            limit = limit_of(recipe, source, device, rate, begun, kept)
+            limit = limit_of(recipe, source, device, speed, begun, kept)
             mark(folder)
             write_json(file, {"seconds": seconds, "preset": limit.preset})
     limit = parallel.broadcast(limit)
@@ -50,7 +51,7 @@ def limit_of(
     recipe: Recipe,
     source: Checkpoint,
     device: torch.device,
-    rate: float,
+    speed: Speed,
     begun: float,
     kept: str | None = None,
     processes: int | None = None,
@@ -61,7 +62,7 @@ def limit_of(
         recipe: Recipe with a time limit.
         source: The model.
         device: Device of this machine.
-        rate: Its operations per second.
+        speed: Its speed.
         begun: Start of the limit.
         kept: Preset that a resumed run began with.
         processes: Number of processes; None counts those of this run.
@@ -71,7 +72,7 @@ def limit_of(
     names = [recipe.preset] if "preset" in recipe.model_fields_set else [*AMOUNTS]
     for name in [kept] if kept in names else names:
         sized = load_recipe(recipe, (), {"preset": name})
-        plan = plan_here(STEPS, RunSizes(source, sized, processes or parallel.size()), device, rate)
+        plan = plan_here(STEPS, RunSizes(source, sized, processes or parallel.size()), device, speed)
         planned = {row.step: plan.seconds(row)[0] for row in plan.rows}
         limit = TimeLimit(seconds, begun, planned, ending, sized.preset)
         if limit.fixed <= FIXED * seconds:

@@ -12,8 +12,9 @@ import torch
 from darwinlm.formats.resolve import describe_model
 from darwinlm.model.units.space import kept_whole
 from darwinlm.pipeline import ORDER, REPORT, STEPS
-from darwinlm.planning.rate import measure_rate
-from darwinlm.planning.run_plan import DEVICES, Plan, of_each_size, plan_card, plan_here
+from darwinlm.planning.measured_speed import measure_speed
+from darwinlm.planning.run_plan import Plan, of_each_size, plan_card, plan_here
+from darwinlm.planning.speeds import CARDS, Speed
 from darwinlm.recipe import BudgetSettings, Recipe, RecipeOptions, load_recipe, options
 from darwinlm.recipe.options import option_types
 from darwinlm.report.wording import large_embedding
@@ -89,22 +90,22 @@ def _plan(resolved: Recipe, device: str, processes: int) -> Plan:
             "budget.file is planned from weights and a tokenizer: give a model's folder, or another bound"
         )
     checkpoint = describe_model(resolved.model)
-    if device in DEVICES:
+    if device in CARDS:
         bfloat16 = resolved.compute.model_copy(update={"dtype": "bfloat16"} if resolved.compute.dtype == "auto" else {})
         sizes = RunSizes(checkpoint, resolved.model_copy(update={"compute": bfloat16}), processes)
         return replace(plan_card(STEPS, sizes, device), limit=resolved.time and 60 * resolved.time)
     try:
         local_device = resolve_device(device)
     except RecipeError as error:
-        hint = suggestion(device, DEVICES, f"cards are {', '.join(DEVICES)}")
+        hint = suggestion(device, CARDS, f"cards are {', '.join(CARDS)}")
         raise RecipeError(f"--device {device}: it isn't here ({error}), and no known card: {hint}") from error
     resolved = resolved.model_copy(update={"compute": settled(resolved.compute, local_device)})
     if resolved.time is None:
         return plan_here(STEPS, RunSizes(checkpoint, resolved, processes), local_device)
-    rate = measure_rate(RunSizes(checkpoint, resolved), local_device)
-    limit = limit_of(resolved, checkpoint, local_device, rate, working_time(), processes=processes)
+    speed = measure_speed(RunSizes(checkpoint, resolved, processes), local_device)
+    limit = limit_of(resolved, checkpoint, local_device, speed, working_time(), processes=processes)
     resolved = load_recipe(resolved, (), {"preset": limit.preset})
-    timed = plan_here(STEPS, RunSizes(checkpoint, resolved, processes), local_device, rate)
+    timed = plan_here(STEPS, RunSizes(checkpoint, resolved, processes), local_device, speed)
     return replace(timed, limit=limit.seconds, preset=limit.preset)
 
 
@@ -114,9 +115,9 @@ def sweep_seconds(plans: Sequence[Plan]) -> tuple[float, float]:
     return sum(time[0] for time in times), sum(time[1] for time in times)
 
 
-def plan_of(sizes: RunSizes, device: torch.device, rate: float | None = None) -> Plan:
-    """Plan a run of the pipeline on a device of this machine; its rate is measured if it isn't known."""
-    return plan_here(STEPS, sizes, device, rate)
+def plan_of(sizes: RunSizes, device: torch.device, speed: Speed | None = None) -> Plan:
+    """Plan a run of the pipeline on a device of this machine; its speed is measured if it isn't known."""
+    return plan_here(STEPS, sizes, device, speed)
 
 
 def _limit_of(plan: Plan) -> str:

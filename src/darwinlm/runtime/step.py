@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from darwinlm.runtime.json_values import JsonObject
@@ -62,6 +62,46 @@ class Uses:
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a part of a step asks of a GPU, in each process.
+
+    Attributes:
+        products: Operations of matrix products in the element type of passes.
+        float32: Operations in this type.
+        float64: Operations in this type.
+        moved: Bytes read and written in the GPU's memory.
+        copied: Bytes between main memory and the GPU.
+        read: Bytes read from files.
+        written: Bytes written to files, which are hashed.
+        sent: Bytes sent to other processes.
+        launches: Kernels; one that a CUDA graph replays counts half.
+    """
+
+    products: float = 0.0
+    float32: float = 0.0
+    float64: float = 0.0
+    moved: float = 0.0
+    copied: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
+    sent: float = 0.0
+    launches: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        """Both together."""
+        return Work(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(Work)})
+
+    def __mul__(self, factor: float) -> Work:
+        """So many times as much."""
+        return Work(**{one.name: getattr(self, one.name) * factor for one in fields(Work)})
+
+    @property
+    def operations(self) -> float:
+        """Operations in all types."""
+        return self.products + self.float32 + self.float64
+
+
+@dataclass(frozen=True)
 class Cost:
     """What a step takes on one device.
 
@@ -71,6 +111,7 @@ class Cost:
         caches: Largest number of bytes of caches, in addition to `memory`.
         disk: Bytes of files that it leaves in the output folder.
         scratch: Bytes of its temporary files there, in addition to `disk`.
+        parts: What its parts, which follow each other, ask of a GPU; empty if they weren't counted.
     """
 
     operations: float
@@ -78,6 +119,7 @@ class Cost:
     caches: float = 0.0
     disk: float = 0.0
     scratch: float = 0.0
+    parts: Mapping[str, Work] = field(default_factory=dict)
 
     @property
     def bytes(self) -> float:

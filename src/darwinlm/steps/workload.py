@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from darwinlm.model.walk.decoder import head_tokens
+from darwinlm.model.walk.decoder import LOGIT_TOKENS, head_tokens
 from darwinlm.model.walk.hidden import STREAMS
+from darwinlm.runtime.memory import FRAGMENTS
 from darwinlm.runtime.section import Section
+from darwinlm.runtime.step import Work
 from darwinlm.steps.run_sizes import RunSizes
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -33,7 +35,15 @@ LIBRARIES = 0.45e9
 ROWS = 64
 """Number of texts that a model writes at once."""
 EXACT_ON_GPU = 3.0
-"""Time of an operation of removal orders, factors and solves on a GPU, an estimate."""
+"""Time of an operation of removal orders, factors and solves on a GPU without float64, an estimate."""
+LAUNCHES, HEAD_LAUNCHES, TOKEN_LAUNCHES = 46, 20, 50
+"""Kernels of a block's pass, of the head for `LOGIT_TOKENS` tokens, and of a generated token outside the blocks.
+Counted for Llama on the pretend GPU of the tests on 2026-12-02, as the next two."""
+CUT_LAUNCHES = 60
+"""Kernels of a module that is cut from its factor."""
+MOVED, BACK = 24.0, 0.5
+"""Numbers that a block's pass reads and writes in a GPU's memory for each of `RunSizes.channels`, counted as well; and
+how much more kernels and numbers a backward pass has than a forward one, for as many operations."""
 
 
 def largest(*alternatives: Memory) -> Memory:
@@ -77,6 +87,76 @@ class Workload:
     def settings(self, kind: type[AnySection]) -> AnySection:
         """A section of the recipe."""
         return self.sizes.recipe.section(kind)
+
+    def share(self, blocks: int) -> float:
+        """Part of the work on so many blocks that the busiest process has."""
+        return -(-blocks // self.sizes.processes) / blocks
+
+    def multiplied(self, operations: float) -> Work:
+        """Operations of products in the run's element type."""
+        return Work(products=operations) if self.sizes.size == 2 else Work(float32=operations)
+
+    def passes(
+        self,
+        tokens: float,
+        kept: float = 1.0,
+        *,
+        blocks: float = 1.0,
+        heads: float = 0.0,
+        at_once: float | None = None,
+    ) -> Work:
+        """Passes through a model on a GPU; a process has its part of the tokens, but at least `at_once` of them."""
+        sizes, least = self.sizes, min(at_once or 0.0, self.sizes.pass_tokens, tokens)
+        own = max(tokens / sizes.processes, least)
+        calls = max(own / (least or sizes.pass_tokens), 1.0)
+        through = blocks + BACK * max(blocks - 1, 0.0)  # all but the first are a pass back and the one before it
+        pieces = max(own / LOGIT_TOKENS, calls) * heads
+        logits = own * heads * sizes.vocabulary
+        weights = calls * blocks * kept * sizes.blocks + pieces * sizes.width * sizes.vocabulary
+        inside = own * through * sizes.depth * sizes.channels * MOVED * (1 + kept) / 2
+        return self.multiplied(sizes.operations(own, kept, blocks=blocks, heads=heads)) + Work(
+            moved=sizes.size * (weights + inside) + logits * (4 * sizes.size + 8),
+            launches=calls * through * sizes.depth * LAUNCHES + pieces * HEAD_LAUNCHES,
+        )
+
+    def loading(self, params: float, walks: float = 1.0, *, staying: bool = False) -> Work:
+        """Weights that every process reads from files and copies to its GPU; once if they can stay."""
+        read = params * self.sizes.size * (1.0 if staying else walks)
+        return Work(read=read, copied=read)
+
+    def stay(self, params: float, beside: Memory) -> bool:
+        """Whether so many weights stay on a GPU beside what a step needs."""
+        return params * self.sizes.size + sum(beside.values()) <= (1 - FRAGMENTS) * self.memory
+
+    def written(self, tokens: float, rows: float, kept: float = 1.0) -> Work:
+        """Tokens that a whole model on a GPU generates, `rows` of them at a time: each time, all weights are read."""
+        sizes = self.sizes
+        steps = tokens / rows / sizes.processes
+        weights = kept * sizes.blocks + sizes.width * sizes.vocabulary
+        return self.multiplied(sizes.operations(tokens / sizes.processes, kept, heads=1)) + Work(
+            moved=steps * weights * sizes.size,
+            launches=steps * (sizes.depth * LAUNCHES + TOKEN_LAUNCHES),
+        )
+
+    def cutting(self, kept: float) -> Work:
+        """All modules cut to a share of their columns on a GPU."""
+        work, r = Work(), float(self.sizes.width)
+        for shape in self.sizes.cut:
+            d = float(shape.sizes.width)
+            solve = Work(float32=r * (kept * d) ** 2, moved=4 * (3 * d * d + 4 * r * d), launches=CUT_LAUNCHES)
+            work += solve * max(shape.sizes.experts, 1)
+        return work
+
+    def unpacking(self) -> Work:
+        """Factors and targets of all modules on a GPU, from packed factors in main memory."""
+        work, r = Work(), float(self.sizes.width)
+        for shape in self.sizes.cut:
+            d = float(shape.sizes.width)
+            one = Work(
+                float32=r * d * d, moved=4 * (4 * d * d + 3 * r * d), copied=2 * d * d + 2 * r * d, launches=d / 25
+            )
+            work += one * max(shape.sizes.experts, 1)
+        return work
 
     def streams(self, tokens: float, count: float = 1) -> Memory:
         """Bytes of `count` residual streams of a text of `tokens` tokens; none if they lie in a file."""

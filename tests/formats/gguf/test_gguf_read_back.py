@@ -16,6 +16,7 @@ from darwinlm.formats.gguf.read import CONVERTED
 from darwinlm.formats.resolve import describe_model, resolve_model
 from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import plan_card, plan_here
+from darwinlm.planning.speeds import PassSpeed
 from darwinlm.recipe import load_recipe
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import CheckpointError
@@ -169,7 +170,7 @@ def test_a_head_that_is_the_embedding_is_read_once(tmp_path, twice, embedding, h
     assert described.config.tie_word_embeddings
     largest = max(weight.numel() for weight in described.outline.parameters())
     sizes = RunSizes(described, load_recipe(None, ("units.mlp_multiple=8",), {"model": str(file)}))
-    planned = {row.step: row.cost.memory for row in plan_here(STEPS, sizes, torch.device("cpu"), 1.0).rows}
+    planned = {row.step: row.cost.memory for row in plan_here(STEPS, sizes, torch.device("cpu"), PassSpeed(1.0)).rows}
     assert planned["model"]["a tensor in float32"] == CONVERTED * largest
     on_card = {row.step: row.cost for row in plan_card(STEPS, sizes, "h100").rows}
     assert on_card["model"].bytes == 0, "it is converted in main memory"

@@ -37,6 +37,9 @@ COMPACTED: Final = (1 / 8, 1)
 RECORDED: Final = (1 / 4, 1024)
 """The same where steps are recorded again for the new size: d = 11,008 then has 8 recordings and not 28."""
 
+GPU_LAUNCHES: Final = 20
+"""Kernels of a step on a GPU."""
+
 SHORT_STEP: Final = 1e7
 """Maximum number of operations in a step that runs on one CPU thread.
 

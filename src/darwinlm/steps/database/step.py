@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Cost, Step, Task, Uses
+from darwinlm.runtime.step import Cost, Step, Task, Uses, Work
 from darwinlm.steps.database.database_settings import DatabaseSettings
 from darwinlm.steps.text.text_settings import TextSettings
 
@@ -130,8 +130,46 @@ class Database(Step[PruningDatabase]):
             module = max(module, matrices * d * d + weights * r * d + 12 * r * r)
             packed += 2 * experts * d * (d + 1)
             largest_matrix = max(largest_matrix, 8 * experts * d * d)
+        parts = cls._on_gpu(load, packed)
         of_a_block = {"second moments": max(moments.values(), default=0.0)}
         factorising = {"factors of one module": module} | ({} if load.on_cpu else of_a_block)
         held = largest(load.passing | {"blocks": load.block} | of_a_block, factorising)
         set_aside = largest_matrix if load.on_cpu else 0.0
-        return Cost(work, load.streams(tokens) | held, disk=packed, scratch=set_aside)
+        return Cost(work, load.streams(tokens) | held, disk=packed, scratch=set_aside, parts=parts)
+
+    @staticmethod
+    def _on_gpu(load: Workload, packed: float) -> dict[str, Work]:
+        """Passes with sums of inputs, then orders and factors of one module after another, and their files."""
+        from darwinlm.steps.database.elimination import GPU_LAUNCHES
+        from darwinlm.steps.database.sharing import orders_of
+
+        sizes, r, units = load.sizes, float(load.sizes.width), load.settings(UnitsSettings)
+        tokens = load.settings(TextSettings).calibration_tokens / sizes.processes
+        weighted = load.settings(DatabaseSettings).metric.gradients
+        passes = load.passes(tokens * sizes.processes) + load.loading(sizes.blocks)
+        factors = Work()
+        for shape in sizes.cut:
+            d, experts, orders = float(shape.sizes.width), shape.sizes.experts, orders_of(shape, units)
+            squares = max(experts, 1) * d * d
+            if experts:  # inputs of experts are float32, and all of their sums
+                passes += Work(float32=2 * tokens * shape.chosen * d * d)
+            else:
+                passes += load.multiplied(tokens * d * d)
+            calls = max(tokens / sizes.pass_tokens, 1)
+            passes += Work(moved=4 * squares * calls, sent=4 * squares if sizes.processes > 1 else 0.0)
+            unit = d / (shape.sizes.groups if shape.kind == "attention" else d)
+            steps = d / unit
+            gram = 2 * (r * d * d + r * r * d) if weighted and not experts else 2 * r * d * d
+            errors = r * d * d + (2 * r * r * d if weighted else 0.0)
+            factors += (
+                Work(
+                    float64=4 / 3 * d**3 + r * d * d,
+                    float32=2.6 * d**3 + gram + errors,
+                    moved=(0.16 * d + 500 + 100) * d * d,
+                    launches=steps * GPU_LAUNCHES * (0.5 if unit == 1 else 2.0) + d / 10 + 300,
+                )
+                * orders
+            )
+        factors *= load.share(sizes.depth)
+        writing = Work(copied=packed, written=packed) * load.share(sizes.depth)
+        return {"passes": passes, "factors": factors, "writing": writing}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Cost, Step, Task
+from darwinlm.runtime.step import Cost, Step, Task, Work
 from darwinlm.steps.evaluate.item_metrics import ItemMetric
 from darwinlm.steps.evaluate.metric import METRICS, Metric, TokenMetric, measured_by
 from darwinlm.steps.evaluate.model_figures import (
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from darwinlm.steps.workload import Workload
 
 FIGURES = "models.json"
+WRITTEN = 200
+"""Tokens that each whole model generates on a GPU: all rounds of the timing, and the continuations."""
 COPIED, CONTINUED = 608, 128
 """Tokens of a list and a passage of each length, and of timed ones and continuations of a model, in plans."""
 
@@ -100,4 +102,9 @@ class Evaluate(Step[Measured]):
         if not load.on_cpu and (models := float((sizes.params + small) * sizes.size)) <= load.memory / 2:
             timing["whole models"] = models
         mapped = load.mapped(sizes.params, sizes.stored) + load.mapped(small, sizes.saved)
-        return Cost(work, largest(load.reading(read, 1 + smaller), timing), scratch=mapped)
+        passes = load.passes(read) + load.passes(read, k) * smaller + load.passes(read, 0, blocks=0, heads=1 + smaller)
+        passes += load.loading((1 + smaller * k) * sizes.blocks + sizes.outside)
+        whole = load.loading(float(sizes.params + small)) if "whole models" in timing else Work()
+        generated = (load.written(WRITTEN, 1) + load.written(WRITTEN, 1, k)) * sizes.processes  # the first process does
+        parts = {"passes": passes, "loading": whole, "generation": generated}
+        return Cost(work, largest(load.reading(read, 1 + smaller), timing), scratch=mapped, parts=parts)

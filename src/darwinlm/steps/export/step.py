@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Cost, Step, Task
+from darwinlm.runtime.step import Cost, Step, Task, Work
 from darwinlm.steps.export.export_figures import ExportFigures
 from darwinlm.steps.text.text_settings import TextSettings
 
@@ -114,7 +114,7 @@ class Export(Step[Exported]):
     def cost(cls, load: Workload) -> Cost:
         """The model on the disk, and once more while it is put together."""
         model = float(load.sizes.saved_params * load.sizes.saved)
-        return Cost(0.0, {}, disk=model, scratch=model)
+        return Cost(0.0, {}, disk=model, scratch=model, parts={"writing": Work(read=2 * model, written=model)})
 
     def spoiled(self, task: Task) -> str | None:
         """The first file of the model that isn't as recorded."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from darwinlm.runtime.step import Cost, Step, Task
+from darwinlm.runtime.step import Cost, Step, Task, Work
 from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
     from darwinlm.model.families.parts import ModuleKind
     from darwinlm.steps.text.sequences import TokenSequences
-    from darwinlm.steps.workload import Workload
+    from darwinlm.steps.workload import Memory, Workload
 
 GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
 """Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.
@@ -118,4 +118,19 @@ class Gradients(Step[GradientMoments]):
         memory["rows of the embedding"] = float(min(tokens, sizes.vocabulary) * sizes.width * sizes.size)
         work = sizes.operations(tokens, blocks=3, heads=2)
         moments = 4.0 * sizes.width**2 * len(sizes.shapes)
-        return Cost(work, memory | load.streams(tokens, sizes.depth + 1), disk=moments)
+        memory |= load.streams(tokens, sizes.depth + 1)
+        return Cost(work, memory, disk=moments, parts=cls._on_gpu(load, tokens, moments, memory))
+
+    @staticmethod
+    def _on_gpu(load: Workload, tokens: float, moments: float, memory: Memory) -> dict[str, Work]:
+        """A walk forward, and one back that repeats each block with gradients."""
+        sizes, least = load.sizes, load.settings(TextSettings).sequence_length  # each process has a sequence
+        own = max(tokens / sizes.processes, least)
+        walks = load.passes(own * sizes.processes, blocks=3, heads=2)
+        walks += load.loading(sizes.params, 2, staying=load.stay(sizes.params, memory))
+        sums = load.multiplied(own * sizes.width**2 * len(sizes.shapes)) + Work(
+            moved=max(own / sizes.pass_tokens, 1) * moments,
+            sent=moments if sizes.processes > 1 else 0.0,
+        )
+        writing = Work(copied=moments, written=moments) * load.share(sizes.depth)
+        return {"passes": walks + sums, "writing": writing}

@@ -121,4 +121,7 @@ class Latency(Step["CostModel"]):
         work = timed * (
             sizes.operations(budget.prefill_tokens, 0.75) + sizes.operations(min(budget.decode_tokens, 8) * ALONE, 0.75)
         )
-        return Cost(work, load.passing | {"whole models": 2.0 * sizes.params * sizes.size})
+        prompts = load.passes(budget.prefill_tokens, 0.75) * timed
+        decoded = load.written(min(budget.decode_tokens, 8), 1, 0.75) * timed
+        parts = {"timed passes": (prompts + decoded) * sizes.processes, "loading": load.loading(sizes.params)}
+        return Cost(work, load.passing | {"whole models": 2.0 * sizes.params * sizes.size}, parts=parts)

@@ -91,7 +91,12 @@ class OwnText(Step[Documents]):
             return None
         length = load.settings(TextSettings).sequence_length
         work = sizes.operations(TOGETHER * tokens + ALONE * length, heads=1)  # the last texts end one by one
-        return Cost(work, load.writing(ROWS, length), scratch=load.mapped(sizes.original_params, sizes.stored))
+        parts = {
+            "loading": load.loading(sizes.params),
+            "generation": load.written(tokens, ROWS) + load.written(length, 1),
+        }
+        scratch = load.mapped(sizes.original_params, sizes.stored)
+        return Cost(work, load.writing(ROWS, length), scratch=scratch, parts=parts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Cost, Step, Task, Uses
+from darwinlm.runtime.step import Cost, Step, Task, Uses, Work
 from darwinlm.steps.recover.recovery_figures import RecoveryFigures, TrainingRecord
 from darwinlm.steps.recover.recovery_settings import (
     RecoverySettings,
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.workload import Workload
 
+UPDATE_LAUNCHES = 200
+"""Kernels of an update of the fused optimizer."""
 LOGIT = 30
 """Bytes of a logit in training, with copies and gradients."""
 
@@ -132,6 +134,7 @@ class Recover(Step[Recovered]):
         held_out = load.settings(TextSettings).validation_tokens * (2 + settings.tokens // settings.save_every)
         work = sizes.operations(settings.tokens, k, blocks=3 + again, heads=2 + head)
         work += sizes.operations(held_out, k, heads=1)
+        passes = load.passes(settings.tokens, k, blocks=3 + again, heads=2 + head) + load.passes(held_out, k, heads=1)
         micro = float(min(sizes.pass_tokens, settings.step_tokens))
         inside = k * SAVED * sizes.channels * sizes.size * (1 if again else sizes.depth)
         held = {
@@ -143,8 +146,15 @@ class Recover(Step[Recovered]):
             held["weights in bfloat16"] = 2 * (k * (sizes.blocks if shards == 1 else sizes.block) + sizes.outside)
         if settings.needs_dense:
             work += sizes.operations(settings.tokens, heads=2) + sizes.operations(held_out, heads=1)
+            passes += load.passes(settings.tokens, heads=2) + load.passes(held_out, heads=1)
             held["dense model"] = (sizes.blocks / shards + sizes.outside) * sizes.size
         checkpoint = 12.0 * weights
         text = settings.tokens / settings.epochs * (2 if sizes.vocabulary <= 1 << 16 else 4)
         while_training = (KEPT + 1) * checkpoint + text
-        return Cost(work, held, disk=sizes.saved_params * sizes.stored, scratch=while_training)
+        steps = settings.tokens / settings.step_tokens
+        updates = Work(moved=32 * weights / shards, launches=UPDATE_LAUNCHES) * steps
+        if sizes.processes > 1:  # gradients, and sharded weights twice
+            passes += Work(sent=4.0 * weights * steps) + Work(sent=2 * sizes.size * small * steps * (shards > 1))
+        saved = Work(written=checkpoint * settings.tokens / settings.save_every)
+        parts = {"passes": passes, "updates": updates, "checkpoints": saved}
+        return Cost(work, held, disk=sizes.saved_params * sizes.stored, scratch=while_training, parts=parts)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Cost, Step, Task, Uses
+from darwinlm.runtime.step import Cost, Step, Task, Uses, Work
 from darwinlm.steps.refit.refit_figures import RefitFigures, RefitRecord
 from darwinlm.steps.refit.refit_settings import RefitSettings
 from darwinlm.steps.stitch.step import Stitched
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from darwinlm.steps.workload import Workload
 
 RECORD = "record.json"
+FIT_LAUNCHES, SUM_LAUNCHES = 150, 40
+"""Kernels of the fit of a projection on a GPU, and of the sums for it over a batch."""
 
 
 @dataclass(frozen=True)
@@ -130,4 +132,31 @@ class Refit(Step[Refitted]):
         fitting = load.passing | {"blocks": (2 + 2 * k) * load.block} | moments
         held = largest(fitting, {"heads": 2 * load.head, "logits": load.compared})
         written = sum(4.0 * k * max(shape.sizes.experts, 1) * shape.sizes.width * r for shape in sizes.shapes)
-        return Cost(work, load.streams(tokens, 4) | held, disk=written)
+        return Cost(work, load.streams(tokens, 4) | held, disk=written, parts=cls._on_gpu(load, tokens, written))
+
+    @staticmethod
+    def _on_gpu(load: Workload, tokens: float, written: float) -> dict[str, Work]:
+        """Passes of both models with sums of inputs and targets, fits of one module after another, comparisons."""
+        from darwinlm.steps.refit.projection_fit import RIDGES
+        from darwinlm.steps.refit.refit import STRENGTHS
+
+        sizes, k, r = load.sizes, load.sizes.kept, float(load.sizes.width)
+        held_out, own = load.settings(TextSettings).validation_tokens, tokens / load.sizes.processes
+        # The smaller model's modules are run for their inputs, and again with their fits: in parts of a block's pass.
+        small, calls = load.passes(tokens, k), max(own / sizes.pass_tokens, 1.0)
+        passes = load.passes(tokens) + small * 1.25 + load.loading((1 + k) * sizes.blocks)
+        passes += Work(launches=small.launches + calls * len(sizes.shapes) * SUM_LAUNCHES)
+        fits = Work()
+        for shape in sizes.shapes:
+            experts, d = max(shape.sizes.experts, 1), shape.sizes.width * k
+            share = max(shape.chosen, 1)
+            sums = 4 * experts * (d * d + r * d)
+            passes += load.multiplied(own * share * d * (d + 4 * r)) + Work(  # targets are two numbers of 16 bits
+                moved=2 * sums * calls + own * share * (40 * r + 4 * d),
+                sent=2 * sums if sizes.processes > 1 else 0.0,
+            )
+            solved = len(RIDGES) * (d**3 / 3 + 2 * r * d * d) + (len(RIDGES) + 1) * 2 * r * d * d
+            fits += Work(float64=solved, moved=8 * 6 * (d * d + r * d), launches=FIT_LAUNCHES) * experts
+        compared = load.passes((1 + len(STRENGTHS)) * held_out, k, heads=2) + load.loading(k * sizes.blocks)
+        writing = Work(copied=written, written=written)
+        return {"passes": passes, "fits": fits, "comparisons": compared, "writing": writing}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from darwinlm.runtime.step import Cost
+from darwinlm.runtime.step import Cost, Work
 from darwinlm.steps.search.search_method import SEARCH_METHODS, Propose, SearchInputs, SearchMethod
 
 if TYPE_CHECKING:
@@ -55,4 +55,16 @@ class GradientMethod(SearchMethod):
         work += sizes.operations(times * window, k, blocks=3, heads=3)
         for d in (float(shape.sizes.width) for shape in sizes.cut):
             work += load.slow * times * (2 * window * d * sizes.width + min(window, sizes.width) * d * d)
-        return Cost(work, load.backward)
+        return Cost(work, load.backward, parts={"slopes": self._slopes(load, times, window)})
+
+    @staticmethod
+    def _slopes(load: Workload, times: int, window: int) -> Work:
+        """Slopes on a GPU: a walk forward and one back in each generation, and a solve for each module."""
+        from darwinlm.steps.workload import CUT_LAUNCHES
+
+        sizes, r = load.sizes, float(load.sizes.width)
+        slopes = load.passes(window, sizes.kept, blocks=3, heads=3, at_once=window)
+        for d in (float(shape.sizes.width) for shape in sizes.cut):
+            solve = Work(float32=r * d * d, moved=4 * (3 * d * d + 6 * r * d), launches=CUT_LAUNCHES)
+            slopes += solve + load.multiplied(2 * window * d * r)
+        return slopes * times

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.sections import Sections
-from darwinlm.runtime.step import Cost, Step, Task, Uses
+from darwinlm.runtime.step import Cost, Step, Task, Uses, Work
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.search.search_figures import SearchFigures, SearchRecord
 from darwinlm.steps.search.search_method import SEARCH_METHODS
@@ -131,17 +131,21 @@ class Search(Step[SearchResult]):
         """Passes of candidates, what the method takes, and modules cut at new levels. None if all blocks fit."""
         from darwinlm.model.walk.chunks import HEAD_TOKENS
         from darwinlm.model.walk.hidden import STREAMS
-        from darwinlm.runtime.memory import FRAGMENTS, OTHERS
+        from darwinlm.runtime.memory import CACHES, FRAGMENTS, OTHERS, passed_on
         from darwinlm.steps.workload import LIBRARIES
 
         sizes, settings, k = load.sizes, load.settings(SearchSettings), load.sizes.kept
         if sizes.whole:
             return None
         own, times, fitness = settings.method.cost(load, settings), settings.generations, settings.fitness_needed
-        read, learnt, before = 4.0 * settings.rounds[0].tokens + 2.0 * fitness, 0.0, 0  # the start comes first
+        first = settings.rounds[0].tokens
+        read, learnt, before = 4.0 * first + 2.0 * fitness, 0.0, 0  # the start comes first
+        passes = load.passes(4.0 * first, k, heads=1, at_once=first) + load.passes(2.0 * fitness, k, heads=1)
         for selection, count in zip(settings.rounds, settings.method.evaluated(settings), strict=True):
             # Losses of earlier rounds are kept, unless candidates are trained.
-            read += times * count * (selection.tokens - (0 if selection.training_tokens else before))
+            new = selection.tokens - (0 if selection.training_tokens else before)
+            read += times * count * new
+            passes += load.passes(count * new, k, heads=1, at_once=new) * times
             learnt += times * (count + 1) * selection.training_tokens
             before = selection.tokens
         work = own.operations + sizes.operations(read, k, heads=1) + sizes.operations(fitness, heads=1)
@@ -167,7 +171,17 @@ class Search(Step[SearchResult]):
         levels = sum(level.params for module in sizes.space.modules for level in module.levels[:-1])
         most = {"blocks": sizes.params * sizes.size, "factors": factors, "modules": levels * sizes.size}
         caches = min(sum(most.values()), max(room, 0.0))  # those that need less pass the rest on
-        return Cost(work, held, caches)
+        parts = dict(own.parts) or {"proposals": Work(products=own.operations / sizes.processes)}
+        # Blocks without room are read in each walk: one for each round, and two for the slopes. Factors without room
+        # are unpacked for the slopes and for new levels.
+        shares = passed_on(CACHES, {name: size / max(room, 1.0) for name, size in most.items()})
+        missing = {name: max(1 - shares[name] * max(room, 0.0) / max(most[name], 1.0), 0.0) for name in most}
+        walks = 1 + missing["blocks"] * times * (len(settings.rounds) + 2)
+        passes += load.passes(fitness, heads=1) + load.passes(learnt, k, blocks=4, heads=3)
+        parts["passes"] = passes + load.loading(sizes.blocks, walks)
+        unpacked = load.unpacking() * (1 + 2 * missing["factors"] * times) + Work(read=factors / 2)
+        parts["modules"] = load.cutting(k) * (2.0 * times) + unpacked  # two levels of each
+        return Cost(work, held, caches, parts=parts)
 
 
 @dataclass(frozen=True)

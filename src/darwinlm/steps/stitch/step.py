@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from darwinlm.runtime.step import Cost, Step, Task
+from darwinlm.runtime.step import Cost, Step, Task, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,4 +92,5 @@ class Stitch(Step[Stitched]):
         squares = sum(max(shape.sizes.experts, 1) * float(shape.sizes.width) ** 2 for shape in sizes.shapes)
         factors = {"factors of one module": 4 * load.widest * (load.widest + 2 * r), "blocks": load.block}
         work, model = load.slow * squares * r * (2 + sizes.kept**2), float(sizes.saved_params * sizes.stored)
-        return Cost(work, factors, disk=model, scratch=model)
+        cut = load.cutting(sizes.kept) + load.unpacking() + Work(read=float(sizes.params * sizes.stored), copied=model)
+        return Cost(work, factors, disk=model, scratch=model, parts={"modules": cut, "writing": Work(written=model)})
