@@ -12,7 +12,7 @@ from tests.tiny.models import tiny_model
 from tests.tiny.recovering import Stopped
 from torch.nn import functional
 
-from darwinlm.runtime.errors import ArtifactError, NumericsError
+from darwinlm.runtime.errors import ArtifactError, NumericsError, RecipeError
 from darwinlm.steps.recover import recovery_settings
 from darwinlm.steps.recover import train as training
 from darwinlm.steps.recover.recovery_losses import ForwardKL
@@ -41,9 +41,11 @@ def as_a_long_training():
         yield
 
 
-def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, **more) -> SimpleNamespace:
+def trained(
+    folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: bool = False, student: int = 1, **more
+) -> SimpleNamespace:
     model, record = Training(
-        lambda on_block=None: tiny_model("llama", 1, attention_dropout=0.1 * dropout),
+        lambda on_block=None: tiny_model("llama", student, attention_dropout=0.1 * dropout),
         tiny_model("llama", 0),
         TEXT,
         HELD_OUT,
@@ -56,6 +58,12 @@ def trained(folder: Path, settings: RecoverySettings = SETTINGS, *, dropout: boo
         **more,
     ).train()
     return SimpleNamespace(model=model, record=record)
+
+
+def test_a_model_that_has_nothing_to_learn_from_the_dense_one_is_refused(tmp_path):
+    """As after a cut of the vocabulary alone: the rate would be 0, and the training would change nothing."""
+    with pytest.raises(RecipeError, match=r"would learn nothing from it: .* recovery\.distillation=0"):
+        trained(tmp_path, SETTINGS.model_copy(update={"learning_rate": None}), student=0)
 
 
 def test_the_loop_is_the_one_by_hand(tmp_path, monkeypatch):

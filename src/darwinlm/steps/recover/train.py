@@ -22,7 +22,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import NATS
 from darwinlm.runtime.clock import working_time
 from darwinlm.runtime.compute import to_device
-from darwinlm.runtime.errors import NumericsError
+from darwinlm.runtime.errors import NumericsError, RecipeError
 from darwinlm.steps.recover.checkpoints import Checkpoints, TrainingState
 from darwinlm.steps.recover.reading_model import ReadingLosses
 from darwinlm.steps.recover.recovery_figures import TrainingRecord
@@ -42,6 +42,9 @@ BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 RATE, RATE_KL = 0.0015, 0.9
 """Learning rate of a model that lost `RATE_KL` nats or more, and of one whose loss isn't known, as a share of the root
 mean square of its weights (notebook, "A learning rate by the weights")."""
+
+SAME_KL = 0.001
+"""KL in nats per token below which two models give the same predictions, but for rounding."""
 
 LOG_EVERY = 10
 """Steps between two lines of the log."""
@@ -252,10 +255,19 @@ class TrainingLoop:
 
     @cached_property
     def rate(self) -> float:
-        """The highest learning rate: the recipe's, or one by the weights and the loss before training."""
+        """The highest learning rate: the recipe's, or one by the weights and the loss before training.
+
+        Raises RecipeError if there is no loss, which would give a rate of 0.
+        """
         if self.settings.learning_rate is not None:
             return self.settings.learning_rate
         lost = self.state.log[0].get("eval_kl", RATE_KL) if self.given.objective.unit == NATS else RATE_KL
+        if lost < SAME_KL:
+            raise RecipeError(
+                "recovery: the model already predicts what the dense model with the same tokens does, so it would "
+                "learn nothing from it: train it on the text alone, with --set recovery.distillation=0 and a low "
+                "recovery.learning_rate, or leave the recovery out"
+            )
         return RATE * self.magnitude * min(lost / RATE_KL, 1.0)
 
     def _batch(self, step: int, number: int) -> Tensor:
