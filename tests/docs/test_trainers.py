@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.commands import launch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
+from accelerate.utils.launch import prepare_multi_gpu_env
 from tests.tiny.process import forked, python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-PAGE = Path(__file__).parents[2] / "docs" / "trainers.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "trainers.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^## (.*?)\n.*?```python\n(.*?)```", TEXT, flags=re.M | re.S)
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -64,3 +69,26 @@ def test_the_configuration_for_axolotl_trains_and_its_model_loads_again(model, t
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings | few), encoding="utf-8")
     python("-m", "axolotl.cli.main", "train", "mine.yaml", "--launcher", "python", cwd=tmp_path, DO_NOT_TRACK="1")
     assert_trained(model, tmp_path / settings["output_dir"])
+
+
+def test_accelerate_shards_the_blocks_of_a_model_with_unequal_layers(model, monkeypatch):
+    """As the page on GPUs says, as far as that can be checked without one."""
+    page, file = ROOT / "docs" / "gpu.md", ROOT / "recipes" / "cluster" / "fsdp2.yaml"
+    (line,) = re.findall(r"^model\._no_split_modules = .*$", page.read_text(encoding="utf-8"), flags=re.M)
+    (several,) = re.findall(r"^#   (--num_machines .*)$", file.read_text(encoding="utf-8"), flags=re.M)
+    words = several.replace("RANK", "1").split()  # only the first machine looks for a free port
+    arguments = launch.launch_command_parser().parse_args(["--config_file", str(file), *words, "distil.py"])
+    arguments, *_ = launch._validate_launch_command(arguments)
+    assert (arguments.use_fsdp, arguments.num_processes, arguments.mixed_precision) == (True, 16, "bf16")
+    for name, value in prepare_multi_gpu_env(arguments).items():
+        if name.startswith("FSDP"):
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="Could not find the transformer layer class"):
+        FullyShardedDataParallelPlugin().set_auto_wrap_policy(model)
+    exec(line, {"model": model})
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward
+    plugin.set_auto_wrap_policy(model)
+    shards = fsdp2_prepare_auto_wrap_policy(plugin, model)
+    assert [part for part in model.modules() if shards(part)] == list(model.model.layers)
