@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from darwinlm.formats.transformers import saved
 from darwinlm.pipeline import REPORT
 from darwinlm.recipe import load_recipe
 from darwinlm.runs.demo_recipe import SETTINGS as DEMO
@@ -171,5 +172,6 @@ def test_the_demo_runs_from_the_text_to_the_report(staying, tiny_text_file, tmp_
         report = run_stages(run, REPORT).report
     assert sum(gpu.tally.kernels.values()) > 1000, "it ran there"
     assert not gpu.tally.mixes
+    assert gpu.tally.inside(saved)["kernels"], "the saved model is checked there"
     assert report.saved.kl is not None
     assert (tmp_path / "out" / "model" / "config.json").is_file()

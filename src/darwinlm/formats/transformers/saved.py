@@ -36,6 +36,7 @@ from darwinlm.runtime.errors import CheckpointError, NumericsError, storage_erro
 from darwinlm.runtime.folders import make_folder, remove
 from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.lock import ASIDE
+from darwinlm.runtime.memory import memory_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -179,10 +180,12 @@ def recorded_digests(record: Path) -> dict[str, str]:
 
 
 @torch.no_grad()
-def check_saved(model: PreTrainedModel, folder: Path, tokens: Tensor) -> None:
+def check_saved(model: PreTrainedModel, folder: Path, tokens: Tensor, device: torch.device | None = None) -> None:
     """Load the folder again as transformers does: its weights must be the model's, and its logits up to rounding.
 
-    `tokens` is [n, t]. Raises CheckpointError if they differ; the message names the first differing weight.
+    `tokens` is [n, t]. Both models are moved to the `device` and run there, if it is an NVIDIA GPU with room for them;
+    else they run where the model is. Raises CheckpointError if they differ; the message names the first weight that
+    does.
     """
     multimodal = is_whole(folder)
     ending = ending_of(read_json(folder / "config.json"), folder)
@@ -198,6 +201,9 @@ def check_saved(model: PreTrainedModel, folder: Path, tokens: Tensor) -> None:
             difference = name
             break
     if difference is None:
+        on_gpu = device is not None and device.type == "cuda"
+        if on_gpu and 2 * model.get_memory_footprint() <= memory_of(device).room("whole models"):
+            model, reloaded = model.to(device), reloaded.to(device)
         input_ids = items.ids(tokens).to(model.device)
         logits = outputs_of(model, ending, input_ids=input_ids, use_cache=False)
         error = logits - outputs_of(reloaded, ending, input_ids=input_ids, use_cache=False)

@@ -19,6 +19,8 @@ from darwinlm.runtime.mapped import in_file
 from darwinlm.runtime.version import VERSION
 
 if TYPE_CHECKING:
+    import torch
+
     from darwinlm.steps.stitch.step import Stitched
 
 
@@ -30,6 +32,7 @@ def save_final(
     folder: Path,
     scratch: Path,
     recipe: Mapping[str, object],
+    device: torch.device,
 ) -> dict[str, str]:
     """Save the final model into a folder.
 
@@ -41,6 +44,7 @@ def save_final(
         folder: Folder of the model.
         scratch: Folder for mapped files.
         recipe: The recipe, for the record beside the weights.
+        device: Where the two are compared, if it has room for both.
 
     Returns the hashes of the saved files. Raises ArtifactError if files of `folder` aren't as we wrote them, and as
     `check_saved` and `save_model`.
@@ -52,7 +56,7 @@ def save_final(
     model = as_dtype(final.model(dense.dtype, keep=partial(in_file, folder=scratch)), dense.dtype)
     model = in_family_class(model, final.checkpoint)
     save_model(model, folder, tokenizer=dense.tokenizer(), source=original.carried)
-    check_saved(model, folder, text)
+    check_saved(model, folder, text, device)
     write_json(folder / RECORD, {"version": VERSION, "recipe": recipe, "files": saved_digests(folder)})
     return saved_digests(folder)
 

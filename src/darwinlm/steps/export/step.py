@@ -85,6 +85,7 @@ class Export(Step[Exported]):
             task.context.folder / MODEL,
             task.folder,
             without_folders(task.recipe.model_dump(mode="json")),
+            task.context.device,
         )
         write_json(task.folder / FILES, {"files": files})
 
