@@ -20,8 +20,8 @@ from darwinlm.steps.gradients.output_gradients import output_gradients
 from darwinlm.steps.search.fitness import Fitness
 from darwinlm.steps.search.slopes import Gradients
 
-STEP = 1e-5
-"""A step; larger ones bend, or change which experts tokens take."""
+STEPS = (1e-5, 1e-6, 1e-7)
+"""Steps, the first of which is taken between whose ends no token changes its experts; larger ones bend."""
 
 
 class InDouble(TorchFunctionMode):
@@ -30,11 +30,18 @@ class InDouble(TorchFunctionMode):
     Rounding in float32 changes a loss by 1e-8, which a step multiplies: the quotient of a mixture was off by 1e-4.
     """
 
+    def __init__(self):
+        super().__init__()
+        self.experts = []
+
     def __torch_function__(self, function, types, arguments=(), named=None):
         if function is torch.Tensor.float:
             return arguments[0].double()
         doubled = {name: self.doubled(value) for name, value in (named or {}).items()}
-        return function(*map(self.doubled, arguments), **doubled)
+        found = function(*map(self.doubled, arguments), **doubled)
+        if function in (torch.topk, torch.Tensor.topk):
+            self.experts += found.indices.sort().values.flatten().tolist()
+        return found
 
     @staticmethod
     def doubled(value):
@@ -92,28 +99,33 @@ def middle(space):
 
 
 def mean_kl(placed, tokens, allocation):
-    """KL to the dense model in nats per token, float64, from whole logits."""
-    with torch.no_grad(), InDouble():
+    """KL to the dense model in nats per token, float64, from whole logits; and the experts of all tokens."""
+    with torch.no_grad(), InDouble() as computed:
         found = placed.decoder.model(input_ids=tokens, use_cache=False).logits.double().log_softmax(-1)
     placed.apply(placed.space.dense)
     with torch.no_grad(), InDouble():
         dense = placed.decoder.model(input_ids=tokens, use_cache=False).logits.double().log_softmax(-1)
     placed.apply(allocation)
-    return float((dense.exp() * (dense - found)).sum() / tokens.numel())
+    return float((dense.exp() * (dense - found)).sum() / tokens.numel()), computed.experts
 
 
 def by_difference(placed, tokens, allocation, index, level):
-    losses = []
-    for step in (STEP, -STEP):
+    module, family = placed.space.modules[index], placed.decoder.family
+    post_norm = family.module(module.kind).post_norm
+    norm = getattr(placed.decoder.blocks[module.block], post_norm) if post_norm else None
+
+    def after(step):
         placed.apply(allocation)
         modules = [placed.module(place, at) for place, at in enumerate(allocation)]
-        module, family = placed.space.modules[index], placed.decoder.family
-        post_norm = family.module(module.kind).post_norm
-        norm = getattr(placed.decoder.blocks[module.block], post_norm) if post_norm else None
         modules[index] = Mixed(modules[index], placed.module(index, level), step, norm)
         placed.place(modules)
-        losses.append(mean_kl(placed, tokens, allocation))
-    return (losses[0] - losses[1]) / (2 * STEP)
+        return mean_kl(placed, tokens, allocation)
+
+    for step in STEPS:
+        (forth, experts), (back, others) = after(step), after(-step)
+        if experts == others:
+            return (forth - back) / (2 * step)
+    raise AssertionError(f"tokens change their experts within {step}")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "ernie4_5", "gemma2", "granite", "phi3", "qwen3_moe"])
