@@ -6,7 +6,6 @@ folder of safetensors shards, and none loads more weights than it uses.
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,8 @@ from transformers import GenerationConfig
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from darwinlm.model.families.config import open_config, read_config
-from darwinlm.model.families.ending import AUTOS, ending_of, name_without_head, with_ending
+from darwinlm.model.families.empty_model import empty_model
+from darwinlm.model.families.ending import ending_of, name_without_head, with_ending
 from darwinlm.model.families.family import Family, family_of
 from darwinlm.model.families.files import (
     CARD,
@@ -33,7 +33,7 @@ from darwinlm.model.families.files import (
     model_files,
 )
 from darwinlm.model.families.generation import generation_of, left_behind
-from darwinlm.model.families.loading import UNUSABLE, check_finite, load_tokenizer, tokenizer_digest
+from darwinlm.model.families.loading import check_finite, load_tokenizer, tokenizer_digest
 from darwinlm.model.families.origin import origin_of
 from darwinlm.model.families.quantised import WeightFormat, formats_of
 from darwinlm.model.families.sentence_transformers import (
@@ -45,7 +45,8 @@ from darwinlm.model.families.sentence_transformers import (
     prompts_of,
 )
 from darwinlm.model.families.shard_reading import Empty, in_memory
-from darwinlm.model.families.stored import Stored, is_buffer, matches
+from darwinlm.model.families.stored import Stored, matches
+from darwinlm.model.families.stored_checks import check_tensors
 from darwinlm.model.families.stored_parts import Parts, tensor_parts
 from darwinlm.model.families.whole import load_whole, text_config, text_name, text_type
 from darwinlm.runtime.artifact import digest_of, file_digests, what_changed
@@ -98,7 +99,7 @@ class Checkpoint:
         missing = [shard for shard in sorted(set(checkpoint.stored.shards.values())) if not (folder / shard).is_file()]
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)}: fetch the model again")
-        checkpoint._check_tensors()
+        check_tensors(checkpoint)
         return checkpoint
 
     @classmethod
@@ -141,39 +142,6 @@ class Checkpoint:
         checkpoint.note_files()
         return checkpoint
 
-    def _check_tensors(self) -> None:
-        shapes, model = self.shapes(), self.outline
-        for name, tensor in model.state_dict().items():
-            if name not in shapes:
-                if name in self.tied:
-                    continue
-                raise CheckpointError(
-                    f"{self.folder} lacks the tensor {name}, which its config.json requires: fetch the model again"
-                )
-            if shapes[name] != tuple(tensor.shape):
-                raise CheckpointError(
-                    f"{self.folder}: the tensor {name} is {_sizes(shapes[name])}, but config.json requires "
-                    f"{_sizes(tuple(tensor.shape))}: fetch the model again"
-                )
-        for name in sorted(self.tensors.keys() - model.state_dict().keys()):  # which would be ignored silently
-            if name not in self.tied and not is_buffer(name) and not matches(name, self._ignored):
-                raise CheckpointError(
-                    f"{self.folder} holds the tensor {shorten(name)}, which a {self.family.model_type} model with its "
-                    "config.json does not have: fetch the model again"
-                )
-        self._check_tied()
-
-    def _check_tied(self) -> None:
-        """Refuse a head that should be the embedding and isn't: transformers uses both, but saves only one."""
-        for name, original in self.tied.items():
-            if {name, original} <= self.tensors.keys():
-                tensor, tied_to = self.read(name)[""], self.read(original)[""]
-                if tensor.shape != tied_to.shape or not torch.equal(tensor, tied_to):
-                    raise CheckpointError(
-                        f"{self.folder} holds {name} and another {original}, but its config.json says that they are "
-                        'the same: set "tie_word_embeddings" to false there, or remove the tensor that is wrong'
-                    )
-
     @property
     def tied(self) -> dict[str, str]:
         """Tensors that are another one, by name, if the configuration ties them."""
@@ -206,7 +174,7 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> dict[str, Parts]:
         """Stored parts of each tensor of the model, by its name in the model."""
-        unused, further = self._ignored, {*self.further}
+        unused, further = self.ignored, {*self.further}
         names = (*self.stored.plain, *self.stored.packed)
         stored = (name for name in names if name not in further and not matches(name, unused))
         if self.family.ending == "states":
@@ -227,7 +195,7 @@ class Checkpoint:
         count = getattr(self.config, FURTHER[0], None)
         last = self.n_blocks + (count if isinstance(count, int) else 0)
         block = re.compile(rf"{re.escape(self.family.layers)}\.(\d{{1,9}})\.")
-        unused = self._ignored
+        unused = self.ignored
 
         def is_further(name: str) -> bool:
             number = int(match[1]) if (match := block.match(name)) else -1
@@ -255,7 +223,7 @@ class Checkpoint:
         return tuple(map(re.escape, (*listed, *self.family.exact)))
 
     @property
-    def _ignored(self) -> tuple[str, ...]:
+    def ignored(self) -> tuple[str, ...]:
         """Patterns of the names of stored tensors that the model's class ignores."""
         return tuple(getattr(self.outline, "_keys_to_ignore_on_load_unexpected", None) or ())
 
@@ -474,26 +442,4 @@ class Checkpoint:
         `dtype` is that of its forward passes: Gemma's scale of embeddings is rounded to it. By default, it is the
         configuration's. Raises CheckpointError if the configuration describes no valid model.
         """
-        options = {} if dtype is None else {"dtype": dtype}
-        try:
-            with torch.device("meta"):
-                auto = AUTOS[self.family.ending]
-                model: PreTrainedModel = auto.from_config(
-                    copy.deepcopy(self.config), trust_remote_code=False, **options
-                )
-        except UNUSABLE as error:
-            raise CheckpointError(
-                f"{self.folder / 'config.json'} describes no valid model: {first_line(error)}"
-            ) from error
-        for module in model.modules():
-            names = {name for name, _ in module.named_buffers(recurse=False)}
-            if names & module._non_persistent_buffers_set:
-                for name in names:
-                    module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
-                model._init_weights(module)
-        model.tie_weights()
-        return model.eval().requires_grad_(requires_grad=False)
-
-
-def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "a number"
+        return empty_model(self.config, self.family.ending, self.folder, dtype)
