@@ -169,6 +169,8 @@ def test_a_gguf_file(command, tmp_path):
 
 def test_one_screen_has_sizes_the_loss_answers_and_next_steps() -> None:
     tree = recovered()
+    for model in tree["models"].values():
+        model["metrics"]["agreement"] = 0.51
     rows = [
         Answer("Which river?", "The Rhine, " * 40, "The Elbe.", True, False),
         Answer(SHOWN[0], "Bonn.", "Rome.", False, True),
@@ -176,7 +178,7 @@ def test_one_screen_has_sizes_the_loss_answers_and_next_steps() -> None:
     said = io.StringIO()
     demo._screen(Console(file=said, width=200, highlight=False), made(tree), Answers(rows), Path("runs/demo"))
     lines = said.getvalue().splitlines()
-    assert len(lines) <= 26
+    assert len(lines) <= 27
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
     for part in (
@@ -184,6 +186,7 @@ def test_one_screen_has_sizes_the_loss_answers_and_next_steps() -> None:
         "parameters: ",
         "1 of 2 simple questions answered right; the original answers 1",
         "KL ",
+        "the same token is the most likely one at 51.0 % of the positions",
         " if all layers are cut alike",
         "The first question of each kind, right or wrong (all answers: runs/demo/stages/questions/answers.json)",
         f"{SHOWN[0]}\n  original    Bonn.  (wrong)\n  smaller     Rome.\n",

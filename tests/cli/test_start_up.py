@@ -65,7 +65,7 @@ LOADS = "from darwinlm.runtime.spinning import load_torch\nload_torch()\nimport 
 """What names such as `darwinlm.prune` do first. They also import transformers, which takes most of the time."""
 
 NO_STATISTICS = "assert 'scipy.stats' not in sys.modules"
-"""They take more than a second to import, and only measures need them."""
+"""They take half a second to import, and only measures need them."""
 
 
 def test_importing_changes_no_environment() -> None:

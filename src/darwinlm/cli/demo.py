@@ -75,10 +75,12 @@ def _screen(console: Console, summary: Summary, answers: Answers, out: Path) -> 
             f"{answers.original_right}",
         ),
         ("lost", f"KL {nats(small.kl)} nats per token to {reference}; 0 means the same predictions"),
+        ("", f"the same token is the most likely one at {percent(small.agreement)} of the positions"),
         ("", f"on {wording.measured_on(summary)}"),
     ]
     if (uniform := summary.uniform) is not None:
-        lines.append(("", f"{nats(uniform.kl)} if all layers are cut alike, without a search or training"))
+        without = "a search" if recovery is None else "a search or training"
+        lines.append(("", f"{nats(uniform.kl)} if all layers are cut alike, without {without}"))
     for name, value in lines:
         console.print(f"  {name:<11} {value}", soft_wrap=True)
     answered = out / "stages" / SimpleQuestions.name / FILE

@@ -100,7 +100,7 @@ class Paired:
             return self.difference - reach, self.difference + reach
         if np.ptp(self.d) == 0:
             return self.difference, self.difference
-        from scipy.stats import bootstrap  # a second and a half, which a run without measures saves
+        from scipy.stats import bootstrap  # half a second, which a run without measures saves
 
         found = bootstrap(
             (self.d,),
