@@ -22,7 +22,7 @@ from darwinlm.evaluation.measures.named import MeasureRequest
 from darwinlm.evaluation.measures.score_store import ScoreStore
 from darwinlm.evaluation.measures.scored_model import ScoredModel
 from darwinlm.evaluation.measures.seen_items import check_unseen
-from darwinlm.evaluation.reading import ReadText, as_reader, measure_reading, reading_settings
+from darwinlm.evaluation.read_texts import ReadText, as_reader, measure_reading, reading_settings
 from darwinlm.evaluation.seen_text import Overlap, run_of, without_run
 from darwinlm.evaluation.suites import SuiteTask, parse_suite
 from darwinlm.formats.opened import Opened, open_model
