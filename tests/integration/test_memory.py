@@ -81,7 +81,7 @@ def seen(folder: Path, rank: int) -> dict[str, Any]:
 def test_no_process_holds_a_whole_dense_or_trained_model(tmp_path):
     """Neither while it is loaded nor while it runs: one block at a time, beside a share of all."""
     dense = tiny_checkpoint(tmp_path / "model", **SIZES)  # its blocks are nearly all of it
-    processes = in_processes(partial(seen, dense), tmp_path, 4).values()
+    processes = in_processes(partial(seen, dense), tmp_path, count=4).values()
     whole = Checkpoint.open(dense)
     size = sum(4 * weight.numel() for weight in whole.outline.parameters())
     assert size > 150e6

@@ -16,8 +16,8 @@ from tests.tiny.readers import tiny_embedder, tiny_pairs, tiny_scorer
 READING = (*(value for value in SETTINGS if "sequence_length" not in value), "text.sequence_length=64")
 
 
-def pruned(model, text, out, **more):
-    return darwinlm.prune(model, out, text=text, keep=0.6, assignments=READING, **more)
+def pruned(model, text, out, keep=0.6, **more):
+    return darwinlm.prune(model, out, text=text, keep=keep, assignments=READING, **more)
 
 
 @pytest.mark.parametrize("labels", [1, 3])
@@ -26,9 +26,9 @@ def test_a_scorer_is_pruned_and_loads_in_stock_libraries(labels, tmp_path):
 
     model = tiny_scorer(tmp_path / "dense", labels=labels)
     pairs = tiny_pairs(tmp_path / "pairs.jsonl")
-    result = pruned(model, pairs, tmp_path / "run")
+    result = pruned(model, pairs, tmp_path / "run", keep=0.5)
     summary = result.summary
-    assert summary.saved.block_params <= 0.6 * summary.dense.block_params
+    assert summary.saved.block_params <= 0.5 * summary.dense.block_params
     assert summary.saved.metrics["distance"] > 0 == summary.dense.metrics["distance"]
     assert ("score_correlation" in summary.saved.metrics) == (labels == 1)
     assert {score.name for score in summary.saved.reading.scores} >= (
@@ -36,7 +36,8 @@ def test_a_scorer_is_pruned_and_loads_in_stock_libraries(labels, tmp_path):
     )
     assert passages(summary)[0].heading == "Labels"
     config = json.loads((result.model / "config.json").read_text())
-    assert config["architectures"] == ["DarwinLlamaForSequenceClassification"]
+    sizes = {(block.groups, block.heads, block.width) for block in summary.allocation}  # rounding may make them equal
+    assert config["architectures"] == [f"{'Darwin' if len(sizes) > 1 else ''}LlamaForSequenceClassification"]
     loaded = AutoModelForSequenceClassification.from_pretrained(result.model)
     encoder = CrossEncoder(str(result.model), device="cpu", trust_remote_code=True)
     scores = encoder.predict(
@@ -77,7 +78,7 @@ def test_a_language_model_that_answers_keeps_its_answers(tmp_path):
 
 def test_recovery_brings_scores_closer(tmp_path):
     model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl", queries=160)
-    pruned(model, pairs, tmp_path / "run")
+    pruned(model, pairs, tmp_path / "run", keep=0.4)
     trained = darwinlm.recover(tmp_path / "run", tmp_path / "recovered", tokens=6400).summary
     assert trained.saved.metrics["distance"] < trained.models["before"].metrics["distance"]
     assert trained.steps["recover"].unit == "distance of scores"
