@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.tiny.checkpoint import tiny_checkpoint
-from tests.tiny.process import together
-from tests.tiny.recovering import Stopped, losses, recover_tiny, stop_at
+from tests.tiny.command import sets
+from tests.tiny.process import start_together, together
+from tests.tiny.recovering import RECOVERY, Stopped, losses, recover_tiny, stop_at
 from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import tiny_tokenizer
 from transformers import AutoModelForCausalLM
@@ -149,6 +150,35 @@ def test_two_processes_that_share_the_weights_do_what_one_does(inputs, whole, tm
     assert (summary.of(RecoveryFigures).processes, summary.of(RecoveryFigures).sharded) == (2, True)
     assert_same_recovery(tmp_path / "out", whole[0], summary, whole[1])
     assert not list((tmp_path / "out").rglob("*.bin")), "nothing is a pickle"
+
+
+FAILING = """
+import os
+from darwinlm.cli.main import main
+from darwinlm.steps.recover.train import TrainingLoop
+
+update = TrainingLoop.update
+
+def fail(loop, step):
+    if step == 2 and os.environ["RANK"] == "1":
+        raise MemoryError
+    update(loop, step)
+
+TrainingLoop.update = fail
+main()
+"""
+
+
+def test_a_process_that_fails_in_training_ends_the_other(inputs, tmp_path):
+    """Which waits for it in the middle of a step."""
+    (tmp_path / "failing.py").write_text(FAILING, encoding="utf-8")
+    small, teacher, text = inputs
+    line = ("recover", small, "--teacher", teacher, "--text", text, "--out", tmp_path / "out", *sets(RECOVERY), *MICRO)
+    ended = [each.wait() for each in start_together(tmp_path / "failing.py", *line)]
+    assert 0 not in [each.returncode for each in ended]
+    assert "Traceback" not in ended[0].stderr + ended[1].stderr
+    (said,) = (line for each in ended for line in each.stderr.splitlines() if line.startswith("error:"))
+    assert "the machine ran out of memory" in said
 
 
 def test_nodes_that_replicate_the_weights_do_what_one_process_does(inputs, whole, tmp_path):

@@ -118,25 +118,25 @@ def run_recovery(
         reference = None
         if settings.needs_dense:
             reference = load_teacher(teacher, context.dtype, context.device, mesh)
-    with parallel.agree():
-        model, record = Training(
-            start.model,
-            reference,
-            text,
-            validation.tokens,
-            steps,
-            settings,
-            scratch / "training",
-            {"key": task.stage.digest, "steps": steps.count},
-            objective_of(dense),
-            device=context.device,
-            dtype=context.dtype,
-            mesh=mesh,
-            ends=ends,
-            say=context.reporter.say,
-            progress=context.reporter.advance,
-            measured=context.reporter.measured,
-        ).train()
+    # Not inside `agree`: processes communicate in every step, so that one which fails must end the others.
+    model, record = Training(
+        start.model,
+        reference,
+        text,
+        validation.tokens,
+        steps,
+        settings,
+        scratch / "training",
+        {"key": task.stage.digest, "steps": steps.count},
+        objective_of(dense),
+        device=context.device,
+        dtype=context.dtype,
+        mesh=mesh,
+        ends=ends,
+        say=context.reporter.say,
+        progress=context.reporter.advance,
+        measured=context.reporter.measured,
+    ).train()
     parallel.in_main(lambda: save_model(model, task.folder / "model", tokenizer=tokenizer))
     parallel.in_main(write_json, task.folder / RECORD, record)
     parallel.in_main(_end, scratch)
