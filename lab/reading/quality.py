@@ -55,9 +55,7 @@ def per_question(scores: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {NDCG: [], MRR: []}
     for row in scores:
         right = [1] + [0] * (len(row) - 1)
-        reciprocal, gain, _ = evaluator.compute_metrics(  # type: ignore[no-untyped-call]
-            right, np.asarray(row)
-        )
+        reciprocal, gain, _ = evaluator.compute_metrics(right, np.asarray(row))
         found[NDCG].append(float(gain))
         found[MRR].append(float(reciprocal))
     return found
