@@ -51,12 +51,34 @@ def test_text_from_the_hub_without_a_network(prune):
         ("--set serch.seed=3", ["unknown field 'serch': did you mean 'search'?"]),
         ("--set search.seed 2", ["put = between a setting and its value: --set search.seed=2"]),
         ("--set search.seed", ["--set takes section.field=value, not 'search.seed': put = before the value"]),
+        ("--answers ,", ["text.answers: must be two words such as yes,no", "(it is ',')"]),
         ("units.mlp_multiple=8 search.seed=1", ["give settings as --set units.mlp_multiple=8 --set search.seed=1"]),
     ],
 )
 def test_options_that_cannot_be_used(prune, tmp_path, options, parts):
     prune(*options.split()).refused(*parts)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--set search.seed=1"],
+            "'--set search.seed=1' is a single word: write an option and its value as two, --set",
+        ),
+        (["--text a b.txt"], "is a single word: write an option and its value as two, --text 'a b.txt'"),
+        (["--set", "search.seed=1 text.seed=2"], "holds several settings: give each its own --set, such as --set text"),
+        (["--set", "search.seed", "a b"], "put = between a setting and its value: --set 'search.seed=a b'"),
+    ],
+)
+def test_quotes_around_too_much(prune, command, tiny_llama, words, message):
+    prune(*words).refused(message)
+    command("plan", tiny_llama, *words).refused(message)
+
+
+def test_a_value_may_hold_spaces_and_equality_signs(prune):
+    prune("--set", "text.template=a {document} b=c x.y=z").refused("text.template is for models that judge pairs")
 
 
 def test_a_budget_below_the_smallest_model(prune, tmp_path):

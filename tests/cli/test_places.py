@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import sets
+from tests.tiny.process import python
 
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.places import check_output
@@ -98,3 +99,20 @@ def test_names_that_are_not_utf_8(command, prune, model_copy, tiny_text_file, tm
             Path(model_copy if place == "model" else shutil.copy(tiny_text_file, tmp_path)).rename(given[place])
     prune("--until", "text", **given).refused("name", "isn't UTF-8", "ename it")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+@pytest.mark.parametrize("place", ["text", "a text in a folder", "recipe"])
+def test_names_in_utf_8_where_python_expects_none(model_copy, tiny_text_file, tmp_path, place):
+    (tmp_path / "texts").mkdir()
+    text = Path(shutil.copy(tiny_text_file, tmp_path / "texts" / "Grüße.txt"))
+    (tmp_path / "recipe.yaml").write_text(f"text: {{source: {text}}}", encoding="utf-8")
+    given = {
+        "text": ["--text", text],
+        "a text in a folder": ["--text", text.parent],
+        "recipe": ["--recipe", tmp_path / "recipe.yaml"],
+    }
+    words = ["-m", "darwinlm", "prune", model_copy, "--out", tmp_path / "out", *sets(SETTINGS), *given[place]]
+    ended = python(*words, status=2, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert "Python handles names of files as ascii here, which has no such letters: set PYTHONUTF8=1" in ended.stderr
+    assert [line[:7] for line in ended.stderr.splitlines()] == ["error: "]

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.tiny.summaries import SUMMARIES, made, recovered, searched
 from darwinlm.cli import demo
 from darwinlm.runs.demo_questions import SHOWN, Answer, Answers
 from darwinlm.runs.finished import read_summary
+from darwinlm.runtime import shell
 from darwinlm.runtime.artifact import write_json
 from darwinlm.runtime.errors import install
 
@@ -96,6 +98,16 @@ def test_next_steps_run_with_what_is_installed(command, finished_llama, monkeypa
     shown = command("show", finished_llama).succeeded().out
     assert f"llama.cpp (first: {install('gguf')})" in shown
     assert "benchmarks:" in shown
+
+
+def test_printed_commands_take_any_name_of_a_run(command, finished_copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("-half", ["./-half", "./-half-recovered"]), ("my run's", ["my run's", "my run's-recovered"])):
+        finished_copy = finished_copy.rename(tmp_path / name)
+        shown = command("show", f"./{name}").succeeded().out
+        (line,) = (line for line in shown.splitlines() if line.startswith("  darwinlm recover"))
+        assert [word for word in shlex.split(line) if name in word] == words
+        assert f"hf upload OWNER/NAME {shell.word(name)}/model" in shown
 
 
 def edit(path: Path, change: Callable[[Any], None]) -> None:

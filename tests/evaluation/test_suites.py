@@ -9,6 +9,7 @@ from tests.tiny.benchmarks import tiny_benchmarks
 
 from darwinlm.evaluation import score_tables as summary
 from darwinlm.evaluation.harness import TaskScore, read_local
+from darwinlm.evaluation.measures.named import MeasureRequest
 from darwinlm.evaluation.suites import KNOWN, SUITES, SuiteTask, check_names, parse_suite
 from darwinlm.runtime import tables
 from darwinlm.runtime.errors import DataError, RecipeError
@@ -34,9 +35,27 @@ def test_tasks_and_shots_are_read() -> None:
     assert parse_suite(" piqa, arc_challenge:25 ") == (SuiteTask("piqa"), SuiteTask("arc_challenge", 25))
 
 
+QUICK = ["arc_easy:0", "piqa:0", "hellaswag:0", "sciq:0", "winogrande:0", "boolq:0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("quick,sciq", QUICK),
+        ("quick, quick,piqa:0", QUICK),
+        ("sciq,quick", ["sciq:0", *(name for name in QUICK if name != "sciq:0")]),
+        ("quick,logiqa", [*QUICK, "logiqa"]),
+    ],
+)
+def test_a_task_of_a_suite_runs_once(text: str, names: list[str]) -> None:
+    assert [measure.name for measure in MeasureRequest(tuple(text.split(","))).open()] == names
+    assert list(parse_suite(text)) == [task for name in names for task in parse_suite(name)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("quick,piqa:5", r"names piqa twice"),
         ("piqa:few", r"'piqa:few' should be TASK or TASK:SHOTS"),
         ("piqa,sciq,piqa", r"names piqa twice"),
         (" , ", r"--suite is empty: give paper or quick"),

@@ -206,6 +206,19 @@ def test_the_line_of_prune_is_planned_with_another_verb(
     command("plan", tiny_llama, "--keep", "50%", "--text", missing).refused("nowhere.txt': there is no such file")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--answers", "river,"), "text.answers: must be two words such as yes,no"),
+        (("--answers", "river,river"), "text.answers: must be two words such as yes,no"),
+        (("--answers", "river stone light,no"), "text.answers: 'river stone light' is"),
+        (("--answers", "a,b", "--vocab", "50%"), "--vocab is for models that write"),
+    ],
+)
+def test_a_plan_refuses_what_a_run_refuses_of_answers(command: Command, tiny_llama: Path, options, message) -> None:
+    command("plan", tiny_llama, *options).refused(message)
+
+
 def test_commands_of_prune_are_options_of_plan() -> None:
     from inspect import signature
 

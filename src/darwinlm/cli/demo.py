@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
+from darwinlm.runtime.shell import word
 
 if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
@@ -93,7 +93,7 @@ def _screen(console: Console, summary: Summary, answers: Answers, out: Path) -> 
         ):
             line = shorten(" ".join(said.split()), 84, placeholder=" …")
             console.print(f"  {name:<11} {line}{'' if right else '  (wrong)'}", soft_wrap=True)
-    quoted = shlex.quote(str(out))
+    quoted = word(out)
     steps = (
         (f"darwinlm chat {quoted}", "talk to the smaller model"),
         (f"darwinlm show {quoted}", f"show all figures (page: {PAGE})"),

@@ -24,7 +24,7 @@ from darwinlm.cli.app import app
 from darwinlm.cli.words import meant
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import DISK, ArtifactError, DarwinLMError, ParallelError
-from darwinlm.runtime.limits import MESSAGE, shorten
+from darwinlm.runtime.limits import MESSAGE, NOT_IN_UTF8, shorten
 from darwinlm.runtime.lock import release_all
 from darwinlm.runtime.safe_console import Terminal
 from darwinlm.runtime.spinning import SPINS
@@ -121,7 +121,7 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
         code = 2
         if not _interrupted:  # otherwise it is how a library reported the interrupt
             panicked = type(error).__name__ == "PanicException"  # of the tokenizers library, which is no Exception
-            if not panicked and not isinstance(error, DarwinLMError | UsageError | OSError | MemoryError):
+            if not panicked and not _expected(error):
                 if not parallel.connected():
                     raise
                 code = 1
@@ -150,23 +150,46 @@ def _pipe_closed(self: Console) -> None:
 def _message(error: BaseException) -> str:
     """The message of an error: the problem and the remedy in one line."""
     if isinstance(error, UsageError):
-        context = getattr(error, "ctx", None)
-        message = meant(context, error.format_message())  # type: ignore[attr-defined]
-        takes_settings = context is not None and any("--set" in option.opts for option in context.command.params)
-        settings = re.findall(r"\w+\.[\w.]+=[^\s)]*", message) if takes_settings and "extra argument" in message else []
-        if settings:
-            return f"{message}: give settings as --set {' --set '.join(settings)}"
-        unassigned = _unassigned(sys.argv) if takes_settings and "extra argument" in message else None
-        return message + (f": put = between a setting and its value: --set {unassigned}" if unassigned else "")
+        return _usage(error)
     if isinstance(error, OSError):
         path = shorten(error.filename) if error.filename else "a file"
         advice = DISK.get(error.errno or 0, f"{error.strerror or shorten(error)}: check the path and its permissions")
         return f"{path}: {advice}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{shorten(ascii(error.object))}: {NOT_IN_UTF8}"
     if isinstance(error, MemoryError):
         return "the machine ran out of memory: see darwinlm plan, or lower compute.batch_tokens"
     if not isinstance(error, Exception):
         return f"the model's tokenizer fails on this text ({shorten(error, 200)}): give other text or another model"
     return str(error)
+
+
+def _expected(error: BaseException) -> bool:
+    """Whether an error is told in a line: input can cause it, or names of files that Python can't encode here."""
+    if isinstance(error, UnicodeEncodeError):
+        return sys.getfilesystemencoding() != "utf-8"
+    return isinstance(error, DarwinLMError | UsageError | OSError | MemoryError)
+
+
+def _usage(error: Exception) -> str:
+    """The message for words that aren't a command, with what they were meant to be if that can be told."""
+    context = getattr(error, "ctx", None)
+    message = meant(context, error.format_message())  # type: ignore[attr-defined]
+    joined = next((word for word in sys.argv if re.match(r"--[\w-]+\s+\S", word)), None)
+    if joined and message.startswith("No such option"):
+        option, value = joined.split(maxsplit=1)
+        return f"'{shorten(joined)}' is a single word: write an option and its value as two, {option} {_quoted(value)}"
+    takes_settings = context is not None and any("--set" in option.opts for option in context.command.params)
+    if not takes_settings or "extra argument" not in message:
+        return message
+    if settings := re.findall(r"\w+\.[\w.]+=[^\s)]*", message):
+        return f"{message}: give settings as --set {' --set '.join(settings)}"
+    unassigned = _unassigned(sys.argv)
+    return message + (f": put = between a setting and its value: --set {_quoted(unassigned)}" if unassigned else "")
+
+
+def _quoted(value: str) -> str:
+    return shlex.quote(shorten(value))
 
 
 def _unassigned(words: list[str]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Unpack
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from darwinlm.cli import arguments, terminal
 from darwinlm.cli.app import SHRINK, command
+from darwinlm.runtime.shell import word
 from darwinlm.steps.budget.kinds import BUDGETS
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _show_sweep(console: Console, sweep: Mapping[str, Summary], out: Path) -> No
     console.print("size against loss")
     console.print(tables.terminal(sweep_table(sweep)))
     console.print(f"models  {out}/*/model\npage    {out / PAGE}", soft_wrap=True)
-    largest = shlex.quote(str(out / next(iter(sweep))))
+    largest = word(out / next(iter(sweep)))
     console.print(f"\ndarwinlm show {largest}    show all figures of a size, and next steps", soft_wrap=True)
 
 
@@ -126,7 +126,7 @@ def show_result(console: Console, summary: Summary, out: Path) -> None:
     """Print what was gained and lost in three lines, and where the rest is."""
     from darwinlm.report import wording
 
-    quoted = shlex.quote(str(out))
+    quoted = word(out)
     lines = wording.told(summary)
     if summary.curve is not None:
         lines += summary.curve.lines()

@@ -84,12 +84,25 @@ SUITES: dict[str, tuple[SuiteTask, ...]] = {
 }
 
 
+def listed(text: str) -> list[str]:
+    """The names in `quick,piqa:5,answers.jsonl` one by one; suites become their tasks.
+
+    A task of a suite is listed once, even if it is also named by itself, without shots or with the suite's.
+    """
+    names = [name for name in (part.strip() for part in text.split(",")) if name]
+    of_suites = {task.name: f"{task.name}:{task.shots}" for name in names for task in SUITES.get(name, ())}
+    found: list[str] = []
+    for name in names:
+        spelled = of_suites.get(name, name)
+        tasks = [f"{task.name}:{task.shots}" for task in SUITES[name]] if name in SUITES else [spelled]
+        found += [task for task in tasks if task not in found or task not in of_suites.values()]
+    return found
+
+
 def parse_suite(text: str, *, option: str = "--suite") -> tuple[SuiteTask, ...]:
-    """Read the name of a suite, or tasks: `piqa,arc_challenge:25`; names are checked later. Raises RecipeError."""
-    if text in SUITES:
-        return SUITES[text]
+    """Read suites and tasks: `quick` or `piqa,arc_challenge:25`; names are checked later. Raises RecipeError."""
     tasks: list[SuiteTask] = []
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    for item in listed(text):
         name, _, shots = item.partition(":")
         if shots and not shots.isdigit():
             raise RecipeError(f"{option}: '{item}' should be TASK or TASK:SHOTS, such as arc_challenge:25")

@@ -124,6 +124,11 @@ def _assembled(
             raise RecipeError(
                 f"--set takes section.field=value, not '{assignment}': put = before the value, without spaces"
             )
+        if others := [word for word in text.split()[1:] if _is_setting(word)]:
+            raise RecipeError(
+                f"--set {shorten(repr(assignment))} holds several settings: give each its own --set, such as "
+                f"--set {shorten(others[0])}"
+            )
         try:
             value = parse_yaml(text)
         except ValueError as error:
@@ -135,6 +140,12 @@ def _assembled(
         if value is not None:
             _assign(tree, name, value)
     return tree, origin
+
+
+def _is_setting(word: str) -> bool:
+    """Whether a word assigns a field of the recipe."""
+    section, _, field = word.partition("=")[0].rpartition(".")
+    return "=" in word and section in Recipe.model_fields and field in _taken(Recipe.model_fields[section].annotation)
 
 
 def parse_recipe(tree: JsonObject, origin: str) -> Recipe:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shlex
 
 from darwinlm.report.summary import BudgetFigures, Summary
 from darwinlm.report.wording import large_embedding
 from darwinlm.runtime.errors import install
+from darwinlm.runtime.shell import word
 from darwinlm.steps.file.file_figures import BoundedFileFigures
 from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
@@ -86,8 +86,8 @@ def next_steps(
     know. A wish names the extra that it needs; `on_this_machine`, on this machine, how to install it if it isn't.
     """
     kind = _file_type(summary)
-    run, recovered, gguf = (shlex.quote(path) for path in (run, f"{stem}-recovered", f"{stem}.gguf"))
-    against = f" --against {shlex.quote(model)}" if model else ""
+    run, recovered, gguf = (word(path) for path in (run, f"{stem}-recovered", f"{stem}.gguf"))
+    against = f" --against {word(model)}" if model else ""
     train = (
         "train it, which gains the most quality (needs a GPU; on a CPU try --tokens 1M)",
         f"darwinlm recover {run} --tokens 300M --text TEXT --out {recovered}",
@@ -98,7 +98,7 @@ def next_steps(
         f"darwinlm export {run} --quant {kind} --out {gguf}",
     )
     if bounded is not None:
-        file = ("run the file that keeps the bound, in llama.cpp", f"llama-cli -m {run}/{shlex.quote(bounded.file)}")
+        file = ("run the file that keeps the bound, in llama.cpp", f"llama-cli -m {run}/{word(bounded.file)}")
     if summary.export.gives != "language":
         return [
             *([train] if summary.of(RecoveryFigures) is None else []),
@@ -137,8 +137,8 @@ def _fewer_tokens(summary: Summary, model: str | None, stem: str) -> list[tuple[
     else:
         wish = f"cut its vocabulary too: {large}"
         size = f"--keep {budget.block_params / budget.dense_block_params:.1%} --vocab 50%"
-    out = shlex.quote(f"{stem}-vocab")
-    return [(wish, f"darwinlm prune {shlex.quote(model)} {size} --text TEXT --out {out}")]
+    out = word(f"{stem}-vocab")
+    return [(wish, f"darwinlm prune {word(model)} {size} --text TEXT --out {out}")]
 
 
 _MILLIONS = {"params": "M", "latency": "ms"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from darwinlm.runtime.amounts import size
 from darwinlm.runtime.artifact import fresh_folder
 from darwinlm.runtime.errors import ArtifactError, ExportError
 from darwinlm.runtime.lock import hold_target
+from darwinlm.runtime.shell import word
 
 
 def export_model(
@@ -58,6 +58,6 @@ def _beyond_bound(model: Path, n_bytes: int) -> str:
         if budget is not None and budget.kind == "file" and n_bytes > budget.upper:
             return (
                 f"this file has {size(n_bytes)}, more than the {size(budget.upper)} that the run was pruned to; "
-                f"darwinlm show {shlex.quote(str(model))} lists the types that keep it"
+                f"darwinlm show {word(model)} lists the types that keep it"
             )
     return ""

@@ -29,6 +29,7 @@ from darwinlm.runtime.signatures import spelled_out
 from darwinlm.runtime.torch_state import in_usual_state
 from darwinlm.steps.budget.layers import choose_layers
 from darwinlm.steps.run_sizes import RunSizes
+from darwinlm.steps.text.reading import check_reader, with_answers
 from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.text.text_source import check_source, given_source
 from darwinlm.steps.vocabulary.preview import preview
@@ -90,6 +91,10 @@ def _plan(resolved: Recipe, device: str, processes: int) -> Plan:
             "budget.file is planned from weights and a tokenizer: give a model's folder, or another bound"
         )
     checkpoint = describe_model(resolved.model)
+    if Path(resolved.model).expanduser().is_dir():  # its tokenizer lies in it
+        checkpoint = with_answers(checkpoint, resolved.section(TextSettings))
+        vocabulary, budget = resolved.section(VocabularySettings), resolved.section(BudgetSettings)
+        check_reader(checkpoint, cuts_vocabulary=vocabulary.cut, budget=budget.kind)
     if device in CARDS:
         bfloat16 = resolved.compute.model_copy(update={"dtype": "bfloat16"} if resolved.compute.dtype == "auto" else {})
         sizes = RunSizes(checkpoint, resolved.model_copy(update={"compute": bfloat16}), processes)

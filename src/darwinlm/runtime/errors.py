@@ -34,6 +34,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from darwinlm.runtime.shell import word
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -198,7 +200,7 @@ def install(extra: str) -> str:
         origin = {}
     url = str(origin.get("url", ""))
     if origin.get("dir_info", {}).get("editable"):
-        return f"pip install -e '{unquote(urlsplit(url).path)}[{extra}]'"
+        return f"pip install -e {word(f'{unquote(urlsplit(url).path)}[{extra}]')}"
     if "vcs_info" in origin:
         url = f"{origin['vcs_info']['vcs']}+{url}"
     return f"pip install 'darwinlm[{extra}]{f' @ {url}' if url else ''}'"

@@ -8,6 +8,7 @@ import os
 import re
 import reprlib
 import stat
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ MESSAGE = 1000
 """Maximum length of an error message in characters."""
 SHOWN = 80
 """Maximum number of characters of a value in a message."""
+NOT_IN_UTF8 = (
+    f"Python handles names of files as {sys.getfilesystemencoding()} here, which has no such letters: set PYTHONUTF8=1"
+)
+"""What is wrong with a name in UTF-8 where the locale and PYTHONUTF8 say that names aren't."""
 TOO_DEEP = "it is nested too deeply"
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -85,9 +90,18 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(shorten(str(error) or type(error).__name__, 300)) from error
 
 
-def is_utf8(name: str) -> bool:
-    """Whether the name of a file can be written as text: on Linux it may be any bytes."""
-    return name.isascii() or not re.search("[\ud800-\udfff]", name)
+def wrong_name(name: str) -> str:
+    """Why the name of a file can't be written as text, and what to do; empty if it can. On Linux, it may be any bytes.
+
+    A name in UTF-8 can't be written either where Python doesn't expect UTF-8.
+    """
+    if name.isascii() or not re.search("[\ud800-\udfff]", name):
+        return ""
+    try:
+        os.fsencode(name).decode()
+    except UnicodeError:
+        return "its name isn't UTF-8: rename it"
+    return NOT_IN_UTF8
 
 
 def visible(text: str) -> str:

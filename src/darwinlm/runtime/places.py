@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from darwinlm.runtime.errors import ArtifactError
-from darwinlm.runtime.limits import is_utf8
+from darwinlm.runtime.limits import wrong_name
 
 Given = str | Path | None
 """A path, a name on the hub, a source of text with a field, or nothing."""
@@ -20,8 +20,8 @@ def check_output(out: Path, inputs: Sequence[Given], text: Sequence[Given] = (),
     aren't UTF-8 are refused too: neither records nor safetensors can hold them. Raises ArtifactError, which names both.
     """
     for path in (out, *inputs, *text):
-        if not is_utf8(str(path)):
-            raise ArtifactError(f"{path} has a name that isn't UTF-8: rename it")
+        if wrong := wrong_name(str(path)):
+            raise ArtifactError(f"{path}: {wrong}")
     output = _real(out)
     is_replaceable = output.is_file() or output.is_dir() or not os.path.exists(output)  # noqa: PTH110 - as in _real
     if not is_replaceable or out.absolute().parent == Path("/dev"):  # its links may lead to files

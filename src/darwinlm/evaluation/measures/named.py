@@ -10,7 +10,7 @@ from darwinlm.evaluation.measures.benchmark_measure import BenchmarkMeasure
 from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.evaluation.measures.own_function import FunctionMeasure
 from darwinlm.evaluation.measures.questions import FileMeasure
-from darwinlm.evaluation.suites import SUITES, parse_suite
+from darwinlm.evaluation.suites import listed, parse_suite
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.quantities import parse_quantity
 
@@ -64,10 +64,8 @@ class MeasureRequest:
 
 
 def _parts(names: Iterable[str]) -> list[str]:
-    """The names one by one; suites become their tasks. Raises RecipeError if there is none."""
-    parts: list[str] = []
-    for name in filter(None, (part.strip() for several in names for part in several.split(","))):
-        parts += [f"{task.name}:{task.shots}" for task in SUITES[name]] if name in SUITES else [name]
+    """The names one by one, suites as their tasks. Raises RecipeError if there is none."""
+    parts = listed(",".join(names))
     if not parts:
         raise RecipeError("--measure is empty: give tasks such as sciq, a file of questions, or check.py:score")
     return parts

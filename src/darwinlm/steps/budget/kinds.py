@@ -6,7 +6,6 @@ and the option of the command follow from it; add its name to `BudgetArguments` 
 
 from __future__ import annotations
 
-import shlex
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, ClassVar, TypedDict
 
@@ -14,6 +13,7 @@ from pydantic import Field, field_validator
 
 from darwinlm.runtime.quantities import ByteCount, Count, Duration, Factor, Share
 from darwinlm.runtime.registry import Extension, Extensions
+from darwinlm.runtime.shell import word
 
 if TYPE_CHECKING:
     from darwinlm.model.units.cost import CostModel
@@ -180,7 +180,7 @@ class File(_Size):
         name, size = fits
         raise BudgetError(
             f"budget.file: {cost.words(self.value)} needs no pruning: the whole model has {cost.words(size)} as "
-            f"{name}. Write that file: darwinlm export {shlex.quote(model.model)} --quant {name} "
+            f"{name}. Write that file: darwinlm export {word(model.model)} --quant {name} "
             "--out model.gguf"
         )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, ClassVar
 
 from darwinlm.runtime.amounts import nats, size
 from darwinlm.runtime.figures import Figures, StepFigures
+from darwinlm.runtime.shell import word
 
 if TYPE_CHECKING:
     pass
@@ -50,5 +50,5 @@ class BoundedFileFigures(StepFigures):
         quantised = f"the dense model as {dense.quantisation} has {size(dense.bytes)} and KL {nats(dense.kl)}"
         if dense.kl > saved.kl:
             return f"{sentence} It loses less than quantising alone: {quantised}."
-        command = f"darwinlm export {shlex.quote(self.model)} --quant {dense.quantisation} --out model.gguf"
+        command = f"darwinlm export {word(self.model)} --quant {dense.quantisation} --out model.gguf"
         return f"{sentence} Quantising alone loses less: {quantised}. Use that instead: {command}."

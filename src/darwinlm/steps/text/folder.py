@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darwinlm.runtime.errors import DataError
-from darwinlm.runtime.limits import is_utf8, parse_json
+from darwinlm.runtime.limits import parse_json, wrong_name
 from darwinlm.steps.text.file_kinds import EXTENSIONS, PAGES, extension_of, is_code, is_media
 from darwinlm.steps.text.records import listed
 
@@ -75,9 +75,9 @@ def list_folder(folder: Path, *, with_prose: bool = True) -> FolderFiles:
             continue
         (read if _is_read(path, with_prose=with_prose) else skipped).append(path)
     files = FolderFiles(tuple(read), tuple(skipped))
-    odd = next((path for path in files.read if not is_utf8(path.name)), None)
-    if odd is not None:
-        raise DataError(f"Text source {odd}: its name isn't UTF-8. Rename it.")
+    for path in files.read:
+        if wrong := wrong_name(path.name):
+            raise DataError(f"Text source {path}: {wrong}")
     lost = [path for path in files.skipped if path.name != README and not is_media(path)]
     if not files.read:
         found = f" It holds {_counted(files.skipped)}." if files.skipped else ""

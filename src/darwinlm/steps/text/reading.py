@@ -15,6 +15,7 @@ from darwinlm.runtime.limits import shorten
 from darwinlm.steps.text.encoder import DOCUMENT, QUERY, ItemEncoder
 from darwinlm.steps.text.samples import Sample
 from darwinlm.steps.text.shares import SELF, named_parts
+from darwinlm.steps.text.text_settings import answer_words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,14 +69,9 @@ def with_answers(model: Checkpoint, settings: TextSettings) -> Checkpoint:
 
 
 def answer_tokens(words: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens of two answers such as `yes,no`. Raises RecipeError if they aren't two single tokens."""
-    parts = [word.strip() for word in words.split(",")]
-    if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
-        raise RecipeError(
-            f"text.answers is '{words}', but must be two words such as yes,no, the one that means yes first"
-        )
+    """The tokens of two answers such as `yes,no`. Raises RecipeError if one isn't a single token."""
     tokens = []
-    for word in parts:
+    for word in answer_words(words):
         forms = [tokenizer(form, add_special_tokens=False)["input_ids"] for form in (word, f" {word}")]
         single = next((ids[0] for ids in forms if len(ids) == 1), None)
         if single is None:

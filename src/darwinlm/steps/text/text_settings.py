@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from darwinlm.runtime.quantities import Repeats, Seed, Share, Whole
 from darwinlm.runtime.section import Section
 
-if TYPE_CHECKING:
-    pass
-
-
 LEAST_FOR_ANSWERS = 4096
 """Evaluation tokens from which chat models are compared on their answers too."""
+
+
+def answer_words(answers: str) -> list[str]:
+    """The words of `yes,no`."""
+    return [word.strip() for word in answers.split(",")]
 
 
 class TextSettings(Section):
@@ -45,6 +44,14 @@ class TextSettings(Section):
     if it has these roles, or joins the two as the tokenizer does. For models that give scores."""
     seed: Seed = 0
     """Seed of the order of the documents, their split by purpose, and the repeated passages."""
+
+    @field_validator("answers")
+    @classmethod
+    def _two_words(cls, answers: str | None) -> str | None:
+        words = [] if answers is None else answer_words(answers)
+        if answers is not None and (len(words) != 2 or not all(words) or words[0] == words[1]):
+            raise ValueError("must be two words such as yes,no, the one that means yes first")
+        return answers
 
     @property
     def validation_tokens(self) -> int:
