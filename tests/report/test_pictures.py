@@ -228,3 +228,32 @@ def test_a_run_without_a_search_has_no_pictures_of_one() -> None:
     assert "KL of the best model so far" not in html
     assert "Loss of the training" not in html
     assert "MLP kept in each block" in html
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, 1e308, -1e200])
+@pytest.mark.parametrize("joined", [True, False])
+def test_figures_that_have_no_place_are_left_out(odd: float, joined: bool) -> None:
+    """Those of a damaged file: the tips of the other points stay with their points."""
+    xs, ys = (1.0, 2.0, odd, 4.0), (1.0, odd, 3.0, 4.0)
+    curve = Curve(
+        "",
+        xs,
+        ys,
+        ("one", "two", "three", "four"),
+        labels=("1", "2", "3", "4"),
+        joined=joined,
+        errors=(-1.0, odd, 0.1, odd),
+    )
+    nothing = Curve("all of it", (odd,), (odd,), ("nowhere",))
+    picture = Picture("odd", (Chart("odd", Axis("x"), Axis("y"), (curve, nothing, Level(odd, "bound"))),))
+    assert tips_of(picture) == [["one", "four"]]
+    (line,) = figure_of(picture).axes[0].collections[-2:-1]
+    assert line.get_offsets().tolist() == [[1, 1], [4, 4]]
+
+
+@pytest.mark.parametrize("odd", [math.nan, 1e308, -1])
+def test_a_page_of_a_training_with_absurd_figures_is_drawn(odd: float) -> None:
+    tree = pictured(4)
+    tree["steps"]["recover"]["log"][0].update(loss=odd)
+    tree["steps"]["search"]["history"][1].update(kl=odd)
+    assert Page(render_page(made(tree))).text

@@ -204,3 +204,46 @@ def test_marks_that_reorder_text_do_not_reach_the_page():
     html = render_page(made(tree))
     assert "\u202e" not in html
     assert "\ufffdgnp.exe" in html
+
+
+ABSURD = {
+    "a negative width": (("allocation", 0, "width", -4), "allocation.0.width: Input should be greater than or equal"),
+    "a width of 1e30": (("allocation", 0, "dense_width", 1e30), "allocation.0.dense_width"),
+    "more heads than signs": (("allocation", 0, "heads", 10**30), "allocation.0.heads: Input should be less than"),
+    "parameters of 400 digits": (("models", "dense", "metrics", "params", 10**400), "it holds a number of 401 digits"),
+    "no bytes": (("models", "dense", "metrics", "bytes", -1), "the dense model has no parameters"),
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_a_summary_with_absurd_figures_is_refused_in_one_line(name, command, tmp_path):
+    (*place, field, value), message = ABSURD[name]
+    tree = json.loads(json.dumps(searched(4)))
+    part = tree
+    for step in place:
+        part = part[step]
+    part[field] = value
+    (tmp_path / "summary.json").write_text(json.dumps(tree), encoding="utf-8")
+    command("show", tmp_path).refused(str(tmp_path / "summary.json"), message)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: tree["allocation"][1].update(dense_heads=0),
+        lambda tree: tree["allocation"][1].update(heads=2**31 - 1, width=2**31 - 1),
+        lambda tree: tree["models"]["refit"].update(continuations=[]),
+        lambda tree: tree["models"]["refit"]["metrics"].update(kl=1e308, perplexity=-1e30, decode_tokens_per_second=0),
+        lambda tree: tree["models"]["dense"]["metrics"].update(kl=math.nan, perplexity=math.inf, params=10**30),
+        lambda tree: tree["budget"].update(upper=-1e308, used=1e308, dense=0),
+    ],
+)
+def test_other_absurd_figures_are_drawn(change, command, tmp_path):
+    tree = json.loads(json.dumps(searched(4)))
+    change(tree)
+    (tmp_path / "summary.json").write_text(json.dumps(tree), encoding="utf-8")
+    shown = command("show", tmp_path).succeeded().out
+    assert max(map(len, shown.splitlines())) < 1000
+    summary = read_summary(tmp_path / "summary.json")
+    assert Page(render_page(summary)).text
+    assert model_card(summary)

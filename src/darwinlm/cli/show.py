@@ -100,8 +100,8 @@ def _show_figures(console: Console, summary: Summary) -> None:
     if summary.prompts and summary.dense.continuations:
         console.print(f"\n{summary.prompts[0]}{'' if summary.chat else ' …'}", style="bold")
         for key in (next(iter(summary.models)), summary.saved_key):
-            text = summary.models[key].continuations[0].rstrip()
-            console.print(f"  {summary.name(key)}: {text!r}")
+            for text in summary.models[key].continuations[:1]:
+                console.print(f"  {summary.name(key)}: {text.rstrip()!r}")
 
 
 def _show_table(console: Console, table: tables.Table) -> None:
@@ -121,5 +121,5 @@ def _blocks(summary: Summary, *, plain: bool) -> TerminalTable:
 
 
 def _kept(part: int, total: int, marks: str) -> str:
-    filled = max(round(BAR * part / total), 1) if part else 0
+    filled = min(max(round(BAR * part / total), 1), BAR) if part and total else 0
     return f"{marks[0] * filled}{marks[1] * (BAR - filled)} {f'{part}/{total}':>11}"

@@ -48,7 +48,7 @@ def _kept_cells(entry: BlockFigures) -> list[tuple[float, str]]:
         if field == "width" and entry.experts:
             text = f"{entry.experts:,} of {entry.dense_experts:,} experts, {text} wide"
             remaining, original = entry.channels, entry.dense_channels
-        cells.append((remaining / original if original else 0.0, text))
+        cells.append((min(remaining / original, 1.0) if original else 0.0, text))
     return cells
 
 

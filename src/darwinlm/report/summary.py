@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, PositiveInt, SerializeAsAny, ValidationError, ValidationInfo, field_validator
 
@@ -48,21 +48,25 @@ class BudgetFigures(Figures):
     block_params: int
 
 
+Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+"""A number of parts of a block: the page and the terminal draw one sign for some of them."""
+
+
 class BlockFigures(Figures):
     """What is left of a block; each `dense_` figure is the original model's, 0 where it has no such sub-layer.
 
     `width` are MLP channels, of a mixture those of each expert; `experts` is 0 where the MLP is no mixture.
     """
 
-    block: int
-    groups: int = 0
-    heads: int = 0
-    width: int = 0
-    dense_groups: int = 0
-    dense_heads: int = 0
-    dense_width: int = 0
-    experts: int = 0
-    dense_experts: int = 0
+    block: Count
+    groups: Count = 0
+    heads: Count = 0
+    width: Count = 0
+    dense_groups: Count = 0
+    dense_heads: Count = 0
+    dense_width: Count = 0
+    experts: Count = 0
+    dense_experts: Count = 0
 
     @classmethod
     def of(cls, dense: BlockSizes, remaining: BlockSizes) -> BlockFigures:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias, TypeVar
 
 from darwinlm.runtime.amounts import count
 
+T = TypeVar("T")
+BEYOND = 1e100
+"""Size of a figure from which it isn't drawn: the library that draws computes with products of such sizes."""
 Colour = Literal["accent", "second", "muted"]
 """A colour of the page, which differs between its light and its dark version."""
 
@@ -98,6 +101,25 @@ class Chart:
     x: Axis
     y: Axis
     marks: tuple[Mark, ...]
+
+    def drawable(self) -> Chart:
+        """The chart without points, errors and levels that have no place on paper, as those of a damaged file may."""
+        return replace(self, marks=tuple(mark for each in self.marks if (mark := _drawable(each)) is not None))
+
+
+def _drawable(mark: Mark) -> Mark | None:
+    if isinstance(mark, Level):
+        return mark if abs(mark.y) < BEYOND else None
+    if isinstance(mark, Bars):
+        return mark
+    places = zip(mark.xs, mark.ys, strict=True)
+    kept = [number for number, (x, y) in enumerate(places) if abs(x) < BEYOND and abs(y) < BEYOND]
+
+    def at(values: Sequence[T]) -> tuple[T, ...]:
+        return tuple(values[number] for number in kept) if values else ()
+
+    errors = tuple(error if 0 <= error < BEYOND else 0.0 for error in at(mark.errors))
+    return replace(mark, xs=at(mark.xs), ys=at(mark.ys), tips=at(mark.tips), labels=at(mark.labels), errors=errors)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from darwinlm.runtime.charts import Picture
 from darwinlm.runtime.errors import ArtifactError
 from darwinlm.runtime.json_values import JsonObject
 from darwinlm.runtime.tables import Table
+
+LARGEST_BITS = 128
+"""Bits of the largest whole number in a file of figures: quotients and products of such numbers fit into floats."""
 
 
 class Figures(BaseModel):
@@ -113,13 +117,28 @@ def read_figures(
 
     The `context` is for the validators of `kind`.
     """
+    tree = read_json(path)
+    if digits := _most_digits(tree):
+        raise ArtifactError(
+            f"{path} isn't a {words}: it holds a number of {digits} digits, and was damaged or edited: rerun the "
+            "command that wrote it"
+        )
     try:
-        return kind.model_validate(read_json(path), context=dict(context or {}))
+        return kind.model_validate(tree, context=dict(context or {}))
     except ValidationError as error:
         raise ArtifactError(
             f"{path} isn't a {words}, or another version of darwinlm wrote it ({first_mistake(error)}): rerun the "
             "command that did"
         ) from error
+
+
+def _most_digits(tree: object) -> int:
+    """Digits of a whole number that is too large to compute with; 0 if a file of figures has none."""
+    if isinstance(tree, dict | list):
+        return max(map(_most_digits, tree.values() if isinstance(tree, dict) else tree), default=0)
+    if not isinstance(tree, int) or tree.bit_length() <= LARGEST_BITS:
+        return 0
+    return int(tree.bit_length() * math.log10(2)) + 1
 
 
 def first_mistake(error: ValidationError) -> str:

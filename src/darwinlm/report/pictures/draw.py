@@ -142,6 +142,7 @@ class _Drawing:
             each.set_major_locator(MaxNLocator(most, integer=axis.steps, steps=[1, 2, 2.5, 5, 10]))
             each.set_major_formatter(FuncFormatter(tick(axis.words)))
         axes.margins(x=0.04, y=0.12)
+        chart = chart.drawable()
         for mark in chart.marks:
             if isinstance(mark, Bars):
                 self._bars(mark)
