@@ -297,7 +297,9 @@ def _register() -> None:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
     _setup_privateuseone_for_python_backend(INNER)
-    getattr(torch, INNER).get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+    module = getattr(torch, INNER)
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+    module.is_available = lambda: False  # to libraries, outside `pretend_gpu`
 
 
 @contextmanager
@@ -326,6 +328,7 @@ def pretend_gpu(*, float64: bool = True, memory: int = 1 << 36) -> Iterator[Gpu]
             mock.patch.object(functional, "scaled_dot_product_attention", attention),
             mock.patch.object(threading.Thread, "run", run_there),  # a mode belongs to its thread
             mock.patch.object(torch, "inference_mode", _without_gradients),  # its tensors have no Python side
+            mock.patch.object(getattr(torch, INNER), "is_available", lambda: True),
             mock.patch.object(compute, "WITHOUT_FLOAT64", frozenset() if float64 else frozenset({NAME})),
             torch.autograd.set_multithreading_enabled(False),
             cuda_of(gpu),

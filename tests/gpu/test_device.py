@@ -152,3 +152,10 @@ def test_a_device_without_float64_refuses_it():
             with pytest.raises(TypeError, match="doesn't support float64"):
                 ask()
         assert there.cpu().double().sum() == 2
+
+
+def test_libraries_see_no_device_once_it_is_gone():
+    """They would empty its cache, for example, in another test of this process."""
+    with pretend_gpu():
+        assert torch.accelerator.is_available()
+    assert not torch.accelerator.is_available()

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 EVERY = 1.0
 """Seconds between two looks at whether another process has failed."""
 PATIENCE = 3.0
-"""Seconds for which a process waits for the cause of its failure to be recorded, or for the others to leave."""
+"""Seconds for which a process waits for the cause of its failure to be recorded, for the others to leave, or, after
+another one has failed, for its own end: the error may have reached it in a collective."""
 STATUS = 1
 """Exit status of a process that ends because another one has failed."""
 SHOW_CURSOR = "\x1b[?25h"
@@ -97,7 +98,7 @@ class Failures:
                 failed = self._store.check([_FAILED])
             except RuntimeError:
                 return
-            if failed and not self._own.is_set():
+            if failed and not self._own.wait(PATIENCE):
                 with contextlib.suppress(RuntimeError):
                     self._store.add(_LEFT, 1)
                 _exit(STATUS)
