@@ -11,7 +11,7 @@ import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Generic, ParamSpec, Protocol, TypeVar
 
@@ -19,7 +19,7 @@ import torch
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
-from darwinlm.runtime.errors import RecipeError
+from darwinlm.runtime.errors import DarwinLMError, RecipeError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -208,6 +208,10 @@ def passed_on(shares: Mapping[str, float], wanted: Mapping[str, float]) -> dict[
         given |= content
 
 
+class _MemoryFullError(DarwinLMError):
+    """The memory of a process's device is full, and its caches may be halved."""
+
+
 HALVINGS = 6
 """How often caches are halved; then memory is full without them."""
 
@@ -272,14 +276,19 @@ class DeviceMemory:
         return cache
 
     def survive(self, work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
-        """What a function returns. If the device's memory is full, caches are halved, and the function begins again."""
+        """What a function returns. If the device's memory is full, caches are halved, and the function begins again.
+
+        Processes agree on its end: if it fails in one of them, it fails in all, and they begin again together.
+        """
         while True:
-            try:
-                return work(*arguments, **keywords)
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or self._halvings == HALVINGS:
-                    raise
-            self._halve()  # here the error and its frames hold no tensors any more
+            with suppress(_MemoryFullError), parallel.agree():
+                try:
+                    return work(*arguments, **keywords)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error) or self._halvings == HALVINGS:
+                        raise
+                raise _MemoryFullError  # here the error and its frames hold no tensors any more
+            self._halve()
 
     def _halve(self) -> None:
         self._halvings += 1

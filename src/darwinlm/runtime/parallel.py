@@ -2,9 +2,9 @@
 
 All processes run the same stages. Only the first one writes messages, and files but those of a block, which its owner
 writes. Shared work is divided over processes; its results are combined by sums in all of them (`all_reduce`) or in one
-(`reduce`). Work that can fail in a single process is done inside `agree`, so that all processes stop with the same
-message. Inside `main_first` a process works as if it were alone. A process that fails elsewhere ends the others
-(`runtime/failures.py`).
+(`reduce`), or sent to all (`send`). Work that can fail in a single process is done inside `agree`, so that all
+processes stop with the same message; before they communicate there, they `meet`. Inside `main_first` a process works
+as if it were alone. A process that fails elsewhere ends the others (`runtime/failures.py`).
 
 PyTorch is imported on first use, because the command line uses this module before it parses the command.
 """
@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from darwinlm.runtime.errors import DarwinLMError, ParallelError, first_line
 from darwinlm.runtime.failures import Failures
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = ParamSpec("P")
+E = TypeVar("E", bound=BaseException)
 
 PATIENCE = timedelta(days=1)
 """Time limit of a collective in main memory: the others may wait for hours while one works."""
@@ -183,6 +184,28 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def send(tensor: Tensor, source: int) -> Tensor:
+    """A tensor of one process, in place in the others' tensors of the same shape and type; returns it."""
+    if _together():
+        import torch.distributed as dist
+
+        with _collective():
+            dist.broadcast(tensor, src=source)
+    return tensor
+
+
+def meet(value: T) -> list[T]:
+    """The values of all processes in order, inside `agree`: another one's failure there is raised here.
+
+    Processes that work together inside `agree` meet before they communicate, since one that fails leaves it.
+    """
+    values: list[T | DarwinLMError] = gather(value)
+    for found in values:
+        if isinstance(found, DarwinLMError):
+            raise _agreed(_of_another(found))
+    return cast("list[T]", values)
+
+
 def broadcast(value: T) -> T:
     """The first process's value, in every process. It is pickled between processes."""
     if not _together():
@@ -212,21 +235,22 @@ def portion(items: Sequence[T]) -> Sequence[T]:
 
 @contextmanager
 def agree() -> Iterator[None]:
-    """Context for work without communication; if it fails in any process, the first error is raised in all.
+    """Context for work without communication but `meet`; if it fails in any process, the first error is raised in all.
 
     A process that gets another one's error raises it as it is if it is a DarwinLMError, else as a ParallelError.
     """
     try:
         yield
     except Exception as error:
-        failures = gather(_passed_on(error))
-        failed = next(index for index, failure in enumerate(failures) if failure is not None)
-        if failed == place():
+        if _is_agreed(error):  # all have it from `meet`, or from an inner `agree`
             raise
-        raise _of_another(failures[failed]) from error
-    for failure in gather(None):
-        if failure is not None:
-            raise _of_another(failure)
+        failures = gather(_passed_on(error))
+        failed = next(number for number, failure in enumerate(failures) if isinstance(failure, DarwinLMError))
+        if failed == place():
+            _agreed(error)
+            raise
+        raise _agreed(_of_another(failures[failed])) from error
+    meet(None)
 
 
 def in_main(work: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> None:
@@ -279,6 +303,16 @@ def _passed_on(error: BaseException) -> DarwinLMError:
         return error
     process = "the first process" if is_main() else f"process {rank()}"
     return ParallelError(f"{process} stopped: {type(error).__name__}: {error}")
+
+
+def _agreed(error: E) -> E:
+    """Note that all processes raise an error."""
+    error.__dict__["agreed"] = True
+    return error
+
+
+def _is_agreed(error: BaseException) -> bool:
+    return "agreed" in error.__dict__
 
 
 def _of_another(error: DarwinLMError) -> DarwinLMError:

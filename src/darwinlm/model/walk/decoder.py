@@ -97,7 +97,10 @@ class Decoder:
 
     Attributes:
         linked: Whether the arguments of a block depend on the tokens, and hold what earlier blocks computed.
+        owner: The process of a block, if several share its blocks: they must then walk together.
     """
+
+    owner: Callable[[int], int] | None = None
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
         if getattr(model.config, "output_router_logits", False):

@@ -2,6 +2,10 @@
 
 A walk holds one block, and on a GPU the next one, which is copied meanwhile. The head is read like a block. Of
 embeddings, only the rows that some text uses are loaded, for the whole life of the decoder.
+
+Processes that walk together can share the blocks: each block has an owner, which reads it and sends it to the others.
+Where not all blocks have room, each process keeps its own ones, so that together they may hold a model that is larger
+than the memory of each.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from darwinlm.model.families.shard_reading import in_memory
 from darwinlm.model.walk import items
 from darwinlm.model.walk.decoder import Decoder
 from darwinlm.model.walk.transfers import Arriving, Mover, pinned, pinned_like
+from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import size
 from darwinlm.runtime.errors import DeviceMemoryError
 from darwinlm.runtime.memory import Bounded, all_bytes, memory_of
@@ -34,7 +39,8 @@ class StreamedDecoder(Decoder):
     `tokens` are all tokens that it will embed; other tokens would get wrong rows. `dtype` and `device` are those of the
     forward pass. `weights` gives the weights of a block by their names in it; by default, they are the checkpoint's. A
     `lender` is a decoder of the same checkpoint that has a block loaded whenever this one loads it: it is then shared.
-    Raises DeviceMemoryError if a block doesn't fit on the device.
+    With an `owner`, which gives the process of a block, all processes must walk through the same blocks, inside
+    `parallel.agree`. Raises DeviceMemoryError if a block doesn't fit on the device.
 
     Attributes:
         params: Number of parameters of the whole model; a tied embedding counts once.
@@ -49,6 +55,7 @@ class StreamedDecoder(Decoder):
         device: torch.device,
         weights: Callable[[int], dict[str, Tensor]] | None = None,
         lender: StreamedDecoder | None = None,
+        owner: Callable[[int], int] | None = None,
     ) -> None:
         super().__init__(checkpoint.skeleton(dtype), checkpoint.family)
         self.checkpoint = checkpoint
@@ -61,6 +68,8 @@ class StreamedDecoder(Decoder):
                 "with more memory, or compute.device=cpu"
             )
         self._lender = lender
+        self.owner = owner if parallel.size() > 1 else None
+        self._keeps_all = True
         self._given_weights = weights  # no method of its own, which would keep the decoder in a cycle
         # Noted now, since a thread reads a block while others stand in for it.
         self._names = [frozenset(block.state_dict()) for block in self.blocks]
@@ -122,6 +131,7 @@ class StreamedDecoder(Decoder):
             self.unload(block)
         self._arriving.clear()
         self._staying.reserve(room, among)
+        self._keeps_all = self.owner is None or self._staying.has_room(int(self.cached_bytes))
 
     @property
     def cached_bytes(self) -> float:
@@ -134,7 +144,10 @@ class StreamedDecoder(Decoder):
         order = list(blocks)
         try:
             for position, block in enumerate(order):
-                self.load(block, *order[position + 1 : position + 2])
+                following = order[position + 1 :]
+                if self.owner is not None:  # each process reads its own next one ahead
+                    following = [later for later in following if self.owner(later) == parallel.place()]
+                self.load(block, *following[:1])
                 yield block
                 self._leave(block, list(self.blocks[block].parameters()))
         finally:  # a block that was fetched for a walk that failed would take memory from the next one
@@ -148,12 +161,32 @@ class StreamedDecoder(Decoder):
         if self._lender is not None:
             self._borrow(block, self._lender)
             return {}
-        read = {} if block in self._loaded else self._load(block)
+        read = self._load_own(block) if self.owner is None else self._share(block, self.owner(block))
         for later in following:
             self._fetch(later)
         return read
 
-    def _load(self, block: int) -> dict[str, Tensor]:
+    def _share(self, block: int, owner: int) -> dict[str, Tensor]:
+        """Load a block that its owner sends to all processes, unless all have it."""
+        own = owner == parallel.place()
+        read = self._load_own(block) if own else {}
+        module = self.blocks[block]
+        forms = {name: (weight.shape, weight.dtype) for name, weight in module.state_dict().items()} if own else {}
+        met = parallel.meet((block in self._loaded, forms))
+        if all(loaded for loaded, _ in met):
+            return read
+        held, weights = module.state_dict(), dict[str, Tensor]()
+        for name, (shape, dtype) in met[owner][1].items():
+            here = held[name] if block in self._loaded else torch.empty(shape, dtype=dtype, device=self.device)
+            weights[name] = parallel.send(here.contiguous(), owner)
+        if block not in self._loaded:
+            module.load_state_dict(weights, assign=True)
+            self._loaded.add(block)
+        return read
+
+    def _load_own(self, block: int) -> dict[str, Tensor]:
+        if block in self._loaded:
+            return {}
         if self._mover is None:
             read = self._read(block)
         else:
@@ -238,7 +271,10 @@ class StreamedDecoder(Decoder):
 
     def _leave(self, block: int, weights: list[Tensor]) -> None:
         """Keep a block or the head if there is room, or release it."""
-        if self._staying.get(block) is None and not self._staying.put(block, weights):
+        if self._staying.get(block) is not None:
+            return
+        others = block != HEAD and self.owner is not None and self.owner(block) != parallel.place()
+        if (others and not self._keeps_all) or not self._staying.put(block, weights):
             self.unload(block)
 
 

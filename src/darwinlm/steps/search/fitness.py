@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -87,10 +87,11 @@ class Fitness:
         self._known: dict[Allocation, dict[int, float]] = {}
         self._counts: list[int] = objective.counts(tokens).tolist()
         batches = list(self.pieces(0, self.n_sequences))
-        streams = self._through(batches)
-        with torch.no_grad(), self.decoder.with_head():
-            texts = [tokens[slice(*batch)] for batch in batches]
-            self.reference = objective.reference(self.decoder, streams, texts)
+        with parallel.agree():
+            streams = self._through(batches)
+            with torch.no_grad(), self.decoder.with_head():
+                texts = [tokens[slice(*batch)] for batch in batches]
+                self.reference = objective.reference(self.decoder, streams, texts)
 
     def pieces(self, begin: int, end: int) -> Iterator[Window]:
         """Parts of a range for one forward pass each, with fixed borders."""
@@ -133,8 +134,7 @@ class Fitness:
         wanted = range(*window)
         distinct = dict.fromkeys(allocations)
         missing = [(candidate, piece) for candidate in distinct for piece in self._missing(candidate, window)]
-        with parallel.agree():
-            measured = memory_of(self.decoder.device).survive(self._evaluate, parallel.portion(missing))
+        measured = memory_of(self.decoder.device).survive(self._evaluate, missing)
         for part in parallel.gather(measured):
             for candidate, losses in part.items():
                 self._known.setdefault(candidate, {}).update(losses)
@@ -166,13 +166,17 @@ class Fitness:
 
     @torch.no_grad()
     def _evaluate(self, missing: Sequence[tuple[Allocation, Window]]) -> dict[Allocation, dict[int, float]]:
-        """Losses of candidates on some sequences, by candidate and number of the sequence."""
-        if not missing:
+        """Losses of candidates on this process's portion of what is missing, by candidate and number of the sequence.
+
+        A process without a portion takes part in a walk whose blocks it shares.
+        """
+        own, everyone = parallel.portion(missing), dict.fromkeys(candidate for candidate, _ in missing)
+        if not (own if self.decoder.owner is None else missing):
             return {}
         by_candidate: dict[Allocation, list[Window]] = {}
-        for candidate, piece in missing:
+        for candidate, piece in own:
             by_candidate.setdefault(candidate, []).append(piece)
-        text = {piece: self.tokens[slice(*piece)] for _, piece in missing}
+        text = {piece: self.tokens[slice(*piece)] for _, piece in own}
         embedded = {piece: self.decoder.embed(tokens) for piece, tokens in text.items()}
         streams: dict[Allocation, HiddenStates] = {}
         arguments: dict[Allocation, list[list[BlockArguments]]] = {}
@@ -181,7 +185,7 @@ class Fitness:
             streams[candidate] = HiddenStates((embedded[piece] for piece in pieces), elements, self.memory)
             arguments[candidate] = [self.decoder.block_arguments(text[piece]) for piece in pieces]
         del embedded
-        self._walk(streams, arguments)
+        self._walk(streams, arguments, everyone)
         measured: dict[Allocation, dict[int, float]] = {candidate: {} for candidate in by_candidate}
         with self.decoder.with_head():
             for piece in text:
@@ -193,12 +197,16 @@ class Fitness:
         return measured
 
     def _walk(
-        self, streams: Mapping[Allocation, HiddenStates], arguments: Mapping[Allocation, list[list[BlockArguments]]]
+        self,
+        streams: Mapping[Allocation, HiddenStates],
+        arguments: Mapping[Allocation, list[list[BlockArguments]]],
+        everyone: Iterable[Allocation],
     ) -> None:
-        """Move candidates through the blocks together."""
+        """Move candidates through the blocks together; `everyone` are those of all processes."""
         self.placed.begin()
         for block in self.decoder.walk(range(len(self.decoder.blocks))):
             with self.placed.visiting(block):
+                self.placed.share(block, everyone, streams)
                 # Candidates with the same modules follow each other, so that those are placed once.
                 for candidate in sorted(streams, key=lambda candidate: self.placed.levels(block, candidate)):
                     self.placed.put(block, candidate)

@@ -3,28 +3,34 @@
 A search walks through the blocks again and again, each time with the parent and with children. The least recently used
 module is then the next that is needed, so a cache that drops it has no hits at all once it is too small. This one keeps
 what it has for as long as a walk goes on, and the parent's modules always.
+
+Where processes share the blocks of the decoder, a module is cut by the owner of its block, which alone reads the
+factor.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from darwinlm.model.families.block_parts import absent
 from darwinlm.model.surgery.shrink import shrink_tensors, small_module
 from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.space import Allocation, SearchSpace
 from darwinlm.model.walk.decoder import Decoder
+from darwinlm.runtime import parallel
 from darwinlm.runtime.memory import memory_of
 
 Key = tuple[int, int]
 """Index of a module and a level."""
+Form = tuple[torch.Size, torch.dtype]
+"""Shape and type of a tensor."""
 PLACED = -1
 """Level of a place that holds a module set by `place`."""
 
@@ -38,6 +44,7 @@ class PlacedModules:
         self.space = space
         self.dense = [decoder.module(module.block, module.kind) for module in space.modules]
         self.current: list[int] = list(space.dense)
+        self._arrived: dict[Key, nn.Module] = {}  # of the block at hand, for this process
         self._places: dict[int, list[int]] = {}
         for index, module in enumerate(space.modules):
             self._places.setdefault(module.block, []).append(index)
@@ -54,7 +61,7 @@ class PlacedModules:
         """The module at this index of the allocation, at a level."""
         if level == self.space.dense[index]:
             return self.dense[index]
-        if (cached := self.cache.get((index, level))) is not None:
+        if (cached := self._arrived.get((index, level)) or self.cache.get((index, level))) is not None:
             return cached
         module = self.space.modules[index]
         chosen = module.levels[level]
@@ -67,6 +74,57 @@ class PlacedModules:
         block, config = self.decoder.blocks[module.block], self.decoder.model.config
         small = small_module(block, config, family, module.block, kept.sizes, tensors)
         self.cache.put((index, level), small)
+        return small
+
+    def share(self, block: int, allocations: Iterable[Allocation], own: Iterable[Allocation]) -> None:
+        """Let the owner of a block cut what processes need in it, if they share blocks, and send it to them.
+
+        `allocations` are those of all processes, `own` those of this one. The modules stay until the block is left.
+        """
+        if self.decoder.owner is None:
+            return
+        needed = self._cut(block, own)
+        held = {key: module for key in needed if (module := self.cache.get(key)) is not None}
+        missing = set().union(*parallel.meet(needed - held.keys()))
+        wanted, owner = sorted(self._cut(block, allocations) & missing), self.decoder.owner(block)
+        if wanted:
+            cut = {key: self.module(*key) for key in wanted} if owner == parallel.place() else {}
+            forms = {
+                key: {name: (weight.shape, weight.dtype) for name, weight in module.state_dict().items()}
+                for key, module in cut.items()
+            }
+            for key, form in parallel.meet(forms)[owner].items():
+                sent = self._sent(owner, form, cut.get(key))
+                if key in needed - held.keys():
+                    held[key] = cut[key] if key in cut else self._built(key, sent)
+        self._arrived = held
+
+    def _cut(self, block: int, allocations: Iterable[Allocation]) -> set[Key]:
+        """Modules of a block that are neither whole nor gone in some allocations."""
+        keys = {(index, allocation[index]) for allocation in allocations for index in self._places.get(block, ())}
+        modules, dense = self.space.modules, self.space.dense
+        return {
+            (index, level)
+            for index, level in keys
+            if modules[index].levels[level].sizes.width > 0 and level != dense[index]
+        }
+
+    def _sent(self, owner: int, form: Mapping[str, Form], module: nn.Module | None) -> dict[str, Tensor]:
+        """Tensors of a module that its owner sends; the others have none yet."""
+        own = {} if module is None else module.state_dict()
+        empty = partial(torch.empty, device=self.decoder.device)
+        return {
+            name: parallel.send(own[name].contiguous() if own else empty(shape, dtype=dtype), owner)
+            for name, (shape, dtype) in form.items()
+        }
+
+    def _built(self, key: Key, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """A module of tensors that arrived."""
+        module = self.space.modules[key[0]]
+        sizes = self.database.sizes(module.block, module.kind, module.levels[key[1]])
+        block, config = self.decoder.blocks[module.block], self.decoder.model.config
+        small = small_module(block, config, self.decoder.family, module.block, sizes, tensors)
+        self.cache.put(key, small)
         return small
 
     def begin(self, parent: Allocation | None = None) -> None:
@@ -91,6 +149,7 @@ class PlacedModules:
             yield
         finally:
             self.put(block, self.space.dense)
+            self._arrived = {}
 
     def apply(self, allocation: Allocation) -> None:
         """Put the modules of this allocation into the decoder, which holds all weights."""

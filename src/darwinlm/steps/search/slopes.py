@@ -20,8 +20,9 @@ Here it applies to whole levels, with the weights of each level.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import cast
 
 import torch
@@ -51,16 +52,16 @@ class Gradients:
     def around(self, allocation: Allocation, window: Window) -> list[list[float]]:
         """First-order losses of every level, in nats per token; zero for a mixture, where routing would change.
 
-        Processes share the text; up to rounding, the result does not depend on their number. `window` selects sequences
-        of the text.
+        Processes share the text; up to rounding, the result does not depend on their number. Where they share blocks,
+        the sums of a block's modules go to its owner, which solves for their levels. `window` selects sequences of the
+        text.
 
         Raises:
             NumericsError: The gradient isn't finite.
             TimeLimitError: The limit of the fitness's clock has passed.
         """
         pieces = list(self.fitness.pieces(*window))
-        with parallel.agree():
-            own = memory_of(self.decoder.device).survive(self._of_pieces, allocation, parallel.mine(pieces))
+        own = memory_of(self.decoder.device).survive(self._of_pieces, allocation, parallel.mine(pieces))
         total = torch.stack(parallel.gather(own)).sum(0)
         if not bool(torch.isfinite(total).all()):
             raise NumericsError(
@@ -78,18 +79,26 @@ class Gradients:
         The text moves through the blocks together, and its gradients back through them.
         """
         rows = [torch.zeros(len(module.levels), dtype=torch.float64) for module in self.placed.space.modules]
-        if not pieces:
+        if not pieces and self.decoder.owner is None:
             return torch.cat(rows)
+        own = [allocation] if pieces else []
         parts = [self.fitness.tokens[slice(*piece)] for piece in pieces]
         arguments = [self.decoder.block_arguments(part) for part in parts]
         hidden = self._states(self.decoder.embed(part) for part in parts)
         inputs: list[HiddenStates] = []
 
         @contextmanager
+        def placed_at(block: int) -> Iterator[None]:
+            with self.placed.visiting(block):
+                self.placed.share(block, [allocation], own)
+                for present in own:
+                    self.placed.put(block, present)
+                yield
+
+        @contextmanager
         def visiting(block: int) -> Iterator[None]:
             inputs.append(hidden.copied(self.fitness.memory))
-            with self.placed.visiting(block):
-                self.placed.put(block, allocation)
+            with placed_at(block):
                 yield
 
         self.decoder.move(hidden, arguments, visiting, self.fitness.clock.check)
@@ -98,18 +107,15 @@ class Gradients:
 
         @contextmanager
         def back_at(block: int) -> Iterator[None]:
-            with self.placed.visiting(block):
-                self.placed.put(block, allocation)
+            with placed_at(block):
                 places = [index for index, module in enumerate(self.placed.space.modules) if module.block == block]
                 watched = [one for one in map(self._watched, places) if one is not None]
                 with ExitStack() as hooks:
                     for one in watched:
                         one.watch(hooks)
                     yield
-                for one in watched:
-                    if one.gradients:
-                        x, g = torch.cat(one.inputs), torch.cat(one.gradients)
-                        rows[one.index] = self._levels(one.index, x, g, one.norm)
+                for index, slopes_of in self._of_block(block, watched):
+                    rows[index] = self._levels(index, slopes_of)
 
         def given(index: int, block: int) -> BlockArguments:
             return arguments[index][block]
@@ -132,12 +138,41 @@ class Gradients:
         norm = None if part.post_norm is None else getattr(self.decoder.blocks[module.block], part.post_norm)
         return _Watched(index, present, self.placed.dense[index], part.output, norm)
 
-    def _levels(self, index: int, x: Tensor, g: Tensor, norm: nn.Module | None) -> Tensor:
-        """Slope of every level of a module, float64, from inputs [n, d] and gradients [n, r] of n tokens."""
-        module, reader = self.placed.space.modules[index], self.database
-        C, x, g = (g.T @ x).to(reader.device, torch.float32), x.float(), g.float()
-        output = getattr(self.placed.dense[index], self.decoder.family.module(module.kind).output)
+    def _of_block(self, block: int, watched: Sequence[_Watched]) -> Iterator[tuple[int, _SlopesOf]]:
+        """Modules whose slopes this process computes: its own ones, and those in front of a norm."""
+        for one in watched:
+            if one.norm is not None and one.gradients:
+                yield one.index, partial(self._behind_norm, one, one.norm)
+        owner = self.decoder.owner
+        plain = [one for one in watched if one.norm is None and (one.gradients or owner is not None)]
+        sums = [self._sums(one) for one in plain]
+        if owner is not None:
+            parallel.meet(None)
+            sums = [(parallel.reduce(C, owner(block)), parallel.reduce(shift, owner(block))) for C, shift in sums]
+            if owner(block) != parallel.place():
+                return
+        for one, of_module in zip(plain, sums, strict=True):
+            yield one.index, partial(_solved, of_module)
+
+    def _sums(self, watched: _Watched) -> _Sums:
+        """Sums of a module over the tokens of this process, which may have none."""
+        output, device = self._output(watched.index), self.database.device
+        if not watched.gradients:
+            products = torch.zeros(output.weight.shape, dtype=torch.float32, device=device)
+            return products, torch.zeros(1, dtype=torch.float64, device=device)
+        x, g = torch.cat(watched.inputs), torch.cat(watched.gradients)
+        products = (g.T @ x).to(device, torch.float32)
         bias = 0.0 if output.bias is None else output.bias.float()
+        return products, exact(g.float() * bias).sum(dtype=torch.float64)[None].to(device)
+
+    def _output(self, index: int) -> nn.Linear:
+        module = self.placed.space.modules[index]
+        output: nn.Linear = getattr(self.placed.dense[index], self.decoder.family.module(module.kind).output)
+        return output
+
+    def _levels(self, index: int, slopes_of: _SlopesOf) -> Tensor:
+        """Slope of every level of a module, float64, from those of some widths of a variant."""
+        module, reader = self.placed.space.modules[index], self.database
         slopes = torch.zeros(len(module.levels), dtype=torch.float64)
         by_variant: dict[int, dict[int, int]] = {}
         for at, level in enumerate(module.levels):
@@ -146,14 +181,16 @@ class Gradients:
         for variant, places in by_variant.items():
             (factors,) = reader.factors(module.block, module.kind, variant)
             widths = sorted(places)
-            if norm is None:
-                sums = inner_products(factors, C)[widths] + exact(g * bias).sum(dtype=torch.float64)
-            else:
-                at_widths = outputs(factors, x.to(reader.device), widths)
-                behind = (norm(y.to(g.device) + bias) for y in at_widths)
-                sums = torch.stack([exact(y * g).sum(dtype=torch.float64) for y in behind])
-            slopes[[places[width] for width in widths]] = sums.cpu()
+            slopes[[places[width] for width in widths]] = slopes_of(factors, widths).cpu()
         return slopes
+
+    def _behind_norm(self, watched: _Watched, norm: nn.Module, factors: NestedFactors, widths: list[int]) -> Tensor:
+        """Slopes of some widths of a module in front of a norm, on the tokens of this process."""
+        x, g = torch.cat(watched.inputs).float(), torch.cat(watched.gradients).float()
+        bias = self._output(watched.index).bias
+        at_widths = outputs(factors, x.to(self.database.device), widths)
+        behind = (norm(y.to(g.device) + (0.0 if bias is None else bias.float())) for y in at_widths)
+        return torch.stack([exact(y * g).sum(dtype=torch.float64) for y in behind])
 
 
 @torch.no_grad()
@@ -175,6 +212,18 @@ def outputs(factors: NestedFactors, x: Tensor, widths: Sequence[int]) -> Iterato
     for start, end in itertools.pairwise((0, *widths)):
         y = y + solved[start:end].T @ factors.target[:, start:end].T
         yield y
+
+
+_SlopesOf = Callable[[NestedFactors, list[int]], Tensor]
+"""Slopes of some widths of a module, from the factors of a variant."""
+_Sums = tuple[Tensor, Tensor]
+"""C, [r, d] float32, and the part of the bias in all slopes, [1] float64."""
+
+
+def _solved(sums: _Sums, factors: NestedFactors, widths: list[int]) -> Tensor:
+    """Slopes of some widths of a module without a norm."""
+    C, shift = sums
+    return inner_products(factors, C)[widths] + shift
 
 
 class _Watched:

@@ -78,11 +78,13 @@ class Search(Step[SearchResult]):
 
     def work(self, task: Task) -> None:
         """Find the allocation; if all blocks fit into the budget, they stay, and nothing is evaluated."""
+        from darwinlm.model.families.shapes import module_shapes
         from darwinlm.model.objective.chosen import objective_of
         from darwinlm.model.walk.decoder import Decoder
         from darwinlm.model.walk.streamed import StreamedDecoder
         from darwinlm.runtime import parallel
         from darwinlm.runtime.artifact import write_json
+        from darwinlm.steps.database.sharing import block_owner
         from darwinlm.steps.search.search import all_blocks, search
 
         if self.problem.whole:
@@ -96,7 +98,9 @@ class Search(Step[SearchResult]):
         if settings.training_needed:  # candidates in training are whole models
             model = Decoder(dense.load(context.dtype, context.device), dense.family)
         else:
-            model = StreamedDecoder(dense, self.fitness.tokens, dtype=context.dtype, device=context.device)
+            units, outputs = task.settings(UnitsSettings), int(dense.config.hidden_size)
+            owner = block_owner(module_shapes(dense), units, outputs, dense.n_blocks, parallel.size())
+            model = StreamedDecoder(dense, self.fitness.tokens, dtype=context.dtype, device=context.device, owner=owner)
         result = search(
             model,
             self.database.reader,
