@@ -18,6 +18,9 @@ def _everything(rank):
     found["mine"], found["portion"] = list(parallel.mine(range(5))), list(parallel.portion(range(5)))
     found["reduced"] = parallel.reduce(torch.tensor([1.0 + rank]), to=1).tolist()
     found["owners"] = [parallel.owner(number) for number in range(5)]
+    found["sent"] = parallel.send(torch.tensor([1.0 + rank]), source=1).tolist()
+    found["met"] = _failing(lambda: _meeting(rank, NumericsError("NaN")))
+    found["met inside"] = _failing(lambda: _meeting(rank, KeyError("k")))
     found["alone"] = _failing(lambda: _agreed(NumericsError("block 3: NaN") if rank == 1 else None))
     found["both"] = _failing(lambda: _agreed(DataError(f"of {rank}")))
     found["main fails"] = _failing(lambda: _main_first(rank, missing_extra("p", "e", "x")))
@@ -30,6 +33,16 @@ def _agreed(error):
     with parallel.agree():
         if error is not None:
             raise error
+
+
+def _meeting(rank, error):
+    """One fails between two meetings, inside an outer agreement; the other finds out when they meet next."""
+    with parallel.agree(), parallel.agree():
+        assert parallel.meet(rank) == [0, 1]
+        if rank == 1:
+            raise error
+        parallel.meet(rank)
+        raise AssertionError("the other one has failed")
 
 
 def _main_first(rank, error):
@@ -56,11 +69,15 @@ def test_two_processes(tmp_path):
         assert one["broadcast"] == "of 0"
         assert one["mine"] == [[0, 2, 4], [1, 3]][rank]
         assert one["portion"] == [[0, 1], [2, 3, 4]][rank]
+        assert one["sent"] == [2.0]
+        assert one["met"] == ("NumericsError", "NaN")
         assert one["alone"] == ("NumericsError", "block 3: NaN")
         assert one["both"] == ("DataError", "of 0")
         assert one["main fails"] == ("MissingExtraError", f"x needs the package 'p': {install('e')}")
         assert one["mine"] == [number for number in range(5) if one["owners"][number] == rank]
     assert found[1]["reduced"] == [3.0]
+    assert found[0]["met inside"] == ("ParallelError", "process 1 stopped: KeyError: 'k'")
+    assert found[1]["met inside"] == ("KeyError", "'k'")
     assert found[0]["main breaks"][0] == "KeyError"
     assert found[1]["main breaks"] == ("ParallelError", "the first process stopped: KeyError: 'k'")
 

@@ -41,6 +41,8 @@ LAUNCHES, HEAD_LAUNCHES, TOKEN_LAUNCHES = 46, 20, 50
 Counted for Llama on the pretend GPU of the tests on 2026-12-02, as the next two."""
 CUT_LAUNCHES = 60
 """Kernels of a module that is cut from its factor."""
+MEETING = 6
+"""Launches of a kernel in whose time one process of those that meet is heard, an estimate."""
 MOVED, BACK = 24.0, 0.5
 """Numbers that a block's pass reads and writes in a GPU's memory for each of `RunSizes.channels`, counted as well; and
 how much more kernels and numbers a backward pass has than a forward one, for as many operations."""
@@ -123,6 +125,10 @@ class Workload:
         """Weights that every process reads from files and copies to its GPU; once if they can stay."""
         read = params * self.sizes.size * (1.0 if staying else walks)
         return Work(read=read, copied=read)
+
+    def meeting(self, count: float) -> Work:
+        """Times that processes meet."""
+        return Work(launches=count * MEETING * self.sizes.processes)
 
     def stay(self, params: float, beside: Memory) -> bool:
         """Whether so many weights stay on a GPU beside what a step needs."""

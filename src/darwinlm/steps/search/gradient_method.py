@@ -59,12 +59,15 @@ class GradientMethod(SearchMethod):
 
     @staticmethod
     def _slopes(load: Workload, times: int, window: int) -> Work:
-        """Slopes on a GPU: a walk forward and one back in each generation, and a solve for each module."""
+        """Slopes on a GPU: a walk forward and one back in each generation, and a solve for each module in its owner."""
+        from darwinlm.steps.search.search_settings import SearchSettings
         from darwinlm.steps.workload import CUT_LAUNCHES
 
         sizes, r = load.sizes, float(load.sizes.width)
+        shared = sizes.processes > 1 and not load.settings(SearchSettings).training_needed
+        share = load.share(sizes.depth) if shared else 1.0
         slopes = load.passes(window, sizes.kept, blocks=3, heads=3, at_once=window)
         for d in (float(shape.sizes.width) for shape in sizes.cut):
             solve = Work(float32=r * d * d, moved=4 * (3 * d * d + 6 * r * d), launches=CUT_LAUNCHES)
-            slopes += solve + load.multiplied(2 * window * d * r)
+            slopes += solve * share + load.multiplied(2 * window * d * r) + Work(sent=4 * d * r if shared else 0.0)
         return slopes * times

@@ -51,7 +51,8 @@ class PlacedModules:
         memory = memory_of(decoder.device)
         self.cache = memory.watch(ModuleCache(partial(memory.room, "modules")))
         # Blocks, modules and factors share the memory that is free now.
-        memory.divide({"blocks": decoder.cached_bytes, "factors": database.cached_bytes, "modules": math.inf})
+        owned = database.cached_bytes / (1 if decoder.owner is None else parallel.size())
+        memory.divide({"blocks": decoder.cached_bytes, "factors": owned, "modules": math.inf})
         decoder.reserve(0)
         self.cache.reserve(0)
         database.release()

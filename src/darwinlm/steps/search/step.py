@@ -156,6 +156,8 @@ class Search(Step[SearchResult]):
         work += sizes.operations(learnt, k, blocks=4, heads=3)
         for d in (float(shape.sizes.width) for shape in sizes.cut):  # two levels of each module
             work += load.slow * times * 2 * d * d * k**2 * sizes.width
+        shared = sizes.processes > 1 and not settings.training_needed  # whole models share nothing
+        owners, share = (sizes.processes, load.share(sizes.depth)) if shared else (1, 1.0)
         streams = min((settings.offspring + 2) * float(fitness * sizes.width * sizes.size), STREAMS)
         held = dict(own.memory) | {"heads": load.head, "candidates' streams": streams}
         held["logits"] = max(16.0 * HEAD_TOKENS * sizes.vocabulary, load.compared)
@@ -169,7 +171,7 @@ class Search(Step[SearchResult]):
         if load.on_cpu and sizes.recipe.compute.memory is None:
             room = min(room, (1 - OTHERS) * (load.memory - LIBRARIES))
         factors = sum(
-            4.0 * max(shape.sizes.experts, 1) * shape.sizes.width * (shape.sizes.width + sizes.width)
+            4.0 * max(shape.sizes.experts, 1) * shape.sizes.width * (shape.sizes.width + sizes.width) / owners
             for shape in sizes.cut
         )
         levels = sum(level.params for module in sizes.space.modules for level in module.levels[:-1])
@@ -179,13 +181,26 @@ class Search(Step[SearchResult]):
         # Blocks without room are read in each walk: one for each round, and two for the slopes. Factors without room
         # are unpacked for the slopes and for new levels.
         shares = passed_on(CACHES, {name: size / max(room, 1.0) for name, size in most.items()})
-        missing = {name: max(1 - shares[name] * max(room, 0.0) / max(most[name], 1.0), 0.0) for name in most}
-        walks = 1 + missing["blocks"] * times * (len(settings.rounds) + 2)
-        passes += load.passes(fitness, heads=1) + load.passes(learnt, k, blocks=4, heads=3)
-        parts["passes"] = passes + load.loading(sizes.blocks, walks)
-        unpacked = load.unpacking() * (1 + 2 * missing["factors"] * times) + Work(read=factors / 2)
-        parts["modules"] = load.cutting(k) * (2.0 * times) + unpacked  # two levels of each
+        rooms = {name: shares[name] * max(room, 0.0) / max(most[name], 1.0) for name in most}
+        walks = times * (len(settings.rounds) + 2)
+        again = 0.0 if rooms["blocks"] >= 1 else max(1 - rooms["blocks"] * owners, 0.0)
+        passes += load.passes(fitness * sizes.processes, heads=1)  # the dense model's, in each process
+        passes += load.passes(learnt, k, blocks=4, heads=3)
+        parts["passes"] = passes + load.loading(share * sizes.blocks, 1 + again * walks)
+        unpacked = load.unpacking() * (1 + 2 * max(1 - rooms["factors"], 0.0) * times)
+        cut = load.cutting(k) * (2.0 * times) + unpacked  # two levels of each
+        parts["modules"] = cut * share + Work(read=factors / 2)
+        if shared:
+            parts["exchange"] = cls._sent(load, settings, walks, rooms)
         return Cost(work, held, caches, parts=parts)
+
+    @staticmethod
+    def _sent(load: Workload, settings: SearchSettings, walks: float, rooms: Mapping[str, float]) -> Work:
+        """What owners of blocks send: each block once, or in each walk; new levels, and those that have no room."""
+        sizes, children = load.sizes, sum(settings.method.evaluated(settings)) / len(settings.rounds)
+        times = 1 + (walks if rooms["blocks"] < 1 else 0.0)
+        times += sizes.kept * (2 * settings.generations + max(1 - rooms["modules"], 0.0) * children * walks)
+        return Work(sent=times * sizes.blocks * sizes.size) + load.meeting(3 * sizes.depth * walks)
 
 
 @dataclass(frozen=True)
