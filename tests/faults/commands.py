@@ -3,6 +3,7 @@
 Each works in a folder of its own, which is empty before; what it reads lies in another one, and nothing may change it.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def begin(given: Path) -> None:
         plain_checkpoint(given / name, "llama", num_hidden_layers=2)
     edit_config(given / "published", model_type="darwinlm")
     tiny_benchmarks(given / "benchmarks")
+    questions = [{"question": f"the river {word}", "answer": word} for word in ("runs", "stands", "sleeps", "sings")]
+    (given / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)), encoding="utf-8")
 
 
 def preparations(given: Path) -> list[list[object]]:
@@ -64,6 +67,13 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
     "prune and recover": lambda given, out: _prune(
         given, "--keep", "60%", "--out", out / "out", *sets(("recovery.tokens=1024", *TRAINING))
     ),
+    "prune with a measure": lambda given, out: _prune(
+        given, "--keep", "60%", "--measure", given / "questions.jsonl", "--out", out / "out"
+    ),
+    "prune and fit the vocabulary": lambda given, out: _prune(
+        given, "--params", "50k", "--vocab", "auto", "--out", out / "out"
+    ),
+    "prune within a loss": lambda given, out: _prune(given, "--within", "0.5 nats", "--out", out / "out"),
     "recover": lambda given, out: [
         "recover", given / "finished", "--tokens", "1536", "--text", given / "text.txt", "--out", out / "out",
         *sets((*SETTINGS, *TRAINING)),
