@@ -30,6 +30,8 @@ E = TypeVar("E", bound=BaseException)
 
 PATIENCE = timedelta(days=1)
 """Time limit of a collective in main memory: the others may wait for hours while one works."""
+GLOO = "gloo/transport"
+"""What stands in an error of gloo about a connection: the place in its code."""
 GPU_PATIENCE = timedelta(minutes=30)
 """Time limit of a collective on GPUs, in which all processes do the same, and of their first meeting."""
 
@@ -336,11 +338,31 @@ def _collective() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = ParallelError(
+        raise _lost(error) from error
+
+
+@contextmanager
+def communicating() -> Iterator[None]:
+    """Context for work in which PyTorch itself communicates, such as a backward pass with sharded weights.
+
+    Its failure because another process has ended becomes a ParallelError; other errors are raised as they are.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        dist = sys.modules.get("torch.distributed")
+        if dist is None or not (isinstance(error, dist.DistError) or GLOO in str(error)):
+            raise
+        raise _lost(error) from error
+
+
+def _lost(error: RuntimeError) -> DarwinLMError:
+    return _of_another(
+        ParallelError(
             f"the connection to another process is lost ({first_line(error)[:200]}): read its messages, then rerun "
             "the same command; finished work is kept"
         )
-        raise _of_another(lost) from error
+    )
 
 
 def expected() -> int:

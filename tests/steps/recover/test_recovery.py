@@ -181,6 +181,20 @@ def test_a_process_that_fails_in_training_ends_the_other(inputs, tmp_path):
     assert "the machine ran out of memory" in said
 
 
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_a_process_that_is_killed_in_training_ends_the_other(inputs, tmp_path, sharding):
+    """With sharded weights, the other one waits for it in a collective of PyTorch's own."""
+    killed = FAILING.replace("raise MemoryError", "os.kill(os.getpid(), 9)")
+    (tmp_path / "killed.py").write_text(killed, encoding="utf-8")
+    small, teacher, text = inputs
+    settings = sets((*RECOVERY, f"recovery.sharding={sharding}"))
+    line = ("recover", small, "--teacher", teacher, "--text", text, "--out", tmp_path / "out", *settings, *MICRO)
+    ended = [each.wait() for each in start_together(tmp_path / "killed.py", *line)]
+    assert [each.returncode for each in ended] == [2, -9]
+    (said,) = (line for line in ended[0].stderr.splitlines() if not line.startswith("[W"))
+    assert said.startswith("error: the connection to another process is lost")
+
+
 def test_nodes_that_replicate_the_weights_do_what_one_process_does(inputs, whole, tmp_path):
     """HSDP: two processes of each of two nodes share one copy."""
     command = (*inputs, tmp_path / "out", "--set", "recovery.sharding=hsdp", "--set", "compute.batch_tokens=32")

@@ -77,6 +77,7 @@ def check_recovery(
     return plan_steps(settings, length_of(dense, text), context.batch_tokens, parallel.size())
 
 
+@parallel.communicating()
 def run_recovery(
     task: Task,
     start: Stitched,
