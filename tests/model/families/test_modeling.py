@@ -27,6 +27,7 @@ def test_save_and_load(pruned, tmp_path):
     again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     again = copy.deepcopy(again)  # rounding depends on the alignment of weights, which mapped files don't keep
     assert type(again) is type(pruned)
+    assert again._no_split_modules == {type(block).__name__ for block in again.model.layers}, "others would be missed"
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert torch.equal(logits(again, ids), logits(pruned, ids))

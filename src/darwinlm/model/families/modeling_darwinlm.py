@@ -353,6 +353,7 @@ class PrunedModel(FromFamily):
             unlike = getattr(layer, "skip", ()) or (layer.query_groups, layer.shared_expert_width) != (None, None)
             blocks.append((pruned if unlike else plain)(layer, index))
         self.layers = nn.ModuleList(blocks)
+        self._no_split_modules = {type(block).__name__ for block in blocks}  # trainers look for each of them
         if isinstance(rotary := getattr(self, "rotary_emb", None), nn.Module):  # reads sizes that all layers share
             with _uniform(config):
                 rotary.config = copy.copy(config)
@@ -371,6 +372,7 @@ class PrunedForCausalLM(FromFamily):
             super().__init__(config)  # type: ignore[call-arg]
         self.model = None  # release the empty decoder before the real one is built
         self.model = self._decoder(config)
+        self._no_split_modules = set[str]()  # those of the decoder
         self.post_init()  # type: ignore[attr-defined]
 
 
@@ -384,6 +386,7 @@ class PrunedForSequenceClassification(FromFamily):
         self.num_labels = config.num_labels
         self.model = self._decoder(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self._no_split_modules = set[str]()
         self.post_init()  # type: ignore[attr-defined]
 
 
@@ -404,8 +407,7 @@ def define_classes(definition: Definition) -> Classes:
         # Repeat the decorator, otherwise the family's checks would replace the ones above.
         config_class = strict(_derive(config, PrunedConfig, parent, **members))
         pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _definition=definition)
-        unsplit = [plain.__name__, pruned.__name__]
-        shared = {"config_class": config_class, "_no_split_modules": unsplit, "_definition": definition}
+        shared = {"config_class": config_class, "_definition": definition}
         parent = getattr(family, f"{prefix}{infix}Model")
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
         parent = getattr(family, f"{prefix}ForCausalLM")
