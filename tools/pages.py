@@ -180,7 +180,9 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (YaRN) in every GGUF file of these models, and",
         "  transformers doesn't. The export therefore compares the file with a model that has rounded bounds",
         "  ([measured](notebook/speed.md#2026-11-27-gpt-oss-in-llamacpp)).",
-        "- Mixtures of experts: llama.cpp supports a single number of experts and a single width in all blocks.",
+        "- Mixtures of experts: llama.cpp supports a single number of experts and a single width in all blocks. Its",
+        "  one architecture in which widths differ by block, Nemotron 3 Puzzle's, is for hybrid models, which aren't",
+        "  pruned.",
         "  `--for gguf` and `--layers equal` give all mixtures the same sizes; models with other sizes are refused.",
         "- DeepSeek-V2: its tokenizer can't be written. Take it from a GGUF file of the model: `--tokenizer-from",
         "  F.gguf`.",
@@ -215,7 +217,9 @@ of Qwen2.5-Coder-0.5B becomes a model of 494M parameters instead of 630M."""
 UNEQUAL = """\
 - Families equivalent to Llama: models with unequal layers are written with the architecture `deci` and split
   projections. So are models with equal layers whose heads don't fill the hidden size (Qwen2, Phi-3).
-- Qwen3: models with unequal layers are written as `openelm` if the embedding is tied, and refused otherwise.
+- Qwen3: models with unequal layers are written as `openelm` if the embedding is tied, and refused otherwise. No other
+  architecture of llama.cpp (the sources in llama-cpp-python 0.3.36 were read) has such normalised heads, sizes for each
+  layer, and nothing else that Qwen3 lacks. `--layers equal` avoids this.
 - Some sizes are padded with zeros: MLP widths to a multiple of 32, an absent MLP to 32 channels, and an absent
   first attention to one head. Rows that are not multiples of 32 can't be quantised.
 - `--tokenizer-from MODEL.gguf` keeps the tokenizer of the file that the model came from.

@@ -328,7 +328,7 @@ def pretend_gpu(*, float64: bool = True, memory: int = 1 << 36) -> Iterator[Gpu]
             mock.patch.object(functional, "scaled_dot_product_attention", attention),
             mock.patch.object(threading.Thread, "run", run_there),  # a mode belongs to its thread
             mock.patch.object(torch, "inference_mode", _without_gradients),  # its tensors have no Python side
-            mock.patch.object(getattr(torch, INNER), "is_available", lambda: True),
+            mock.patch.object(getattr(torch, INNER), "is_available", return_value=True),
             mock.patch.object(compute, "WITHOUT_FLOAT64", frozenset() if float64 else frozenset({NAME})),
             torch.autograd.set_multithreading_enabled(False),
             cuda_of(gpu),

@@ -7,7 +7,7 @@ from darwinlm.runtime.json_values import JsonObject
 PAPER: JsonObject = {
     "units": {"attention": "query_head", "levels": "paper"},
     "database": {"metric": "output"},
-    "text": {"source": "hf:HuggingFaceFW/fineweb-edu", "looking_back": 0},
+    "text": {"source": "hf:HuggingFaceFW/fineweb-edu", "looking_back": 0, "openings": 0},
     "search": {
         "method": "paper",
         "generations": 200,

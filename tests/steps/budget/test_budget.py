@@ -179,7 +179,7 @@ def test_the_paper_preset_has_the_papers_numbers(recipe):
     search = chosen.search
     assert (chosen.units.attention, chosen.units.levels) == ("query_head", "paper")
     assert isinstance(chosen.database.metric, OutputError)
-    assert (chosen.text.looking_back, chosen.refit.tokens) == (0, 0)
+    assert (chosen.text.looking_back, chosen.text.openings, chosen.refit.tokens) == (0, 0, 0)
     assert isinstance(search.method, PaperMethod)
     assert (search.generations, search.offspring) == (200, 16)
     assert [each.survivors for each in search.rounds] == [8, 4, 2, 1]

@@ -83,6 +83,8 @@ class Attention(SubLayer):
     attention)."""
     gated: bool = False
     """Whether the rows of each query head are followed by those of a gate on its output (Qwen3.5)."""
+    sinks: bool = False
+    """Whether it learned a sink for each head, so that it needs no token as one (gpt-oss)."""
     neighbours: bool = False
     """Whether its rotary embedding pairs neighbouring columns of a head instead of halves."""
     reused: str | None = None

@@ -57,8 +57,8 @@ def chunked_gradient(loss_of: LossOf, hidden: Tensor) -> Tensor:
 
 
 def next_tokens(tokens: Tensor) -> Tensor:
-    """Next token of each of tokens [b, t], [b·t]; -1 at the end of a sequence."""
-    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten()
+    """Next token of each of tokens [b, t], [b·t]; -1 at the end of a sequence, and before an item (`items.py`)."""
+    return torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], 1).flatten().clamp(min=-1)
 
 
 def _pieces(count: int, chunk: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""Text of all purposes: documents split between them, and passages repeated in all but evaluation text."""
+"""Text of all purposes: documents split between them, passages repeated in all but evaluation text, and openings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from darwinlm.runtime.errors import DataError
+from darwinlm.steps.text.openings import with_openings
 from darwinlm.steps.text.records import listed
 from darwinlm.steps.text.repeats import ordinary_tokens, with_repeats
 from darwinlm.steps.text.sequences import TokenSequences
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from darwinlm.steps.text.text_settings import TextSettings
 
+OPENED = ("calibration", "fitness")
+"""Purposes of text that has openings."""
+
 
 def prepare_text(
     source: str,
@@ -26,8 +30,10 @@ def prepare_text(
     tokenizer: PreTrainedTokenizerBase,
     settings: TextSettings,
     say: Callable[[str], object],
+    *,
+    openings: float = 0.0,
 ) -> dict[str, TokenSequences]:
-    """Read a source and divide it: sequences for each purpose, with repeated passages.
+    """Read a source and divide it: sequences for each purpose, with repeated passages, and a share of openings.
 
     Raises DataError if the text is missing, unreadable or too short.
     """
@@ -36,6 +42,8 @@ def prepare_text(
     for purpose, part in sequences.items():
         share = 0.0 if purpose == "evaluation" else settings.looking_back
         tokens = with_repeats(part.tokens, share=share, seed=settings.seed, ordinary=ordinary)
+        if purpose in OPENED:
+            tokens = with_openings(tokens, openings)
         prepared[purpose] = replace(part, tokens=tokens)
     return prepared
 

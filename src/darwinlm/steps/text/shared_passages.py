@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from darwinlm.model.walk.items import ids
 from darwinlm.steps.text.sequences import TokenSequences
 
 PASSAGE = 13
@@ -30,7 +31,7 @@ def hashes(tokens: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 def passages_of(parts: Iterable[TokenSequences]) -> NDArray[np.uint64]:
     """Hashes of all passages of some text, sorted."""
-    found = [hashes(sequence) for part in parts for sequence in part.tokens.numpy()]
+    found = [hashes(sequence) for part in parts for sequence in ids(part.tokens).numpy()]
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
 
 

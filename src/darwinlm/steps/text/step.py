@@ -36,12 +36,12 @@ class Text(Step["dict[str, TokenSequences]"]):
     """
 
     name = "text"
-    version = 7
+    version = 8
     writes = "sequences of tokens for each purpose"
     Settings = TextSettings
     section = "text"
     Figures = TextFigures
-    settings = (DOCUMENTS, Uses(TextSettings, only=("looking_back",)))
+    settings = (DOCUMENTS, Uses(TextSettings, only=("looking_back", "openings")))
 
     dense: Checkpoint
     own_text: Documents | None
@@ -59,6 +59,7 @@ class Text(Step["dict[str, TokenSequences]"]):
         """Read, split, repeat passages, and save."""
         from darwinlm.model.objective.chosen import objective_of
         from darwinlm.steps.text.item_sequences import prepare_items
+        from darwinlm.steps.text.openings import are_useful
         from darwinlm.steps.text.prepared import prepare_text
         from darwinlm.steps.text.reading import encoder_of, with_known_labels
         from darwinlm.steps.text.samples import read_samples
@@ -71,7 +72,9 @@ class Text(Step["dict[str, TokenSequences]"]):
             encoder = encoder_of(self.dense, settings)
             sequences = prepare_items(samples, self.shares, encoder, settings.seed, source, say)
         else:
-            sequences = prepare_text(source, self.shares, self.dense.tokenizer(), settings, say)
+            tokenizer = self.dense.tokenizer()
+            openings = settings.openings if are_useful(self.dense.family, tokenizer) else 0.0
+            sequences = prepare_text(source, self.shares, tokenizer, settings, say, openings=openings)
         for purpose, part in sequences.items():
             part.save(task.folder / purpose)
         if copies := self.figures(task, sequences).near_copies:

@@ -29,6 +29,10 @@ class TextSettings(Section):
     looking_back: Share = Field(0.2, ge=0, le=0.5)
     """Share of tokens that repeat earlier passages of the same sequence, in all text except evaluation text, so that
     the smaller model still uses its context. 0 turns repetition off."""
+    openings: Share = Field(0.0625, ge=0, le=0.5)
+    """Share of the tokens of the pruning and of the search that begin short texts of their own, so that the smaller
+    model keeps what it does with the first token of a text. None where every text begins with the bos token, and in
+    models with learned sinks or linear attention. 0 turns this off."""
     calibration_tokens: Whole = Field(32768, gt=0)
     """Tokens that are run through the model to see which parts matter, and for the refit; more make a better model. An
     eighth of them, at most 8192, also gives gradients of the loss. As many as an eighth, at most 65,536, are set aside
