@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 
 
-def word(path: str | Path) -> str:
+def word(path: object) -> str:
     """A path or a model's name as one word of a command: quoted where needed, and never taken for an option."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
