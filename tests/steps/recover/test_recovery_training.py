@@ -8,10 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.tiny.models import tiny_model
+from tests.tiny.models import randomised, tiny_config, tiny_model
 from tests.tiny.recovering import Stopped
 from torch.nn import functional
+from transformers import AutoModelForSequenceClassification
 
+from darwinlm.model.objective.scores import Scores
+from darwinlm.model.walk import items
 from darwinlm.runtime.errors import ArtifactError, NumericsError, RecipeError
 from darwinlm.steps.recover import recovery_settings
 from darwinlm.steps.recover import train as training
@@ -108,6 +111,79 @@ def test_the_rate_follows_the_weights_and_the_loss(tmp_path, monkeypatch, great)
     matrices = [weight.detach().flatten() for weight in tiny_model("llama", 1).parameters() if weight.ndim > 1]
     highest = training.RATE * float(torch.cat(matrices).square().mean().sqrt()) * min(before["eval_kl"] / great, 1.0)
     assert first["learning_rate"] == pytest.approx(highest * rate_share(6, 0))
+
+
+def scorer(seed: int):
+    """A tiny reranker, whose padding is in no text."""
+    config = tiny_config("llama", num_labels=1, pad_token_id=0)
+    return randomised(lambda: AutoModelForSequenceClassification.from_config(config), seed).float()
+
+
+@pytest.fixture(scope="module")
+def read_texts():
+    """Sequences that each hold one text."""
+    return torch.stack([torch.tensor(items.sequence_of([row.tolist()])) for row in TOKENS])
+
+
+def trained_to_read(folder: Path, texts: torch.Tensor, rate: float | None = None, *, student: int = 1, **more):
+    return Training(
+        lambda on_block=None: scorer(student),
+        scorer(0),
+        [{"input_ids": row} for row in texts[: STEPS.sequences]],
+        texts[100:],
+        STEPS,
+        SETTINGS.model_copy(update={"learning_rate": rate, "distillation": 1.0}),
+        folder,
+        {"key": "test"},
+        Scores(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        **more,
+    ).train()
+
+
+def first_rate(record) -> float:
+    """The rate of the first step, before the warm-up's share."""
+    return record["log"][1]["learning_rate"] / rate_share(6, 0)
+
+
+def test_a_model_that_reads_gets_the_rate_whose_first_update_could_lower_the_loss_to_zero(tmp_path, read_texts):
+    """As plain autograd finds it, in two micro-batches, and kept by a training that resumes."""
+    dense, model = scorer(0), scorer(1)
+    rows = torch.randperm(24, generator=torch.Generator().manual_seed(0))[:8]
+    tokens = torch.stack([TOKENS[row] for row in rows])
+    loss = 0.5 * (model(input_ids=tokens).logits - dense(input_ids=tokens).logits.detach()).square().mean()
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    expected = loss.item() / sum(float(gradient.abs().sum()) for gradient in gradients)
+
+    def stop(done, total):
+        if done == 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        trained_to_read(tmp_path, read_texts, progress=stop)
+    _, record = trained_to_read(tmp_path, read_texts)
+    assert first_rate(record) == pytest.approx(expected, rel=1e-4)
+    assert record["log"][-2]["learning_rate"] == pytest.approx(expected * rate_share(6, 5), rel=1e-4)
+
+
+def test_a_model_that_reads_gets_no_larger_rate_than_its_weights_allow(tmp_path, read_texts, monkeypatch):
+    monkeypatch.setattr(training, "RATE", 1e-9)
+    matrices = [weight.detach().flatten() for weight in scorer(1).parameters() if weight.ndim > 1]
+    magnitude = float(torch.cat(matrices).square().mean().sqrt())
+    assert first_rate(trained_to_read(tmp_path, read_texts)[1]) == pytest.approx(1e-9 * magnitude)
+
+
+def test_the_recipe_s_rate_is_that_of_a_model_that_reads(tmp_path, read_texts):
+    assert first_rate(trained_to_read(tmp_path, read_texts, 0.5)[1]) == pytest.approx(0.5)
+
+
+def test_a_model_that_reads_as_the_dense_one_does_stays_as_it_is(tmp_path, read_texts):
+    """Without a gradient there is no rate to find."""
+    model, record = trained_to_read(tmp_path, read_texts, student=0)
+    assert record["log"][1]["loss"] == 0.0
+    for (name, ours), before in zip(model.named_parameters(), scorer(0).parameters(), strict=True):
+        assert torch.equal(ours, before), name
 
 
 @pytest.fixture(scope="module")

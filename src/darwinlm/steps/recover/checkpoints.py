@@ -32,6 +32,7 @@ class TrainingState(BaseModel):
 
     Attributes:
         seconds: Time of these steps.
+        highest_rate: Learning rate after the warm-up; the first step sets it.
         log: Losses and held-out figures by step.
         unlogged: Losses of the steps since the last line of the log.
         updates: Number of AdamW updates of each trained tensor.
@@ -39,6 +40,7 @@ class TrainingState(BaseModel):
 
     step: int = 0
     seconds: float = 0.0
+    highest_rate: float = 0.0
     log: list[dict[str, int | float]] = []
     unlogged: list[float] = []
     updates: list[int] = []

@@ -43,7 +43,7 @@ class RecoverySettings(Section):
     learning_rate: float | None = Field(None, gt=0)
     """Learning rate of AdamW after a short warm-up; it falls to a tenth along a cosine. None takes 0.0015 times the
     root mean square of the weights, and less in proportion if the KL to the dense model on validation text is below 0.9
-    before training."""
+    before training. A model that reads gets at most the rate at which its first update could lower the loss to 0."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every block in the backward pass: less memory, about a third more time."""
     sharding: Literal["none", "fsdp", "hsdp"] = "none"

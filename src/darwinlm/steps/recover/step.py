@@ -49,7 +49,7 @@ class Recover(Step[Recovered]):
 
     name = "recover"
     title = "recovery"
-    version = 11
+    version = 12
     writes = "the trained model, and the record of the training"
     Settings = RecoverySettings
     section = "recovery"

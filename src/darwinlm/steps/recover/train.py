@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -40,8 +39,8 @@ BETAS, MAX_GRAD_NORM = (0.9, 0.95), 1.0
 """AdamW's betas, and the maximum norm of gradients, as for Llama 2 (arXiv 2307.09288)."""
 
 RATE, RATE_KL = 0.0015, 0.9
-"""Learning rate of a model that lost `RATE_KL` nats or more, and of one whose loss isn't known, as a share of the root
-mean square of its weights (notebook, "A learning rate by the weights")."""
+"""Learning rate of a model that lost `RATE_KL` nats or more, and the highest one of a model that reads, as a share of
+the root mean square of its weights (notebook, "A learning rate by the weights")."""
 
 SAME_KL = 0.001
 """KL in nats per token below which two models give the same predictions, but for rounding."""
@@ -218,9 +217,8 @@ class TrainingLoop:
     def update(self, step: int) -> None:
         """One step: gradients of all its batches, the check of the loss, and the update. Raises NumericsError."""
         torch.manual_seed(step * parallel.size() + parallel.rank())
-        rate = self.rate * rate_share(self.last, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        if step == 0:
+            self.state.highest_rate = self._rate_by_loss()
         total = torch.zeros((), device=self.given.device)
         for number in range(self.steps.accumulation):
             with self._unsynchronized(number):
@@ -233,6 +231,11 @@ class TrainingLoop:
                 f"recovery stopped before step {step + 1}: the loss is {mean}. The last checkpoint is kept: "
                 "lower recovery.learning_rate, and delete the stage's folder to start again"
             )
+        if step == 0:
+            self.state.highest_rate = min(self.state.highest_rate, self._rate_by_gradient(mean))
+        rate = self.state.highest_rate * rate_share(self.last, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         norm = nn.utils.clip_grad_norm_(self.trained.values(), MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -253,8 +256,7 @@ class TrainingLoop:
             return self.call.no_sync()
         return nullcontext()
 
-    @cached_property
-    def rate(self) -> float:
+    def _rate_by_loss(self) -> float:
         """The highest learning rate: the recipe's, or one by the weights and the loss before training.
 
         Raises RecipeError if there is no loss, which would give a rate of 0.
@@ -269,6 +271,19 @@ class TrainingLoop:
                 "recovery.learning_rate, or leave the recovery out"
             )
         return RATE * self.magnitude * min(lost / RATE_KL, 1.0)
+
+    def _rate_by_gradient(self, loss: float) -> float:
+        """The highest rate for a model that reads, by the loss of the first step and its gradients.
+
+        An update of AdamW moves every weight by up to the rate, which lowers the loss by up to the rate times the sum
+        of the gradients' magnitudes. No update can gain more than the whole loss, so a larger rate overshoots: this is
+        the Polyak step (arXiv 2002.10542) in the norm of AdamW's updates.
+        """
+        if self.settings.learning_rate is not None or self.given.objective.unit == NATS:
+            return math.inf
+        gradients = [weight.grad for weight in self.trained.values() if weight.grad is not None]
+        promised = _whole(nn.utils.get_total_norm(gradients, norm_type=1.0))
+        return loss / promised if promised else math.inf
 
     def _batch(self, step: int, number: int) -> Tensor:
         """Tokens of a micro-batch of this process. The text is one epoch, whose order differs between epochs."""
