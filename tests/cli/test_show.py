@@ -67,7 +67,7 @@ def test_what_is_no_finished_run(command, tmp_path: Path, run: Path) -> None:
     ("field", "value", "said"),
     [
         ("params", 0, "the dense model has no parameters"),
-        ("params", 10**400, "is damaged (its figures aren't those of"),
+        ("params", 10**400, "it holds a number of 401 digits"),
         ("kl", float("nan"), "is damaged (its figures aren't those of"),
     ],
 )

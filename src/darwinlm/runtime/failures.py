@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 EVERY = 1.0
-"""Seconds between two looks at whether another process has failed."""
+"""Seconds between two looks at whether another process has failed, and from then to the end of this one, which may come
+to its own end meanwhile: the error may have reached it in a collective. Both together are less than `PATIENCE`."""
 PATIENCE = 3.0
-"""Seconds for which a process waits for the cause of its failure to be recorded, for the others to leave, or, after
-another one has failed, for its own end: the error may have reached it in a collective."""
+"""Seconds for which a process waits for the cause of its failure to be recorded, or for the others to leave."""
 STATUS = 1
 """Exit status of a process that ends because another one has failed."""
 SHOW_CURSOR = "\x1b[?25h"
@@ -98,7 +98,7 @@ class Failures:
                 failed = self._store.check([_FAILED])
             except RuntimeError:
                 return
-            if failed and not self._own.wait(PATIENCE):
+            if failed and not self._own.wait(EVERY):
                 with contextlib.suppress(RuntimeError):
                     self._store.add(_LEFT, 1)
                 _exit(STATUS)
