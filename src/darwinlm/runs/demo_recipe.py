@@ -22,7 +22,6 @@ SETTINGS: JsonObject = {
     "text.source": str(CHATS),
     "text.calibration_tokens": 6144,
     "text.evaluation_tokens": 1024,
-    "text.openings": 0.0,
     "units.attention": "kv_group",
     "refit.tokens": 0,
     "search.generations": 2,
@@ -30,9 +29,8 @@ SETTINGS: JsonObject = {
     "search.rounds": [{"tokens": 512, "survivors": 2}, {"tokens": 1024, "survivors": 1}],
 }
 """Fixed amounts, so that every machine does the same work; rounding decides which sizes its search finds. Of the
-attention, which hardly gets narrower, whole groups are enough. Chats all begin with the same token, so openings have
-nothing to add. Neither a refit nor a training of this length gained anything on held-out text (docs/notebook/quality.md,
-"A quicker demo")."""
+attention, which hardly gets narrower, whole groups are enough. Neither a refit nor a training of this length gained
+anything on held-out text (docs/notebook/quality.md, "A quicker demo")."""
 SIZE: JsonObject = {"vocabulary": "50%", "budget.params": "110M"}
 """82 % of the model's 134.5 M parameters. The chats hardly use the tokens that go; docs/notebook/quality.md compares
 other mixes of vocabulary and blocks."""
