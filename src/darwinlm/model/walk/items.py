@@ -6,8 +6,8 @@ by which transformers keeps their attention apart. So no token is padding, and s
 What is left of a sequence is the beginning of another item, which is marked as incomplete: it is read as the others
 are, and nothing is compared at its end.
 
-Tokens without marks are ordinary text. In text for language models, the items are openings (`steps/text/openings.py`):
-every token counts there, those that end up as a shorter text too.
+Tokens without marks are ordinary text. Text for language models may hold items too (`steps/text/openings.py`); there,
+outputs are compared at every token.
 
 Letters: b sequences, t tokens in each, i complete items.
 """

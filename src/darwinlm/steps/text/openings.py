@@ -1,9 +1,9 @@
 """Openings: the last tokens of a sequence begin short texts of their own, each read as if nothing preceded it.
 
 Models attend to the first token of a text, whatever it is, and turn it into a sink. A sequence shows this for one token
-only. Where texts begin with any token, a pruned model loses the sinks of some, and with each of them about one nat per
-token of the text (notebook, "Openings of texts"). Openings show several first tokens in each sequence. They are marked
-as items are (`model/walk/items.py`), so the model's attention keeps them apart.
+only. Where texts can begin with any token, a pruned model may lose the sinks of some, and then about one nat per token
+of each text that begins with one of them (notebook, "Sinks lost by a short search"). Openings show several first tokens
+in each sequence. They are marked as items (`model/walk/items.py`), so the model's attention keeps them apart.
 
 Letters: B sequences, T tokens in a sequence.
 """
@@ -37,7 +37,7 @@ def are_useful(family: Family, tokenizer: PreTrainedTokenizerBase) -> bool:
 def with_openings(tokens: torch.Tensor, share: float) -> torch.Tensor:
     """Sequences that end with openings, int64 [B, T] -> [B, T].
 
-    So many openings as come closest to `share` of the tokens, from 0 to 0.5; none in short sequences.
+    Their number is the one whose tokens come closest to `share` of all, from 0 to 0.5; in short sequences it is 0.
     """
     count = round(share * tokens.shape[1] / OPENING_TOKENS)
     if count == 0:
