@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
@@ -22,11 +22,14 @@ from darwinlm.runtime.errors import DarwinLMError, ParallelError, first_line
 from darwinlm.runtime.failures import Failures
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 T = TypeVar("T")
 P = ParamSpec("P")
 E = TypeVar("E", bound=BaseException)
+Forms = dict[str, "tuple[torch.Size, torch.dtype]"]
+"""Shapes and types of named tensors."""
 
 PATIENCE = timedelta(days=1)
 """Time limit of a collective in main memory: the others may wait for hours while one works."""
@@ -194,6 +197,25 @@ def send(tensor: Tensor, source: int) -> Tensor:
         with _collective():
             dist.broadcast(tensor, src=source)
     return tensor
+
+
+def forms_of(tensors: Mapping[str, Tensor]) -> Forms:
+    """Shapes and types of tensors, which other processes need before these are sent to them."""
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def send_named(tensors: Mapping[str, Tensor], forms: Forms, source: int, device: torch.device) -> dict[str, Tensor]:
+    """Tensors of one process by their names, on the device of each process.
+
+    `forms` are those of the source's `tensors`; the others' may lack some.
+    """
+    import torch
+
+    sent = {}
+    for name, (shape, dtype) in forms.items():
+        here = tensors[name] if name in tensors else torch.empty(shape, dtype=dtype, device=device)
+        sent[name] = send(here.contiguous(), source)
+    return sent
 
 
 def meet(value: T) -> list[T]:

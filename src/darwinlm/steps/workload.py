@@ -126,6 +126,16 @@ class Workload:
         read = params * self.sizes.size * (1.0 if staying else walks)
         return Work(read=read, copied=read)
 
+    def owning(self, params: float, walks: float = 1.0) -> Work:
+        """Weights of blocks that processes share: each reads its own from files and copies them to its GPU."""
+        return self.loading(params * self.share(self.sizes.depth), walks)
+
+    def exchange(self, sent: float, meetings: float) -> dict[str, Work]:
+        """The part of a step in which owners of blocks send so many bytes; in each block, processes meet."""
+        if self.sizes.processes == 1:
+            return {}
+        return {"exchange": Work(sent=sent) + self.meeting(meetings * self.sizes.depth)}
+
     def meeting(self, count: float) -> Work:
         """Times that processes meet."""
         return Work(launches=count * MEETING * self.sizes.processes)

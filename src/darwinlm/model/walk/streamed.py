@@ -39,8 +39,7 @@ class StreamedDecoder(Decoder):
     `tokens` are all tokens that it will embed; other tokens would get wrong rows. `dtype` and `device` are those of the
     forward pass. `weights` gives the weights of a block by their names in it; by default, they are the checkpoint's. A
     `lender` is a decoder of the same checkpoint that has a block loaded whenever this one loads it: it is then shared.
-    With an `owner`, which gives the process of a block, all processes must walk through the same blocks, inside
-    `parallel.agree`. Raises DeviceMemoryError if a block doesn't fit on the device.
+    Processes share blocks by `owner`, as `share` says. Raises DeviceMemoryError if a block doesn't fit on the device.
 
     Attributes:
         params: Number of parameters of the whole model; a tied embedding counts once.
@@ -68,8 +67,6 @@ class StreamedDecoder(Decoder):
                 "with more memory, or compute.device=cpu"
             )
         self._lender = lender
-        self.owner = owner if parallel.size() > 1 else None
-        self._keeps_all = True
         self._given_weights = weights  # no method of its own, which would keep the decoder in a cycle
         # Noted now, since a thread reads a block while others stand in for it.
         self._names = [frozenset(block.state_dict()) for block in self.blocks]
@@ -90,6 +87,7 @@ class StreamedDecoder(Decoder):
                 dropped=partial(_release, weakref.ref(self)),
             )
         )
+        self.share(owner)
         self._load_outside(torch.unique(items.ids(tokens)), device)
 
     def _load_outside(self, used: Tensor, device: torch.device) -> None:
@@ -125,13 +123,22 @@ class StreamedDecoder(Decoder):
         """Type of the residual stream and of the modules' computations."""
         return self._dtype
 
+    def share(self, owner: Callable[[int], int] | None) -> None:
+        """Let the process that `owner` gives for a block read it and send it to the others; None if each reads all.
+
+        All processes must then walk through the same blocks, inside `parallel.agree`. A decoder with a lender reads
+        nothing, so it shares nothing either.
+        """
+        self.owner = owner if parallel.size() > 1 and self._lender is None else None
+        self._keeps_all = self.owner is None or self._staying.has_room(int(self.cached_bytes))
+
     def reserve(self, room: int, among: int = 1) -> None:
         """Leave `room` bytes of the device free from now on; `among` decoders share what remains."""
         for block in [*self._loaded]:
             self.unload(block)
         self._arriving.clear()
         self._staying.reserve(room, among)
-        self._keeps_all = self.owner is None or self._staying.has_room(int(self.cached_bytes))
+        self.share(self.owner)
 
     @property
     def cached_bytes(self) -> float:
@@ -144,41 +151,42 @@ class StreamedDecoder(Decoder):
         order = list(blocks)
         try:
             for position, block in enumerate(order):
-                following = order[position + 1 :]
-                if self.owner is not None:  # each process reads its own next one ahead
-                    following = [later for later in following if self.owner(later) == parallel.place()]
-                self.load(block, *following[:1])
+                self.load(block, *order[position + 1 :])
                 yield block
                 self._leave(block, list(self.blocks[block].parameters()))
         finally:  # a block that was fetched for a walk that failed would take memory from the next one
             self._arriving.clear()
 
     def load(self, block: int, *following: int) -> dict[str, Tensor]:
-        """Load a block; on a GPU, the `following` ones, if there are any, are then read and copied while it is used.
+        """Load a block; on a GPU, the next of the `following` ones is read and copied while it is used.
 
-        Returns the weights that were read, in the checkpoint's type; none if the block was loaded already.
+        Of blocks that processes share, each one reads its own next one. Returns the weights that were read, in the
+        checkpoint's type; none if the block was loaded already, or was sent by another process.
         """
         if self._lender is not None:
             self._borrow(block, self._lender)
             return {}
+        own, ahead = self._is_own(block), next(filter(self._is_own, following), None)
+        if ahead is not None and not own:  # while the owner of this one reads it
+            self._fetch(ahead)
         read = self._load_own(block) if self.owner is None else self._share(block, self.owner(block))
-        for later in following:
-            self._fetch(later)
+        if ahead is not None:
+            self._fetch(ahead)
         return read
+
+    def _is_own(self, block: int) -> bool:
+        """Whether this process reads a block."""
+        return self.owner is None or self.owner(block) == parallel.place()
 
     def _share(self, block: int, owner: int) -> dict[str, Tensor]:
         """Load a block that its owner sends to all processes, unless all have it."""
-        own = owner == parallel.place()
-        read = self._load_own(block) if own else {}
+        read = self._load_own(block) if self._is_own(block) else {}
         module = self.blocks[block]
-        forms = {name: (weight.shape, weight.dtype) for name, weight in module.state_dict().items()} if own else {}
-        met = parallel.meet((block in self._loaded, forms))
+        held = module.state_dict() if block in self._loaded else {}
+        met = parallel.meet((block in self._loaded, parallel.forms_of(held)))
         if all(loaded for loaded, _ in met):
             return read
-        held, weights = module.state_dict(), dict[str, Tensor]()
-        for name, (shape, dtype) in met[owner][1].items():
-            here = held[name] if block in self._loaded else torch.empty(shape, dtype=dtype, device=self.device)
-            weights[name] = parallel.send(here.contiguous(), owner)
+        weights = parallel.send_named(held, met[owner][1], owner, self.device)
         if block not in self._loaded:
             module.load_state_dict(weights, assign=True)
             self._loaded.add(block)
@@ -273,7 +281,7 @@ class StreamedDecoder(Decoder):
         """Keep a block or the head if there is room, or release it."""
         if self._staying.get(block) is not None:
             return
-        others = block != HEAD and self.owner is not None and self.owner(block) != parallel.place()
+        others = block != HEAD and not self._is_own(block)
         if (others and not self._keeps_all) or not self._staying.put(block, weights):
             self.unload(block)
 

@@ -89,11 +89,10 @@ class Chats(Step[ChatFigures]):
         fits = load.on_cpu or sizes.params * sizes.size <= load.memory / 2  # else none are written
         writing = load.writing(CHATS_AT_ONCE, LENGTH) if fits else {}
         mapped = load.mapped(sizes.params, sizes.stored)
-        passes = load.passes(2 * tokens, 1 + 2 * sizes.kept, heads=3) + load.loading(
-            (1 + 2 * sizes.kept) * sizes.blocks
-        )
+        blocks = (1 + 2 * sizes.kept) * sizes.blocks
+        passes = load.passes(2 * tokens, 1 + 2 * sizes.kept, heads=3) + load.owning(blocks)
         written = load.written(batches * LENGTH * CHATS_AT_ONCE / 2, CHATS_AT_ONCE / 2)
-        parts = {"passes": passes}
+        parts = {"passes": passes, **load.exchange(blocks * sizes.size, 3)}
         if fits:
             parts |= {"loading": load.loading(sizes.params), "generation": written}
         return Cost(work, largest(writing, load.reading(2 * tokens, 3)), scratch=mapped, parts=parts)

@@ -52,10 +52,11 @@ def stream_moments(
 ) -> Iterator[BlockMoments]:
     """Second moments of every block in order; the first `skip` blocks are only run.
 
-    Of several processes, each with a stream over a part of the text, the `owner` of a block gets the moments over all
-    of it, and the others get empty ones. In front of a norm the inputs are divided by what the norm divides the output
-    by, so that errors are those behind it.
+    Of several processes, each with a stream over a part of the text, the `owner` of a block reads it and gets the
+    moments over all of it, and the others get empty ones. In front of a norm the inputs are divided by what the norm
+    divides the output by, so that errors are those behind it.
     """
+    stream.decoder.share(owner)
     for block in range(stream.checkpoint.n_blocks):
         with parallel.agree():
             weights, moments, shared = _run_watched(stream, block, watch=block >= skip)
@@ -77,7 +78,7 @@ def _run_watched(
     Returns the weights of its output projections, moments of their inputs, and that of a shared expert's output.
     """
     family = stream.checkpoint.family
-    weights = stream.decoder.load(block, block + 1)
+    weights = stream.decoder.load(block, *range(block + 1, stream.checkpoint.n_blocks))
     outputs = [(part, output_name(part, weights)) for part in (family.attention, family.mlp)]
     moments: dict[ModuleKind, SecondMoment | ExpertMoments] = {}
     shared: SecondMoment | None = None

@@ -40,9 +40,9 @@ def owners(costs: Sequence[float], processes: int) -> list[int]:
 def block_owner(
     shapes: Sequence[ModuleShape], units: UnitsSettings, outputs: float, blocks: int, processes: int, skip: int = 0
 ) -> Callable[[int], int]:
-    """The process of each block of a model after the first `skip` ones, from its modules with so many outputs."""
+    """The process of each block of a model, from its modules with so many outputs; the first `skip` have no work."""
     costs = [0.0] * blocks
     for shape in shapes:
         costs[shape.block] += 0.0 if shape.fixed else factor_operations(shape, units, outputs)
-    chosen = [0] * skip + owners(costs[skip:], processes)
+    chosen = [block % processes for block in range(skip)] + owners(costs[skip:], processes)
     return chosen.__getitem__

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.workload import Workload
 
+MEETINGS = 3
+"""How often processes meet in a block."""
+
 
 @dataclass(frozen=True)
 class PruningDatabase:
@@ -146,7 +149,7 @@ class Database(Step[PruningDatabase]):
         sizes, r, units = load.sizes, float(load.sizes.width), load.settings(UnitsSettings)
         tokens = load.settings(TextSettings).calibration_tokens / sizes.processes
         weighted = load.settings(DatabaseSettings).metric.gradients
-        passes = load.passes(tokens * sizes.processes) + load.loading(sizes.blocks)
+        passes = load.passes(tokens * sizes.processes) + load.owning(sizes.blocks)
         factors = Work()
         for shape in sizes.cut:
             d, experts, orders = float(shape.sizes.width), shape.sizes.experts, orders_of(shape, units)
@@ -172,4 +175,5 @@ class Database(Step[PruningDatabase]):
             )
         factors *= load.share(sizes.depth)
         writing = Work(copied=packed, written=packed) * load.share(sizes.depth)
-        return {"passes": passes, "factors": factors, "writing": writing}
+        exchange = load.exchange(sizes.blocks * sizes.size, MEETINGS)
+        return {"passes": passes, **exchange, "factors": factors, "writing": writing}

@@ -48,11 +48,11 @@ def outputs_for(
 ) -> Tensor:
     """What a model gives for all texts in sequences [n, t], [i, c] float32 on the CPU; processes share them."""
     share = parallel.mine(list(range(len(tokens))))
-    size = max(1, batch_tokens // tokens.shape[1])
+    size, shared = max(1, batch_tokens // tokens.shape[1]), decoder.owner is not None
     found: dict[int, Tensor] = {}
-    if share:
-        batches = [share[start : start + size] for start in range(0, len(share), size)]
-        streams = decoder.through([tokens[batch] for batch in batches], memory=memory)
+    batches = [share[start : start + size] for start in range(0, len(share), size)]
+    with parallel.agree():
+        streams = decoder.through([tokens[batch] for batch in batches], memory=memory) if share or shared else ()
         with decoder.with_head():
             for batch, stream in zip(batches, streams, strict=True):
                 own = objective.outputs(decoder.head, stream, tokens[batch]).cpu()

@@ -21,7 +21,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.compute import exact
 from darwinlm.runtime.errors import DataError
 from darwinlm.steps.evaluate.model_figures import CopyingScore
-from darwinlm.steps.evaluate.quality import reading
+from darwinlm.steps.evaluate.quality import Reader, reading, shares_blocks
 from darwinlm.steps.text.packing import added_bos
 
 if TYPE_CHECKING:
@@ -158,20 +158,10 @@ def measure_copying(
     models: Mapping[str, Decoder | PreTrainedModel], copying: Sequence[Copying], *, batch_tokens: int
 ) -> dict[str, list[CopyingScore]]:
     """Accuracy and loss of several models on the same sequences, which processes share, in one walk of each model."""
-    kind_of, batches = _batches(copying, batch_tokens)
     sums = torch.zeros(len(models), len(copying), 3, dtype=torch.float64)
-    for rows, model in zip(sums, map(reading, models.values()), strict=True):
-        walk = model.through(batches, keep=[copying[kind].n for kind in kind_of]) if batches else ()
-        with model.with_head():
-            for kind, batch, states in zip(kind_of, batches, walk, strict=True):
-                targets = batch[:, 1 - copying[kind].n :].flatten().to(states.device)
-                state_pieces = torch.split(states[:, :-1].flatten(0, 1), model.head_tokens)
-                target_pieces = torch.split(targets, model.head_tokens)
-                for state, target in zip(state_pieces, target_pieces, strict=True):
-                    logits = model.head(state)
-                    correct = (logits.argmax(-1) == target).sum()
-                    loss = exact(token_losses(logits, target)).sum(dtype=torch.float64)
-                    rows[kind] += torch.tensor([float(correct), float(loss), len(target)], dtype=torch.float64)
+    with parallel.agree():
+        for rows, model in zip(sums, map(reading, models.values()), strict=True):
+            _add_copying(rows, model, copying, batch_tokens)
     totals: list[list[list[float]]] = parallel.all_reduce(sums).tolist()
     scores: dict[str, list[CopyingScore]] = {}
     for name, of_model in zip(models, totals, strict=True):
@@ -180,6 +170,23 @@ def measure_copying(
             for kind, (correct, loss, count) in zip(copying, of_model, strict=True)
         ]
     return scores
+
+
+def _add_copying(rows: Tensor, model: Reader, copying: Sequence[Copying], batch_tokens: int) -> None:
+    """Add a model's correct tokens, losses and tokens to the rows of this process's sequences, [kinds, 3] float64."""
+    kind_of, batches = _batches(copying, batch_tokens)
+    walks = bool(batches) or shares_blocks(model)
+    walk = model.through(batches, keep=[copying[kind].n for kind in kind_of]) if walks else ()
+    with model.with_head():
+        for kind, batch, states in zip(kind_of, batches, walk, strict=True):
+            targets = batch[:, 1 - copying[kind].n :].flatten().to(states.device)
+            state_pieces = torch.split(states[:, :-1].flatten(0, 1), model.head_tokens)
+            target_pieces = torch.split(targets, model.head_tokens)
+            for state, target in zip(state_pieces, target_pieces, strict=True):
+                logits = model.head(state)
+                correct = (logits.argmax(-1) == target).sum()
+                loss = exact(token_losses(logits, target)).sum(dtype=torch.float64)
+                rows[kind] += torch.tensor([float(correct), float(loss), len(target)], dtype=torch.float64)
 
 
 def _batches(kinds: Sequence[Copying], batch_tokens: int) -> tuple[list[int], list[Tensor]]:

@@ -44,7 +44,7 @@ class MeasuredModel(Protocol):
         """What identifies it: plain values."""
 
     def read(self, tokens: Tensor) -> StreamedDecoder:
-        """A decoder that reads the given tokens block by block."""
+        """A decoder that reads the given tokens block by block; processes share the blocks."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ class StoredModel:
 
     def read(self, tokens: Tensor) -> StreamedDecoder:
         """A decoder of its weights."""
-        return StreamedDecoder(self.checkpoint, tokens, dtype=self.context.dtype, device=self.context.device)
+        context = self.context
+        return StreamedDecoder(
+            self.checkpoint, tokens, dtype=context.dtype, device=context.device, owner=parallel.owner
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,14 @@ class UniformModel:
             return cut
 
         context = self.context
-        return StreamedDecoder(checkpoint, tokens, dtype=context.dtype, device=context.device, weights=of_block)
+        return StreamedDecoder(
+            checkpoint,
+            tokens,
+            dtype=context.dtype,
+            device=context.device,
+            weights=of_block,
+            owner=parallel.owner,
+        )
 
 
 @dataclass(frozen=True)

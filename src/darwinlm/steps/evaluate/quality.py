@@ -99,6 +99,11 @@ def reading(model: Decoder | PreTrainedModel) -> Reader:
     return model if isinstance(model, Decoder) else WholeModel(model)
 
 
+def shares_blocks(reader: Reader) -> bool:
+    """Whether a process must walk through the model even if it has no text, since others need its blocks."""
+    return isinstance(reader, Decoder) and reader.owner is not None
+
+
 @torch.no_grad()
 def measure_quality(
     dense: Decoder | PreTrainedModel,
@@ -136,7 +141,7 @@ def measure_quality(
         for rows, width in batches_by_length(lengths_of(mask), batch_tokens):
             batches.append((share[rows, :width], mask[rows, :width].roll(-1, 1)))
     sums = torch.zeros(len(readers), len(metrics), dtype=torch.float64)
-    with kept_memory(reference.device):
+    with parallel.agree(), kept_memory(reference.device):
         for of_batch in _measured(metrics, readers, batches, memory, progress):
             sums += of_batch
     sums = parallel.all_reduce(sums)
@@ -163,7 +168,7 @@ def _measured(
     progress: Callable[[int, int], None],
 ) -> Iterator[Tensor]:
     """Sums of the metrics over each batch and its mask, as those of `_measure_batch`; models are read in one walk."""
-    if not batches:
+    if not batches and not any(shares_blocks(reader) for reader in readers):
         return
     n_whole, passes = sum(isinstance(reader, WholeModel) for reader in readers), 0
     with ExitStack() as heads:

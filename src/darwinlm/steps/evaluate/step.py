@@ -103,8 +103,10 @@ class Evaluate(Step[Measured]):
             timing["whole models"] = models
         mapped = load.mapped(sizes.params, sizes.stored) + load.mapped(small, sizes.saved)
         passes = load.passes(read) + load.passes(read, k) * smaller + load.passes(read, 0, blocks=0, heads=1 + smaller)
-        passes += load.loading((1 + smaller * k) * sizes.blocks + sizes.outside)
+        blocks = (1 + smaller * k) * sizes.blocks
+        passes += load.owning(blocks) + load.loading(sizes.outside)
+        exchange = load.exchange(2 * blocks * sizes.size, 2 * (1 + smaller))  # for text and for repeated passages
         whole = load.loading(float(sizes.params + small)) if "whole models" in timing else Work()
         generated = (load.written(WRITTEN, 1) + load.written(WRITTEN, 1, k)) * sizes.processes  # the first process does
-        parts = {"passes": passes, "loading": whole, "generation": generated}
+        parts = {"passes": passes, **exchange, "loading": whole, "generation": generated}
         return Cost(work, largest(load.reading(read, 1 + smaller), timing), scratch=mapped, parts=parts)

@@ -41,8 +41,8 @@ def output_gradients(
         stream: Stream over the text, before the first block; it is used up.
         objective: What of the dense model is kept: for a language model, gradients are of the summed cross-entropy.
         memory: Allowed places for residual streams; None keeps all of them on the device.
-        owner: Of several processes, each with a part of the text, the one that gets the moments of a block, over all of
-            it. The others get none.
+        owner: Of several processes, each with a part of the text, the one that reads a block and gets its moments, over
+            all of it. The others get none.
 
     Yields:
         A block and, for each of its modules, E[g gᵀ], [r, r] float32, with the gradient g at the module's output for
@@ -56,6 +56,7 @@ def output_gradients(
     """
     moments: dict[ModuleKind, SecondMoment] = {}
     inputs: list[HiddenStates] = []
+    stream.decoder.share(owner)
     with parallel.agree():
         for block in stream.walk():
             inputs.append(stream.hidden.copied(memory))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.workload import Memory, Workload
 
+MEETINGS = 4
+"""How often processes meet in a block."""
 GRADIENT_TOKENS, GRADIENT_SHARE = 8192, 8
 """Most calibration tokens for the gradients of the loss, and the part of the calibration text that they are: an eighth.
 Measured databases have these amounts (docs/notebook/database.md)."""
@@ -127,10 +129,12 @@ class Gradients(Step[GradientMoments]):
         sizes, least = load.sizes, load.settings(TextSettings).sequence_length  # each process has a sequence
         own = max(tokens / sizes.processes, least)
         walks = load.passes(own * sizes.processes, blocks=3, heads=2)
-        walks += load.loading(sizes.params, 2, staying=load.stay(sizes.params, memory))
+        staying = load.stay(sizes.blocks / sizes.processes + sizes.outside, memory)
+        walks += load.owning(sizes.blocks, 1 if staying else 2) + load.loading(sizes.outside, 2, staying=staying)
+        sent = sizes.blocks * sizes.size * (1.0 if load.stay(sizes.params, memory) else 2.0)
         sums = load.multiplied(own * sizes.width**2 * len(sizes.shapes)) + Work(
             moved=max(own / sizes.pass_tokens, 1) * moments,
             sent=moments if sizes.processes > 1 else 0.0,
         )
         writing = Work(copied=moments, written=moments) * load.share(sizes.depth)
-        return {"passes": walks + sums, "writing": writing}
+        return {"passes": walks + sums, **load.exchange(sent, MEETINGS), "writing": writing}

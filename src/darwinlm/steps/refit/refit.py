@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from darwinlm.model.families.shapes import output_name
 from darwinlm.model.walk.stream import BlockStream
 from darwinlm.model.walk.sublayers import BlockWalk
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import write_tensors
+from darwinlm.runtime.artifact import await_files, write_tensors
 from darwinlm.steps.database.block_files import block_file
 from darwinlm.steps.refit.expert_fit import fit_experts, mixture_of
 from darwinlm.steps.refit.projection_fit import (
@@ -49,8 +50,9 @@ def refit(
 ) -> list[float | None]:
     """Fit every output projection of the smaller model, and write the weights of each block by name in it.
 
-    The streams stand before the first block; they end after the last one. Processes share the text and fit the same
-    weights from moments of all of it; the first process writes them. A block without an accepted fit has no file.
+    The streams stand before the first block; they end after the last one; those on validation text are beside the
+    others. Processes share the text and fit the same weights from moments of all of it; the owner of a block reads it
+    and writes its weights. A block without an accepted fit has no file.
 
     Returns:
         The best λ of each module on validation text; None if the stitched weights were kept.
@@ -60,18 +62,38 @@ def refit(
         StorageError: The disk is full.
     """
     chosen: list[float | None] = []
+    written: list[Path] = []
     total = fit.dense.checkpoint.n_blocks
     streams = (fit.dense, fit.small, validation.dense, validation.small)
-    for block, *_ in zip(*(stream.walk() for stream in streams), strict=True):
+    for stream in streams:
+        stream.decoder.share(parallel.owner)
+    walks = [stream.walk() for stream in streams]
+    for block in range(total):
+        with parallel.agree():
+            for walk in walks:
+                next(walk)
         weights, fits = _refit_block(block, fit, validation)
         path = folder / block_file(block)
-        if weights:
-            parallel.in_main(write_tensors, path, weights)
-        else:  # an interrupted run may have left one
-            parallel.in_main(path.unlink, True)
+        written += [path] if weights else []
+        with parallel.agree():
+            if parallel.owner(block) == parallel.place():
+                if weights:
+                    write_tensors(path, weights)
+                else:  # an interrupted run may have left one
+                    path.unlink(missing_ok=True)
         chosen += fits
         progress(block + 1, total)
+    for walk in walks:  # releases the last block
+        next(walk, None)
+    parallel.in_main(await_files, written)
     return chosen
+
+
+def from_owner(block: int, read: Callable[[], dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """Weights of a block by name, read by its owner alone and sent to all processes; inside `parallel.agree`."""
+    owner = parallel.owner(block)
+    own = {name: weight.to(device) for name, weight in read().items()} if owner == parallel.place() else {}
+    return parallel.send_named(own, parallel.meet(parallel.forms_of(own))[owner], owner, device)
 
 
 def put_weights(block: nn.Module, weights: dict[str, Tensor]) -> None:
@@ -93,16 +115,18 @@ def _refit_block(block: int, fit: Streams, validation: Streams) -> tuple[dict[st
     for kind in checkpoint.family.kinds:
         part = checkpoint.family.module(kind)
         name = output_name(part, present) if kind != "tail" else None
-        spreads = []
+        spreads, stitched = [], dict[str, Tensor]()
         with parallel.agree():
             for walk in dense:
                 with watched_spread(walk, kind) as spread:
                     walk.finish(kind)
                 spreads.append(spread)
+            if name is not None:
+                read = partial(checkpoint.read, prefix + name, dtype=torch.float32)
+                stitched = from_owner(block, read, fit.small.device)
         if name is not None:
             inner = name.removeprefix(part.prefix)
-            stitched = checkpoint.read(prefix + name, dtype=torch.float32)[""]
-            weight, ridge = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched))
+            weight, ridge = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched[""]))
             chosen.append(ridge)
             if ridge is not None:
                 weights[name] = as_stored(part, inner, weight)

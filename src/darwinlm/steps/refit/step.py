@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from darwinlm.steps.workload import Workload
 
 RECORD = "record.json"
+MEETINGS = 14
+"""How often processes meet in a block, of all walks."""
 FIT_LAUNCHES, SUM_LAUNCHES = 150, 40
 """Kernels of the fit of a projection on a GPU, and of the sums for it over a batch."""
 
@@ -144,7 +146,7 @@ class Refit(Step[Refitted]):
         held_out, own = load.settings(TextSettings).validation_tokens, tokens / load.sizes.processes
         # The smaller model's modules are run for their inputs, and again with their fits: in parts of a block's pass.
         small, calls = load.passes(tokens, k), max(own / sizes.pass_tokens, 1.0)
-        passes = load.passes(tokens) + small * 1.25 + load.loading((1 + k) * sizes.blocks)
+        passes = load.passes(tokens) + small * 1.25 + load.owning((1 + k) * sizes.blocks)
         passes += Work(launches=small.launches + calls * len(sizes.shapes) * SUM_LAUNCHES)
         fits = Work()
         for shape in sizes.shapes:
@@ -157,6 +159,9 @@ class Refit(Step[Refitted]):
             )
             solved = len(RIDGES) * (d**3 / 3 + 2 * r * d * d) + (len(RIDGES) + 1) * 2 * r * d * d
             fits += Work(float64=solved, moved=8 * 6 * (d * d + r * d), launches=FIT_LAUNCHES) * experts
-        compared = load.passes((1 + len(STRENGTHS)) * held_out, k, heads=2) + load.loading(k * sizes.blocks)
-        writing = Work(copied=written, written=written)
-        return {"passes": passes, "fits": fits, "comparisons": compared, "writing": writing}
+        compared = load.passes((1 + len(STRENGTHS)) * held_out, k, heads=2) + load.owning(k * sizes.blocks)
+        writing = Work(copied=written, written=written) * load.share(sizes.depth)
+        # Both models, then the smaller one again; stitched projections, and those of all strengths but the whole fit.
+        sent = (1 + 2 * k) * sizes.blocks * sizes.size + len(STRENGTHS) * written
+        exchange = load.exchange(sent, MEETINGS)
+        return {"passes": passes, **exchange, "fits": fits, "comparisons": compared, "writing": writing}

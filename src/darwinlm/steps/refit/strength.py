@@ -20,7 +20,7 @@ from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_tensors
 from darwinlm.runtime.context import Context
 from darwinlm.steps.database.block_files import block_file
-from darwinlm.steps.refit.refit import STRENGTHS, Streams, put_weights, refit
+from darwinlm.steps.refit.refit import STRENGTHS, Streams, from_owner, put_weights, refit
 from darwinlm.steps.refit.refit_figures import RefitDecision, RefitRecord
 
 
@@ -48,11 +48,13 @@ def fit_and_choose(
     others = sorted({0.0, *STRENGTHS} - losses.keys())
     with parallel.agree():
         first = small(held_out, memory)
+        first.decoder.share(parallel.owner)
         between = [first, *(small(held_out, memory, beside=first) for _ in others[1:])]
         for block, *_ in zip(*(stream.walk() for stream in between), strict=True):
             context.reporter.advance(block, stitched.n_blocks)
             for strength, stream in zip(others, between, strict=True):
-                put_weights(stream.decoder.blocks[block], interpolated(folder, stitched, block, strength))
+                weights = partial(interpolated, folder, stitched, block, strength)
+                put_weights(stream.decoder.blocks[block], from_owner(block, weights, context.device))
                 stream.run(block)
     with dense_stream.decoder.with_head(), first.decoder.with_head(dense_stream.decoder):  # read once for all
         for strength, stream in zip(others, between, strict=True):

@@ -29,8 +29,6 @@ from darwinlm.runtime.memory import memory_of
 
 Key = tuple[int, int]
 """Index of a module and a level."""
-Form = tuple[torch.Size, torch.dtype]
-"""Shape and type of a tensor."""
 PLACED = -1
 """Level of a place that holds a module set by `place`."""
 
@@ -90,12 +88,10 @@ class PlacedModules:
         wanted, owner = sorted(self._cut(block, allocations) & missing), self.decoder.owner(block)
         if wanted:
             cut = {key: self.module(*key) for key in wanted} if owner == parallel.place() else {}
-            forms = {
-                key: {name: (weight.shape, weight.dtype) for name, weight in module.state_dict().items()}
-                for key, module in cut.items()
-            }
+            tensors = {key: module.state_dict() for key, module in cut.items()}
+            forms = {key: parallel.forms_of(of_module) for key, of_module in tensors.items()}
             for key, form in parallel.meet(forms)[owner].items():
-                sent = self._sent(owner, form, cut.get(key))
+                sent = parallel.send_named(tensors.get(key, {}), form, owner, self.decoder.device)
                 if key in needed - held.keys():
                     held[key] = cut[key] if key in cut else self._built(key, sent)
         self._arrived = held
@@ -108,15 +104,6 @@ class PlacedModules:
             (index, level)
             for index, level in keys
             if modules[index].levels[level].sizes.width > 0 and level != dense[index]
-        }
-
-    def _sent(self, owner: int, form: Mapping[str, Form], module: nn.Module | None) -> dict[str, Tensor]:
-        """Tensors of a module that its owner sends; the others have none yet."""
-        own = {} if module is None else module.state_dict()
-        empty = partial(torch.empty, device=self.decoder.device)
-        return {
-            name: parallel.send(own[name].contiguous() if own else empty(shape, dtype=dtype), owner)
-            for name, (shape, dtype) in form.items()
         }
 
     def _built(self, key: Key, tensors: Mapping[str, Tensor]) -> nn.Module:
