@@ -260,11 +260,12 @@ def test_a_plan_takes_the_same_line(command, tiny_llama, function):
     assert "the time of --measure isn't in this plan" in said
 
 
-def test_items_in_the_text_are_refused(prune, tiny_text_file, tmp_path):
+@pytest.mark.parametrize("openings", [0, 0.25])
+def test_items_in_the_text_are_refused(prune, tiny_text_file, tmp_path, openings):
     documents = tiny_text_file.read_text(encoding="utf-8").split("\n\n\n")
     rows = [json.dumps({"question": document, "answer": "x", "tokens": 1}) for document in documents]
     (tmp_path / "own.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    ended = prune("--keep", "50%", "--measure", tmp_path / "own.jsonl")
+    ended = prune("--keep", "50%", "--measure", tmp_path / "own.jsonl", "--set", f"text.openings={openings}")
     assert ended.code == 2
     assert "items occur in the text of the run" in ended.err
 

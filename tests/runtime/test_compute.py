@@ -21,6 +21,7 @@ def processor(monkeypatch):
 
     def able(**capabilities):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
     return able
 
@@ -40,6 +41,13 @@ def test_processors_work_in_bfloat16_where_it_is_quick(processor, capabilities, 
     processor(**capabilities)
     assert fast_dtype(CPU) == dtype
     assert fast_dtype(torch.device("cuda")) == "bfloat16"
+
+
+@pytest.mark.parametrize("limit", ["DEFAULT", "AVX2"])
+def test_a_pytorch_that_is_limited_to_older_vectors_works_in_float32(processor, monkeypatch, limit):
+    processor(amx_bf16=True, avx512_bf16=True, cpu_name="AMD EPYC")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: limit)
+    assert fast_dtype(CPU) == "float32"
 
 
 def test_a_run_computes_and_names_what_its_recipe_then_says(processor, tmp_path):

@@ -153,4 +153,6 @@ def has_matrix_tiles() -> bool:
 def _multiplies_quickly() -> bool:
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     vectors = bool(able.get("avx512_bf16", False)) and str(able.get("cpu_name", "")).startswith("AMD")
-    return vectors or has_matrix_tiles()
+    # ATEN_CPU_CAPABILITY=avx2 hides the vectors from PyTorch, but not from the list of what the processor has.
+    limited = torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+    return (vectors or has_matrix_tiles()) and not limited

@@ -13,6 +13,7 @@ import numpy as np
 
 from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.evaluation.seen_text import HELD_OUT
+from darwinlm.model.walk.items import ids
 from darwinlm.runtime.errors import DataError
 from darwinlm.steps.text.packing import token_ids
 from darwinlm.steps.text.sequences import TokenSequences
@@ -39,7 +40,7 @@ def check_unseen(
     items = {measure.name: measure.texts() for measure in measures}
     if not parts or not any(items.values()):
         return
-    joined = "\n".join(_plain(str(tokenizer.decode(part.tokens.flatten().tolist()))) for part in parts)
+    joined = "\n".join(_plain(str(tokenizer.decode(ids(part.tokens).flatten().tolist()))) for part in parts)
     known = passages_of(parts)
     for name, texts in items.items():
         found = [
