@@ -29,6 +29,7 @@ from torch.nn import functional
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.units.space import Allocation
 from darwinlm.model.walk.decoder import Decoder
+from darwinlm.model.walk.items import ids
 from darwinlm.pipeline import build, read_inputs
 from darwinlm.pipeline import plan as plan_of
 from darwinlm.recipe import Recipe
@@ -119,7 +120,7 @@ def measure_rate(options: argparse.Namespace) -> None:
     for _ in range(options.offspring):
         seen.add(level_switch(parent, plan.cost.costs, plan.budget, rng, step=options.step, seen=seen))
     candidates = sorted(seen - {parent})
-    tokens = inputs.text["fitness"].tokens
+    tokens = ids(inputs.text["fitness"].tokens)
 
     model = dense.load(run.context.dtype, run.context.device)
     placed = PlacedModules(Decoder(model, dense.family), reader, plan.space)

@@ -17,6 +17,7 @@ from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.space import Allocation
 from darwinlm.model.units.unit_settings import UnitsSettings
+from darwinlm.model.walk.items import ids
 from darwinlm.model.walk.stream import BlockStream, stream_of
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runtime.context import Context
@@ -140,7 +141,7 @@ SHEARED_TOKENS, SHEARED_BATCH = 65536, 2048
 def _sheared(inputs: MethodInputs, folder: Path) -> MethodResult:
     context, space = inputs.context, inputs.plan.space
     target = even_uniform(inputs.plan)
-    tokens = inputs.calibration
+    tokens = ids(inputs.calibration)  # trained as ordinary text, openings included
     tokens = tokens[: -(-SHEARED_TOKENS // tokens.shape[1])]
     batches = torch.split(tokens, max(1, SHEARED_BATCH // tokens.shape[1]))
     model = inputs.dense.load(torch.float32, context.device)

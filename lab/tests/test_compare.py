@@ -109,6 +109,12 @@ def test_variant_of_the_search_is_a_row_of_its_own(compare, folder):
     compare(*options).refused("must be a recipe with nothing but search, units, database, refit, recovery")
 
 
+def test_every_method_reads_text_with_openings(compare, folder):
+    compare("--methods", ",".join(everywhere()), *sets(["text.openings=0.25"]), out=folder / "openings").succeeded()
+    record = json.loads((folder / "openings" / "comparison.json").read_text(encoding="utf-8"))
+    assert [row["method"] for row in record["rows"]] == ["dense", *everywhere()]
+
+
 def test_the_readmes_command_gives_the_rows_of_its_table(command, tiny_llama, tiny_text_file, tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root)
