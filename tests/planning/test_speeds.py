@@ -109,6 +109,8 @@ def test_what_no_card_can_hold_is_held_by_all_together(tmp_path: Path) -> None:
     assert parts[0]["passes"].read > 20 * sizes[0].blocks * 2
     assert parts[1]["passes"].read == pytest.approx(sizes[0].blocks * 2 / 8)
     assert parts[1]["exchange"].sent > 20 * sizes[0].blocks * 2
+    products = [each["passes"].products for each in parts]
+    assert products[1] < products[0] / 4, "processes share the sequences of a window, and the dense model's passes"
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e4])

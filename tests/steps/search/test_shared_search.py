@@ -99,7 +99,14 @@ def _search(rank: int, database: Any, room: int | None = None) -> dict[str, Any]
         mock.patch.object(module_cache, "shrink_tensors", cutting),
         mock.patch.object(slopes, "inner_products", solving),
     ):
-        fitness = Fitness(placed, TEXT, batch_tokens=TEXT.shape[1])
+        run = decoder.run_block
+
+        def running(block, hidden, arguments):
+            counted["dense passes"] += hidden.shape[0] * hidden.shape[1]
+            return run(block, hidden, arguments)
+
+        with mock.patch.object(decoder, "run_block", running):
+            fitness = Fitness(placed, TEXT, batch_tokens=TEXT.shape[1])
         losses = fitness.kl_on(candidates, (0, len(TEXT)))
         one = fitness.kl_on([(*dense[:-1], 0)], (3, 4))  # of several processes, all but one have no work
         around = [Gradients(fitness, placed.database).around(candidates[0], window) for window in ((0, 8), (2, 3))]
@@ -133,6 +140,7 @@ def test_any_number_of_processes_finds_the_same(database, tmp_path):
             amounts = [did.get(kind, 0) for did in work]
             assert max(amounts) <= BALANCED * min(amounts), (kind, amounts)
         assert sum(did["read"] for did in work) < model
+        assert sum(did["dense passes"] for did in work) == alone["did"]["dense passes"]
 
 
 def _failing(rank: int, database: Any, block: int) -> dict[str, Any]:

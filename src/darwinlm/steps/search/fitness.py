@@ -88,7 +88,7 @@ class Fitness:
         self._counts: list[int] = objective.counts(tokens).tolist()
         batches = list(self.pieces(0, self.n_sequences))
         with parallel.agree():
-            streams = self._through(batches)
+            streams = self._dense_streams(batches)
             with torch.no_grad(), self.decoder.with_head():
                 texts = [tokens[slice(*batch)] for batch in batches]
                 self.reference = objective.reference(self.decoder, streams, texts)
@@ -222,6 +222,28 @@ class Fitness:
             unknown = [number for number in range(*piece) if number not in known]
             if unknown:
                 yield unknown[0], unknown[-1] + 1
+
+    @torch.no_grad()
+    def _dense_streams(self, pieces: Sequence[Window]) -> HiddenStates:
+        """Streams of the dense model after the last block; each process computes its share and sends it to the others.
+
+        Inside `parallel.agree`.
+        """
+        own = self._through(parallel.mine(pieces))
+        if parallel.size() == 1:
+            return own
+        parallel.meet(None)
+        elements = self.tokens.numel() * int(self.decoder.model.config.hidden_size)
+        return HiddenStates(self._sent(pieces, iter(own)), elements, self.memory)
+
+    def _sent(self, pieces: Sequence[Window], own: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The streams of all pieces in order, from those of this process and of the others."""
+        for number, (begin, end) in enumerate(pieces):
+            owner = parallel.owner(number)
+            shape = (end - begin, self.sequence_length, int(self.decoder.model.config.hidden_size))
+            mine = owner == parallel.place()
+            stream = next(own) if mine else torch.empty(shape, dtype=self.decoder.dtype, device=self.decoder.device)
+            yield parallel.send(stream.contiguous(), owner)
 
     def _through(self, pieces: Sequence[Window]) -> HiddenStates:
         """Streams after the last block, of the modules that are in the decoder."""

@@ -13,6 +13,7 @@ from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.search.search_figures import SearchFigures, SearchRecord
 from darwinlm.steps.search.search_method import SEARCH_METHODS
 from darwinlm.steps.search.search_settings import SearchSettings
+from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
@@ -143,13 +144,15 @@ class Search(Step[SearchResult]):
             return None
         own, times, fitness = settings.method.cost(load, settings), settings.generations, settings.fitness_needed
         first = settings.rounds[0].tokens
+        # Processes take pieces of a window: whole sequences, of their part of the tokens in a pass.
+        piece = max(sizes.pass_tokens // sizes.processes, load.settings(TextSettings).sequence_length)
         read, learnt, before = 4.0 * first + 2.0 * fitness, 0.0, 0  # the start comes first
         passes = load.passes(4.0 * first, k, heads=1, at_once=first) + load.passes(2.0 * fitness, k, heads=1)
         for selection, count in zip(settings.rounds, settings.method.evaluated(settings), strict=True):
             # Losses of earlier rounds are kept, unless candidates are trained.
             new = selection.tokens - (0 if selection.training_tokens else before)
             read += times * count * new
-            passes += load.passes(count * new, k, heads=1, at_once=new) * times
+            passes += load.passes(count * new, k, heads=1, at_once=min(new, piece)) * times
             learnt += times * (count + 1) * selection.training_tokens
             before = selection.tokens
         work = own.operations + sizes.operations(read, k, heads=1) + sizes.operations(fitness, heads=1)
@@ -184,7 +187,8 @@ class Search(Step[SearchResult]):
         rooms = {name: shares[name] * max(room, 0.0) / max(most[name], 1.0) for name in most}
         walks = times * (len(settings.rounds) + 2)
         again = 0.0 if rooms["blocks"] >= 1 else max(1 - rooms["blocks"] * owners, 0.0)
-        passes += load.passes(fitness * sizes.processes, heads=1)  # the dense model's, in each process
+        passes += load.passes(fitness)  # the dense model's, whose head runs in each process
+        passes += load.passes(fitness * sizes.processes, 0, blocks=0, heads=1)
         passes += load.passes(learnt, k, blocks=4, heads=3)
         parts["passes"] = passes + load.loading(share * sizes.blocks, 1 + again * walks)
         unpacked = load.unpacking() * (1 + 2 * max(1 - rooms["factors"], 0.0) * times)
@@ -200,7 +204,8 @@ class Search(Step[SearchResult]):
         sizes, children = load.sizes, sum(settings.method.evaluated(settings)) / len(settings.rounds)
         times = 1 + (walks if rooms["blocks"] < 1 else 0.0)
         times += sizes.kept * (2 * settings.generations + max(1 - rooms["modules"], 0.0) * children * walks)
-        return Work(sent=times * sizes.blocks * sizes.size) + load.meeting(3 * sizes.depth * walks)
+        sent = times * sizes.blocks + settings.fitness_needed * sizes.width  # and the dense model's streams
+        return Work(sent=sent * sizes.size) + load.meeting(3 * sizes.depth * walks)
 
 
 @dataclass(frozen=True)
