@@ -187,9 +187,8 @@ class Search(Step[SearchResult]):
         rooms = {name: shares[name] * max(room, 0.0) / max(most[name], 1.0) for name in most}
         walks = times * (len(settings.rounds) + 2)
         again = 0.0 if rooms["blocks"] >= 1 else max(1 - rooms["blocks"] * owners, 0.0)
-        passes += load.passes(fitness)  # the dense model's, whose head runs in each process
-        passes += load.passes(fitness * sizes.processes, 0, blocks=0, heads=1)
-        passes += load.passes(learnt, k, blocks=4, heads=3)
+        heads = load.passes(fitness * sizes.processes, 0, blocks=0, heads=1)  # the dense model's, in each process
+        passes += load.passes(fitness) + heads + load.passes(learnt, k, blocks=4, heads=3)
         parts["passes"] = passes + load.loading(share * sizes.blocks, 1 + again * walks)
         unpacked = load.unpacking() * (1 + 2 * max(1 - rooms["factors"], 0.0) * times)
         cut = load.cutting(k) * (2.0 * times) + unpacked  # two levels of each
