@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_search_and_training_are_in_tensorboard(
     assert found["search/kl"] == pytest.approx({entry.number: entry.kl for entry in search.history})
     assert [*found["search/uniform_kl"].values()] == pytest.approx([search.uniform_kl] * len(search.history))
     saved = summary_of(run).saved
-    assert found["models/searched + refit/kl"][0] == pytest.approx(saved.kl)
+    assert found["models/searched and refit/kl"][0] == pytest.approx(saved.kl)
     assert found["models/dense/params"][0] == summary_of(run).dense.params
 
     training = [word for assignment in RECOVERY for word in ("--set", assignment)]
@@ -84,6 +85,7 @@ class Noted:
 
     def log(self, values: dict, step: int | None = None) -> None:
         assert not self.main_process_only, "else accelerate would connect processes"
+        assert all(re.fullmatch(r"[\w\-. :/]+", name) for name in values), "mlflow refuses other names"
         self.figures.append((values, step))
 
     def finish(self) -> None:
@@ -108,12 +110,12 @@ class Closed(Noted):
 MADE: list[Noted] = []
 
 
-def use(monkeypatch: pytest.MonkeyPatch, kind: type[Noted]) -> None:
-    """Let our tracker be wandb."""
+def use(monkeypatch: pytest.MonkeyPatch, kind: type[Noted], name: str = "wandb") -> None:
+    """Let our tracker be wandb, or another one."""
     MADE.clear()
-    monkeypatch.setitem(accelerate.LOGGER_TYPE_TO_CLASS, "wandb", kind)
+    monkeypatch.setitem(accelerate.LOGGER_TYPE_TO_CLASS, name, kind)
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True if name == "wandb" else found(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: True if asked == name else found(asked))
 
 
 class Told(Reporter):
@@ -141,10 +143,20 @@ def test_the_sizes_of_a_sweep_are_told_apart(
     names = {name for figures, _ in noted.figures for name in figures}
     for size in ("keep-80", "keep-60"):
         assert f"{size}/search/kl" in names
-        assert f"{size}/models/searched + refit/perplexity" in names
+        assert f"{size}/models/searched and refit/perplexity" in names
     assert {step for _, step in noted.figures} == {None}, "its steps would have to rise over all sizes"
     assert noted.settings["text.source"] == tiny_text_file.name
     assert noted.options["settings"]["x_disable_meta"]
+
+
+def test_trackio_gets_neither_the_account_nor_figures_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It puts the name of the account among the settings, and logs the use of the processor and of the GPU."""
+    use(monkeypatch, Noted, "trackio")
+    start_tracker("trackio", tmp_path / "half", {"text": {"seed": 3}}, print)
+    assert MADE[0].options == {"name": "half", "auto_log_cpu": False, "auto_log_gpu": False}
+    assert MADE[0].settings == {"text.seed": 3, "_Username": "darwinlm"}
 
 
 def test_a_tracker_that_fails_does_not_end_the_run(
@@ -251,7 +263,7 @@ def test_settings_have_no_folders_and_no_text() -> None:
         "text": {
             "source": "/home/someone/secret/a.txt,hf:owner/name,~/b",
             "seed": 3,
-            "answers": None,
+            "answers": "our yes,our no",
             "template": "Our {query}",
         },
         "search": {"rounds": [{"tokens": 512}, {"tokens": 1024}], "method": {"name": "gradient"}},

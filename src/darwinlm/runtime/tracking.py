@@ -27,8 +27,10 @@ TRACKERS = ("wandb", "trackio", "tensorboard", "mlflow")
 """Names of trackers; each is also that of its library and of our extra."""
 COUNTING = frozenset({"tensorboard", "mlflow"})
 """Trackers that take a step for each figure. The others only take steps that rise over the whole run."""
-WRITTEN = frozenset({"template"})
+WRITTEN = frozenset({"answers", "template"})
 """Settings that are text of the user, which stays here."""
+OWN_SETTINGS = {"trackio": {"_Username": PROJECT}}
+"""Settings that a tracker adds by itself, such as the name of the account, and what they are replaced by."""
 PLACE = re.compile(r"^(?:[/\\~]|[A-Za-z]:[/\\])")
 """How a path begins that isn't relative."""
 
@@ -85,7 +87,7 @@ class Tracker:
         if self._failed:
             return
         names = {"/".join(filter(None, (self.part, stage, name))): value for name, value in figures.items()}
-        known = {name: value for name, value in names.items() if math.isfinite(value)}
+        known = {_taken(name): value for name, value in names.items() if math.isfinite(value)}
         try:
             self._given.log(known, step=step if self.name in COUNTING else None)
         except ANY as error:  # hours of work must not end with it
@@ -116,7 +118,7 @@ def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: 
         tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, **_options(name, folder))
         tracker.main_process_only = False  # only the first process comes here
         tracker.start()
-        tracker.store_init_configuration(plain_settings(settings))
+        tracker.store_init_configuration({**plain_settings(settings), **OWN_SETTINGS.get(name, {})})
     except ANY as error:
         raise RecipeError(
             f"--track {name} can't be started ({first_line(error)}): set {name} up, or leave --track out"
@@ -134,7 +136,12 @@ def _options(name: str, folder: Path) -> dict[str, object]:
         return {"run_name": title, "tags": tags}
     if name == "wandb":
         return {"name": title, "dir": str(folder), "save_code": False, "settings": dict(WANDB)}
-    return {"name": title}
+    return {"name": title, "auto_log_cpu": False, "auto_log_gpu": False}
+
+
+def _taken(name: str) -> str:
+    """The name of a figure as every tracker takes it: mlflow refuses the + between steps of a model's name."""
+    return name.replace(" + ", " and ")
 
 
 def plain_settings(settings: Mapping[str, object]) -> dict[str, int | float | str | bool]:
