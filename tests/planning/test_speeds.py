@@ -19,8 +19,9 @@ from darwinlm.planning.speeds import CARDS, CardSpeed, PassSpeed, expected_speed
 from darwinlm.recipe import load_recipe
 from darwinlm.runtime.step import Cost, Work
 from darwinlm.steps.run_sizes import RunSizes
+from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.workload import Workload
-from lab.benchmarks.gpu_tables import LARGE
+from lab.benchmarks.gpu_tables import LARGE, planned
 
 SPEED = CardSpeed(products=100, float32=10, float64=1, memory=50, copies=20, reading=4, writing=2, link=5, launch=0.1)
 
@@ -111,6 +112,14 @@ def test_what_no_card_can_hold_is_held_by_all_together(tmp_path: Path) -> None:
     assert parts[1]["exchange"].sent > 20 * sizes[0].blocks * 2
     products = [each["passes"].products for each in parts]
     assert products[1] < products[0] / 4, "processes share the sequences of a window, and the dense model's passes"
+
+
+def test_modules_that_stay_are_sent_once() -> None:
+    """On eight cards, the parent of a 7B and a generation's children stay beside the blocks."""
+    plan = planned("llama2-7b-2.7b-fast", "h100", 8)
+    exchange = next(row for row in plan.rows if row.step == "search").cost.parts["exchange"]
+    levels = 2 * plan.sizes.recipe.section(SearchSettings).generations  # two new ones of each module
+    assert exchange.sent < 1.1 * (1 + levels * plan.sizes.kept) * plan.sizes.blocks * 2
 
 
 @pytest.mark.parametrize("rate", [1e3, 1e4])

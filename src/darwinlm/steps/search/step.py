@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.workload import Workload
 
+MEETINGS = 2.5
+"""How often processes meet in a block of a walk; 2.1 and 2.3 were counted in searches of a tiny model."""
 RESULT = "result.json"
 
 
@@ -194,17 +196,24 @@ class Search(Step[SearchResult]):
         cut = load.cutting(k) * (2.0 * times) + unpacked  # two levels of each
         parts["modules"] = cut * share + Work(read=factors / 2)
         if shared:
-            parts["exchange"] = cls._sent(load, settings, walks, rooms)
+            parts["exchange"] = cls._sent(
+                load, settings, walks, stay=rooms["blocks"] >= 1, room=rooms["modules"] * most["modules"]
+            )
         return Cost(work, held, caches, parts=parts)
 
     @staticmethod
-    def _sent(load: Workload, settings: SearchSettings, walks: float, rooms: Mapping[str, float]) -> Work:
-        """What owners of blocks send: each block once, or in each walk; new levels, and those that have no room."""
-        sizes, children = load.sizes, sum(settings.method.evaluated(settings)) / len(settings.rounds)
-        times = 1 + (walks if rooms["blocks"] < 1 else 0.0)
-        times += sizes.kept * (2 * settings.generations + max(1 - rooms["modules"], 0.0) * children * walks)
+    def _sent(load: Workload, settings: SearchSettings, walks: float, *, stay: bool, room: float) -> Work:
+        """What owners of blocks send: each block once, or in each walk; new levels, and those that have no room.
+
+        `room` is that of the modules: the parent's, and those of the children of a generation, come again in its walks.
+        """
+        sizes, children = load.sizes, settings.method.evaluated(settings)
+        again = (1 + children[0]) * sizes.kept * sizes.blocks * sizes.size
+        times = 1 + (0.0 if stay else walks)
+        new, dropped = 2 * settings.generations, max(1 - room / max(again, 1.0), 0.0)
+        times += sizes.kept * (new + dropped * sum(children) / len(settings.rounds) * walks)
         sent = times * sizes.blocks + settings.fitness_needed * sizes.width  # and the dense model's streams
-        return Work(sent=sent * sizes.size) + load.meeting(3 * sizes.depth * walks)
+        return Work(sent=sent * sizes.size) + load.meeting(MEETINGS * sizes.depth * walks)
 
 
 @dataclass(frozen=True)
