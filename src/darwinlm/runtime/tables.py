@@ -54,7 +54,7 @@ def terminal(table: Table) -> TerminalTable:
 def markdown(table: Table) -> str:
     """A Markdown table, names on the left and figures on the right, with its remarks below; a final row is bold.
 
-    Names from outside become neither HTML nor further cells.
+    Names from outside become neither HTML, nor links and images, nor further cells.
     """
     headings, *rows = ([_plain(cell) for cell in row] for row in (table.headings, *table.rows))
     if table.final and rows:
@@ -77,4 +77,4 @@ def _shown(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return escape(visible(" ".join(text.split())), quote=False).replace("|", "\\|")
+    return re.sub(r"([\\|\[\]])", r"\\\1", escape(visible(" ".join(text.split())), quote=False))
