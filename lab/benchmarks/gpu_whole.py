@@ -112,7 +112,7 @@ def whole(setup: Setup) -> None:
 
     def built(run: Run[Recipe], inputs: Inputs) -> PruningDatabase:
         reader = DatabaseReader(folder, inputs.dense, run.recipe.units, device=exact_device(run.context.device))
-        return PruningDatabase(StageFolder(folder, {"stage": "database"}), reader)
+        return PruningDatabase(reader, StageFolder(folder, {"stage": "database"}))
 
     stages = {name: name for name in ("search", "stitch", "refit")}
     with mock.patch("darwinlm.pipeline.build", built):

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.sections import AnyRecipe, Sections
 from darwinlm.runtime.step import AnyStep
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.chats.step import Chats
 from darwinlm.steps.database.database_settings import DatabaseSettings
-from darwinlm.steps.database.step import Database
+from darwinlm.steps.database.step import Database, Modules, PruningDatabase
 from darwinlm.steps.evaluate.model_figures import RECOVERED, STITCHED
 from darwinlm.steps.evaluate.step import Evaluate
 from darwinlm.steps.export.step import Export
@@ -28,6 +29,7 @@ from darwinlm.steps.recover.step import Recover
 from darwinlm.steps.refit.refit_settings import RefitSettings
 from darwinlm.steps.refit.step import Refit
 from darwinlm.steps.results import Corrected, Inputs
+from darwinlm.steps.search.search_amounts import SearchAmounts
 from darwinlm.steps.search.step import Search
 from darwinlm.steps.stitch.step import Stitch
 from darwinlm.steps.text.step import Text
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from darwinlm.report.summary import Summary
     from darwinlm.runtime.run import Run
     from darwinlm.steps.budget.problem import Problem
-    from darwinlm.steps.database.step import PruningDatabase
     from darwinlm.steps.search.step import SearchResult
     from darwinlm.steps.stitch.step import Stitched
 
@@ -65,9 +66,17 @@ STEPS: tuple[type[AnyStep], ...] = (
     BoundedFile,
 )
 """All steps in order."""
+NARROWING = frozenset({Gradients, Database, Search, Refit})
+"""Steps that read no text and take no time if layers stay whole."""
 REPORT = "report"
 ORDER = (*(step.name for step in STEPS), REPORT)
 """Where a run may end."""
+
+
+def steps_of(recipe: Sections) -> tuple[type[AnyStep], ...]:
+    """The steps that read text or take time in a recipe's run."""
+    narrows = recipe.section(SearchAmounts).narrows
+    return tuple(step for step in STEPS if narrows or step not in NARROWING)
 
 
 def prune(run: Run[AnyRecipe], *, further: Sequence[type[AnyStep]] = ()) -> Summary | None:
@@ -81,7 +90,7 @@ def prune(run: Run[AnyRecipe], *, further: Sequence[type[AnyStep]] = ()) -> Summ
         inputs = read_inputs(run, further=further)
         fitted = run.recipe.section(VocabularySettings).auto
         problem = None if fitted else plan(run, inputs)
-        return make(run, *fit(run, inputs, problem, build(run, inputs)))
+        return make(run, *fit(run, inputs, problem, modules_of(run, inputs)))
     except Ended:
         return None
 
@@ -101,11 +110,12 @@ def read_inputs(
     recipe, shares = run.recipe, text_shares(run.recipe)
     original = with_answers(open_model(run.context, recipe.model), recipe.section(TextSettings))
     check(run, original)
-    expect_disk(run, STEPS, original, others)
+    steps = steps_of(recipe)
+    expect_disk(run, steps, original, others)
     if kind := kind_of(original):
         run.context.reporter.say(kind)
     if run.until in (None, REPORT) and not run.context.path(Text.name).exists():
-        announce(run, (*STEPS, *further), original, others)
+        announce(run, (*steps, *further), original, others)
     own_tokens = OwnText.amount(recipe, shares)
     own_text = run(OwnText(original, own_tokens)) if own_tokens else None
     settings = recipe.section(VocabularySettings)
@@ -122,13 +132,13 @@ def text_shares(recipe: Sections) -> dict[str, int]:
     """Number of tokens of text that the steps read, by purpose."""
     from darwinlm.steps.text.shares import shares_of
 
-    return shares_of(recipe, STEPS)
+    return shares_of(recipe, steps_of(recipe))
 
 
 def check(run: Run[AnyRecipe], original: Checkpoint) -> None:
     """Check before the first step what can be checked without work. Raises DarwinLMError."""
     from darwinlm.planning.run_plan import check_memory
-    from darwinlm.steps.budget.search_problem import problem_of
+    from darwinlm.steps.budget.search_problem import check_layers, problem_of
     from darwinlm.steps.file.bounded_file import check_file
     from darwinlm.steps.recover.recovery_run import check_recovery
     from darwinlm.steps.text.reading import check_reader
@@ -139,12 +149,14 @@ def check(run: Run[AnyRecipe], original: Checkpoint) -> None:
     budget = recipe.section(BudgetSettings)
     recovery = recipe.section(RecoverySettings)
     check_text(text, original)
-    check_reader(original, cuts_vocabulary=recipe.section(VocabularySettings).cut, budget=budget.kind)
+    check_reader(original, recipe)
     if recipe.section(VocabularySettings).cut:
         _check_vocabulary(recipe, original)
-    elif not budget.timed:
+    elif budget.timed:
+        check_layers(recipe, original)
+    else:
         problem_of(recipe, original, None)
-    check_memory(STEPS, recipe, original, context.device)
+    check_memory(steps_of(recipe), recipe, original, context.device)
     original.check_carried()
     check_file(budget)
     if recovery.tokens:
@@ -182,6 +194,15 @@ def plan(run: Run[AnyRecipe], inputs: Inputs) -> Problem:
     return problem
 
 
+def modules_of(run: Run[AnyRecipe], inputs: Inputs) -> Modules:
+    """What models are cut from: a database, unless layers stay whole. Raises DarwinLMError."""
+    from darwinlm.model.units.modules import ModuleReader
+
+    if run.recipe.section(SearchAmounts).narrows:
+        return build(run, inputs)
+    return Modules(ModuleReader(inputs.dense, run.recipe.section(UnitsSettings)))
+
+
 def build(run: Run[AnyRecipe], inputs: Inputs) -> PruningDatabase:
     """Every module at every level. Raises DarwinLMError."""
     dense, calibration = inputs.dense, inputs.text["calibration"]
@@ -191,8 +212,8 @@ def build(run: Run[AnyRecipe], inputs: Inputs) -> PruningDatabase:
 
 
 def fit(
-    run: Run[AnyRecipe], inputs: Inputs, problem: Problem | None, database: PruningDatabase
-) -> tuple[Inputs, Problem, PruningDatabase]:
+    run: Run[AnyRecipe], inputs: Inputs, problem: Problem | None, database: Modules
+) -> tuple[Inputs, Problem, Modules]:
     """Choose the size of the vocabulary if the budget does, so that there is no problem yet. Raises DarwinLMError.
 
     Returns what follows from it: the inputs and the database of the model with fewer tokens, and its problem.
@@ -201,6 +222,7 @@ def fit(
 
     if problem is not None:
         return inputs, problem, database
+    assert isinstance(database, PruningDatabase), "modules become narrower where the vocabulary is fitted"
     shares, own_text = text_shares(run.recipe), inputs.own_text
     vocabulary = run(FittedVocabulary(inputs.original, database, own_text, shares, inputs.latency))
     dense = vocabulary.checkpoint
@@ -208,12 +230,10 @@ def fit(
     return fitted, plan(run, fitted), database.of(dense)
 
 
-def cut(
-    run: Run[AnyRecipe], inputs: Inputs, problem: Problem, database: PruningDatabase
-) -> tuple[SearchResult, Stitched]:
+def cut(run: Run[AnyRecipe], inputs: Inputs, problem: Problem, database: Modules) -> tuple[SearchResult, Stitched]:
     """The allocation, and its model. Raises DarwinLMError."""
     text = inputs.text
-    search = run(Search(inputs.dense, database, problem, text["fitness"], text.get("training")))
+    search = run(Search(inputs.dense, database, problem, text.get("fitness"), text.get("training")))
     return search, run(Stitch(database, search))
 
 
@@ -238,14 +258,15 @@ def correct(run: Run[AnyRecipe], inputs: Inputs, stitched: Stitched, *, reserved
 def refit(run: Run[AnyRecipe], inputs: Inputs, stitched: Stitched) -> tuple[str, Stitched]:
     """The smaller model after the refit, if the recipe asks for it, and its name among those that are measured.
 
-    If all blocks are kept, there is nothing to refit.
+    If all blocks are kept, or the first ones, there is nothing to refit.
     """
     from darwinlm.model.surgery.smaller_model import block_parameters
 
     sizes = [
         block_parameters(model.outline, inputs.dense.family.layers) for model in (inputs.dense, stitched.checkpoint)
     ]
-    if not run.recipe.section(RefitSettings).tokens or sizes[0] == sizes[1]:
+    asked = run.recipe.section(SearchAmounts).narrows and run.recipe.section(RefitSettings).tokens
+    if not asked or sizes[0] == sizes[1]:
         return STITCHED, stitched
     return "refit", run(Refit(stitched, inputs.dense, inputs.text["calibration"], inputs.text["validation"]))
 
@@ -254,7 +275,7 @@ def make(
     run: Run[AnyRecipe],
     inputs: Inputs,
     problem: Problem,
-    database: PruningDatabase,
+    database: Modules,
     *,
     score: Callable[[SearchResult, Corrected], CurveFigures] | None = None,
 ) -> Summary:

@@ -298,3 +298,17 @@ def test_commands_for_models_that_write_are_refused(tmp_path, command):
     assert [path.name for path in tmp_path.iterdir()] == ["dense"]
     with pytest.raises(ModelError, match=r"not text: load it with CrossEncoder .* darwinlm evaluate --text"):
         darwinlm.load(model)
+
+
+FIRST = {"scorer": tiny_scorer, "embedder": tiny_embedder, "answers": tiny_checkpoint}
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_the_first_layers_stay_as_they_are(kind, tmp_path):
+    model, pairs = FIRST[kind](tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    given = {"answers": "a,b"} if kind == "answers" else {}
+    result = pruned(model, pairs, tmp_path / "run", keep=0.6, layers="first", **given)
+    print(sorted(p.name for p in (tmp_path/"run"/"stages").iterdir()))
+    print((result.model / "config.json").read_text())
+    print((result.model / "README.md").read_text())
+    print(result.summary.steps["search"])

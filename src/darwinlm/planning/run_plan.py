@@ -22,17 +22,24 @@ from darwinlm.runtime.sections import AnyRecipe, Sections
 from darwinlm.runtime.step import AnyStep, Cost
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.database.step import Database
+from darwinlm.steps.gradients.step import Gradients
+from darwinlm.steps.latency.step import Latency
+from darwinlm.steps.own_text.step import OwnText
 from darwinlm.steps.run_sizes import RunSizes
 from darwinlm.steps.search.search_settings import SearchSettings
 from darwinlm.steps.search.step import Search
 from darwinlm.steps.source.whole_model import CONVERSION, conversion_cost
 from darwinlm.steps.text.shares import shares_of
+from darwinlm.steps.text.step import Text
+from darwinlm.steps.vocabulary.step import Vocabulary
 from darwinlm.steps.workload import LIBRARIES, Workload
 
 Steps = Sequence[type[AnyStep]]
 Others = Sequence[tuple[Sections, str]]
 """Recipes of further sizes from the same database, with the last step of each."""
 
+SHARED = frozenset(step.name for step in (OwnText, Vocabulary, Text, Latency, Gradients, Database))
+"""Steps that all sizes of a sweep share."""
 REMEDIES = {
     "activations": "lower compute.batch_tokens",
     "a tensor in float32": "give the model's original folder or hub id",
@@ -162,9 +169,9 @@ def most_disk(rows: Iterable[Row]) -> float:
 
 
 def of_each_size(rows: Sequence[Row]) -> list[Row]:
-    """The rows that each size of a sweep has of its own: those after the database, which the sizes share."""
-    names = [row.step for row in rows]
-    return list(rows[names.index(Database.name) + 1 :]) if Database.name in names else []
+    """The rows that each size of a sweep has of its own: those behind what the sizes share."""
+    shared = [number for number, row in enumerate(rows) if row.step in SHARED]
+    return list(rows[shared[-1] + 1 :]) if shared else []
 
 
 def rows_of(steps: Steps, sizes: RunSizes, *, on_cpu: bool, memory: float) -> list[Row]:

@@ -8,7 +8,7 @@ import torch
 
 from darwinlm.formats.resolve import describe_model
 from darwinlm.model.families.checkpoint import Checkpoint
-from darwinlm.pipeline import STEPS
+from darwinlm.pipeline import STEPS, steps_of
 from darwinlm.planning.measured_speed import measure_speed
 from darwinlm.planning.run_plan import plan_here
 from darwinlm.planning.speeds import Speed
@@ -72,7 +72,7 @@ def limit_of(
     names = [recipe.preset] if "preset" in recipe.model_fields_set else [*AMOUNTS]
     for name in [kept] if kept in names else names:
         sized = load_recipe(recipe, (), {"preset": name})
-        plan = plan_here(STEPS, RunSizes(source, sized, processes or parallel.size()), device, speed)
+        plan = plan_here(steps_of(sized), RunSizes(source, sized, processes or parallel.size()), device, speed)
         planned = {row.step: plan.seconds(row)[0] for row in plan.rows}
         limit = TimeLimit(seconds, begun, planned, ending, sized.preset)
         if limit.fixed <= FIXED * seconds:

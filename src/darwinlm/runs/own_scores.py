@@ -23,7 +23,7 @@ from darwinlm.runtime.artifact import digest_of
 from darwinlm.runtime.errors import RecipeError
 from darwinlm.runtime.run import Run
 from darwinlm.steps.budget.problem import Problem
-from darwinlm.steps.database.step import PruningDatabase
+from darwinlm.steps.database.step import Modules
 from darwinlm.steps.evaluate.quality import measure_quality
 from darwinlm.steps.results import Corrected, Inputs
 from darwinlm.steps.search.step import SearchResult
@@ -110,7 +110,7 @@ class OwnScores:
     def curve(
         self,
         problem: Problem,
-        database: PruningDatabase,
+        database: Modules,
         search: SearchResult,
         corrected: Corrected,
         *,
@@ -161,7 +161,7 @@ class _Cut(Stitched):
         return self.weights(block)
 
 
-def _uniform(database: PruningDatabase, search: SearchResult) -> Stitched:
+def _uniform(database: Modules, search: SearchResult) -> Stitched:
     """The best model with equal layers."""
     checkpoint, weights = stitched_blocks(database.reader, search.uniform)
     return _Cut(checkpoint, digest_of([database.digest, list(search.uniform)]), weights=weights)

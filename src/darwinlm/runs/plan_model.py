@@ -11,7 +11,7 @@ import torch
 
 from darwinlm.formats.resolve import describe_model
 from darwinlm.model.units.space import kept_whole
-from darwinlm.pipeline import ORDER, REPORT, STEPS
+from darwinlm.pipeline import ORDER, REPORT, steps_of
 from darwinlm.planning.measured_speed import measure_speed
 from darwinlm.planning.run_plan import Plan, of_each_size, plan_card, plan_here
 from darwinlm.planning.speeds import CARDS, Speed
@@ -93,12 +93,11 @@ def _plan(resolved: Recipe, device: str, processes: int) -> Plan:
     checkpoint = describe_model(resolved.model)
     if Path(resolved.model).expanduser().is_dir():  # its tokenizer lies in it
         checkpoint = with_answers(checkpoint, resolved.section(TextSettings))
-        vocabulary, budget = resolved.section(VocabularySettings), resolved.section(BudgetSettings)
-        check_reader(checkpoint, cuts_vocabulary=vocabulary.cut, budget=budget.kind)
+        check_reader(checkpoint, resolved)
     if device in CARDS:
         bfloat16 = resolved.compute.model_copy(update={"dtype": "bfloat16"} if resolved.compute.dtype == "auto" else {})
         sizes = RunSizes(checkpoint, resolved.model_copy(update={"compute": bfloat16}), processes)
-        return replace(plan_card(STEPS, sizes, device), limit=resolved.time and 60 * resolved.time)
+        return replace(plan_card(steps_of(resolved), sizes, device), limit=resolved.time and 60 * resolved.time)
     try:
         local_device = resolve_device(device)
     except RecipeError as error:
@@ -106,11 +105,11 @@ def _plan(resolved: Recipe, device: str, processes: int) -> Plan:
         raise RecipeError(f"--device {device}: it isn't here ({error}), and no known card: {hint}") from error
     resolved = resolved.model_copy(update={"compute": settled(resolved.compute, local_device)})
     if resolved.time is None:
-        return plan_here(STEPS, RunSizes(checkpoint, resolved, processes), local_device)
+        return plan_here(steps_of(resolved), RunSizes(checkpoint, resolved, processes), local_device)
     speed = measure_speed(RunSizes(checkpoint, resolved, processes), local_device)
     limit = limit_of(resolved, checkpoint, local_device, speed, working_time(), processes=processes)
     resolved = load_recipe(resolved, (), {"preset": limit.preset})
-    timed = plan_here(STEPS, RunSizes(checkpoint, resolved, processes), local_device, speed)
+    timed = plan_here(steps_of(resolved), RunSizes(checkpoint, resolved, processes), local_device, speed)
     return replace(timed, limit=limit.seconds, preset=limit.preset)
 
 
@@ -122,7 +121,7 @@ def sweep_seconds(plans: Sequence[Plan]) -> tuple[float, float]:
 
 def plan_of(sizes: RunSizes, device: torch.device, speed: Speed | None = None) -> Plan:
     """Plan a run of the pipeline on a device of this machine; its speed is measured if it isn't known."""
-    return plan_here(STEPS, sizes, device, speed)
+    return plan_here(steps_of(sizes.recipe), sizes, device, speed)
 
 
 def _limit_of(plan: Plan) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from darwinlm.evaluation.measures.named import MeasureRequest
-from darwinlm.pipeline import REPORT, build, fit, make, plan, read_inputs
+from darwinlm.pipeline import REPORT, fit, make, modules_of, plan, read_inputs
 from darwinlm.recipe import BudgetSettings, Recipe, load_recipe
 from darwinlm.report.summary import FILE, Summary
 from darwinlm.report.sweep_page import sweep_page
@@ -83,7 +83,7 @@ def prune_sweep(
         own = OwnScores(sweep, inputs, opened)
         own.check()
         problems = [None if run.recipe.vocabulary.auto else plan(run, inputs) for run in runs]
-        database = build(sweep, inputs)
+        database = modules_of(sweep, inputs)
         for number, (run, problem) in enumerate(zip(runs, problems, strict=True)):
             sweep.context.reporter.say(run.folder.name)
             if sweep.context.reporter.tracker is not None:

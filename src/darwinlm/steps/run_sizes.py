@@ -15,6 +15,7 @@ from darwinlm.runtime.compute_settings import GPU_TOKENS
 from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.bounds import bounded, cost_of, counted
 from darwinlm.steps.budget.budget_settings import BudgetSettings
+from darwinlm.steps.budget.first import first_layers
 from darwinlm.steps.budget.kinds import Speedup
 from darwinlm.steps.search.search_amounts import SearchAmounts
 from darwinlm.steps.text.text_settings import TextSettings
@@ -100,7 +101,8 @@ class RunSizes:
             params = sum(parameter.numel() for parameter in blocks.parameters())
             return params, params
         bound = self.recipe.section(BudgetSettings).bound
-        equal = self.recipe.section(SearchAmounts).layers == "equal"
+        layers = self.recipe.section(SearchAmounts)
+        equal = layers.layers == "equal" or not layers.narrows
         model = counted(self.recipe, self.checkpoint, self.space, self.shapes, outside=self.outside, equal=equal)
         cost = cost_of(self.recipe, model)
         if cost is None:
@@ -109,6 +111,9 @@ class RunSizes:
             most = self.params * bound.value / cost.dense - LEAST_OUTSIDE * self.outside
             return 0, min(round(most), self.blocks)
         bounds = bounded(self.recipe, cost, model)
+        if not layers.narrows:
+            params = self.space.params(first_layers(self.space, cost, bounds.limit))
+            return params, params
         share = self.blocks / (cost.dense - cost.fixed)  # 1 for a budget in parameters
         return round(share * bounds.lower), round(share * bounds.upper)
 

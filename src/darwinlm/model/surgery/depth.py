@@ -54,8 +54,8 @@ def in_family_class(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTraine
     return small.eval().requires_grad_(requires_grad=False)
 
 
-def can_lose_blocks(checkpoint: Checkpoint) -> bool:
-    """Whether a model of the family's own class is the same without some of its blocks.
+def can_lose_blocks(checkpoint: Checkpoint, kept: Sequence[int] | None = None) -> bool:
+    """Whether a model of the family's own class is the same without some of its blocks; None keeps all but the first.
 
     It isn't if what a block does follows from its number, as in models whose first MLPs are dense and whose other ones
     are mixtures of experts, or if blocks read more than the residual stream.
@@ -63,7 +63,7 @@ def can_lose_blocks(checkpoint: Checkpoint) -> bool:
     family, count = checkpoint.family, checkpoint.n_blocks
     if is_custom(checkpoint.config) or family.tail is not None or family.linked(checkpoint.config) or count < 2:
         return False
-    kept = range(1, count)
+    kept = range(1, count) if kept is None else kept
     short = empty_model(without_blocks(checkpoint.config, kept), checkpoint).get_submodule(family.layers)
     blocks = checkpoint.outline.get_submodule(family.layers)
     return all(_alike(blocks[number], block) for number, block in zip(kept, short, strict=True))

@@ -20,6 +20,7 @@ from darwinlm.runtime.errors import BudgetError, RecipeError
 from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.budget_settings import BudgetSettings
 from darwinlm.steps.budget.equal import EqualLayers, equal_layers
+from darwinlm.steps.budget.first import check_first
 from darwinlm.steps.budget.problem import Budget
 from darwinlm.steps.search.search_amounts import SearchAmounts
 
@@ -31,12 +32,15 @@ def choose_layers(recipe: Sections, checkpoint: Checkpoint, space: SearchSpace) 
     """Whether the run makes equal layers, and what the user should know about it before it starts.
 
     Raises:
-        RecipeError: Equal layers were asked for, and the model or the units don't have them.
+        RecipeError: Equal layers, or the first ones, were asked for, and the model or the units don't have them.
     """
     layers, quantisation = recipe.section(SearchAmounts).layers, recipe.section(UnitsSettings).quantisation
     if layers == "equal":
         if is_custom(checkpoint.config):
             raise RecipeError("--layers equal: the layers of this model already differ; prune its original instead")
+        return True, None
+    if layers == "first":
+        check_first(checkpoint, space)
         return True, None
     if layers == "unequal" or not _only_equal_in_gguf(checkpoint, space):
         return False, None

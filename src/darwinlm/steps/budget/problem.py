@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from darwinlm.model.units.cost import CostModel
-from darwinlm.model.units.space import SearchSpace
+from darwinlm.model.units.space import Allocation, SearchSpace
 from darwinlm.runtime.amounts import amount
 from darwinlm.runtime.artifact import digest_of
 from darwinlm.steps.budget.equal import EqualLayers
@@ -46,7 +46,8 @@ class Problem:
     """The search space, the cost of allocations in the unit of the budget, and the budget.
 
     `outside` is the number of parameters that aren't pruned. `equal` restricts the allocations to equal layers; None
-    allows all.
+    allows all. `only` is the allocation if there is nothing to choose: all blocks fit into the budget, or the first
+    ones are asked for.
     """
 
     space: SearchSpace
@@ -54,11 +55,12 @@ class Problem:
     budget: Budget
     outside: int = 0
     equal: EqualLayers | None = None
+    only: Allocation | None = None
 
     @property
     def whole(self) -> bool:
-        """Whether all blocks fit into the budget, so that there is nothing to choose."""
-        return self.budget.limit >= self.cost.dense
+        """Whether all blocks stay."""
+        return self.only == self.space.dense
 
     @property
     def digest(self) -> str:

@@ -10,8 +10,10 @@ from darwinlm.model.units.space import space_of
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.sections import Sections
 from darwinlm.steps.budget.bounds import bounded, cost_of, counted
+from darwinlm.steps.budget.first import first_layers
 from darwinlm.steps.budget.layers import choose_layers, layers_that_run
 from darwinlm.steps.budget.problem import Problem
+from darwinlm.steps.search.search_amounts import SearchAmounts
 
 
 def problem_of(
@@ -30,9 +32,17 @@ def problem_of(
     cost = cost_of(recipe, model) or latency
     assert cost is not None, "the cost is measured"
     budget, layers = bounded(recipe, cost, model), None
-    if equal:
+    only = space.dense if budget.limit >= cost.dense else None
+    if not recipe.section(SearchAmounts).narrows:
+        only = first_layers(space, cost, budget.limit)
+    elif equal:
         layers = layers_that_run(dense, space, cost, budget, for_gguf=in_gguf(units.quantisation))
-    return Problem(space, cost, budget, outside, layers), note
+    return Problem(space, cost, budget, outside, layers, only), note
+
+
+def check_layers(recipe: Sections, dense: Checkpoint) -> None:
+    """Raise RecipeError if the model doesn't have the layers that were asked for."""
+    choose_layers(recipe, dense, space_of(recipe.section(UnitsSettings), dense, module_shapes(dense)))
 
 
 def params_per_token(dense: Checkpoint) -> int:

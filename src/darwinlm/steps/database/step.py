@@ -14,6 +14,7 @@ from darwinlm.steps.text.text_settings import TextSettings
 
 if TYPE_CHECKING:
     from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.model.units.modules import ModuleReader
     from darwinlm.runtime.artifact import StageFolder
     from darwinlm.steps.database.store import DatabaseReader
     from darwinlm.steps.gradients.step import GradientMoments
@@ -25,11 +26,23 @@ MEETINGS = 3
 
 
 @dataclass(frozen=True)
-class PruningDatabase:
-    """A finished database and its folder."""
+class Modules:
+    """The dense model's modules, whole or removed; nothing was measured for them."""
 
-    stage: StageFolder
+    reader: ModuleReader
+
+    @property
+    def digest(self) -> str:
+        """Hash of the dense model."""
+        return self.reader.checkpoint.digest
+
+
+@dataclass(frozen=True)
+class PruningDatabase(Modules):
+    """A finished database, with its folder: modules at every level."""
+
     reader: DatabaseReader
+    stage: StageFolder
 
     @property
     def digest(self) -> str:
@@ -43,7 +56,7 @@ class PruningDatabase:
 
         self.reader.release(ALL)
         reader = DatabaseReader(self.reader.folder, checkpoint, self.reader.units, device=self.reader.device)
-        return PruningDatabase(self.stage, reader)
+        return PruningDatabase(reader, self.stage)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +121,8 @@ class Database(Step[PruningDatabase]):
         from darwinlm.steps.database.store import DatabaseReader
 
         device = exact_device(task.context.device)
-        return PruningDatabase(
-            task.stage, DatabaseReader(task.folder, self.dense, task.settings(UnitsSettings), device=device)
-        )
+        reader = DatabaseReader(task.folder, self.dense, task.settings(UnitsSettings), device=device)
+        return PruningDatabase(reader, task.stage)
 
     @classmethod
     def cost(cls, load: Workload) -> Cost:

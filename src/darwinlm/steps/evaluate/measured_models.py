@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from darwinlm.model.units.space import Allocation
-    from darwinlm.steps.database.step import PruningDatabase
+    from darwinlm.steps.database.step import Modules
     from darwinlm.steps.results import Corrected
     from darwinlm.steps.search.step import SearchResult
     from darwinlm.steps.stitch.step import Stitched
@@ -72,7 +72,7 @@ class UniformModel:
     """The best uniform model at the same budget, cut from the database as it is read."""
 
     context: Context
-    database: PruningDatabase
+    database: Modules
     allocation: Allocation
 
     @property
@@ -121,7 +121,7 @@ class Models:
 def models_of_run(
     context: Context,
     dense: Checkpoint,
-    database: PruningDatabase,
+    database: Modules,
     search: SearchResult,
     stitched: Stitched,
     corrected: Corrected,

@@ -155,20 +155,23 @@ def _equal_start(
     return min(choices, key=lambda choice: fitness.kls([choice], n_tokens)[0])
 
 
-def all_blocks(problem: Problem) -> SearchOutcome:
-    """What a search would find in a budget into which all blocks fit; nothing is evaluated."""
-    whole = problem.space.dense
+def without_choice(problem: Problem, only: Allocation) -> SearchOutcome:
+    """What a search would find if there is only one allocation; nothing is evaluated."""
+    blocks = {module.block: level for module, level in zip(problem.space.modules, only, strict=True)}
+    first = None if problem.whole else sum(level > 0 for level in blocks.values())
+    every, some = "all blocks fit into the budget", f"the first {first} of {len(blocks)} layers are kept"
     record = SearchRecord(
         start_kl=0.0,
         uniform_kl=0.0,
         kl=0.0,
-        cost=problem.cost.of(whole),
+        cost=problem.cost.of(only),
         evaluations=0,
         seconds=0.0,
-        ended="all blocks fit into the budget",
+        ended=every if first is None else some,
         history=[],
+        first=first,
     )
-    return SearchOutcome(allocation=whole, uniform=whole, record=record)
+    return SearchOutcome(allocation=only, uniform=only, record=record)
 
 
 def by_prediction(choices: list[Allocation], losses: PerLevel) -> list[Allocation]:

@@ -26,10 +26,11 @@ class SearchAmounts(Section):
 
     minutes: Minutes | None = Field(None, gt=0)
     """Time limit of the search (30, 30m, 1h, 90s); it then returns the best allocation so far."""
-    layers: Literal["auto", "unequal", "equal"] = "auto"
+    layers: Literal["auto", "unequal", "equal", "first"] = "auto"
     """`equal`: all layers have the same sizes, and whole blocks may be removed; the family's own class and every engine
     run such a model. `unequal` layers often lose less. `auto` is equal if the GGUF file that `units.quantisation` asks
-    for needs it."""
+    for needs it. `first`, for models that read and a recovery: as many of the first layers as fit into the budget,
+    unchanged; nothing is searched for."""
     generations: Repeats = Field(12, ge=1)
     """Maximum number of generations; the paper has 200. More than ten of `gradient` end when ten gained nothing
     significant."""
@@ -44,6 +45,11 @@ class SearchAmounts(Section):
     first round of each generation."""
     seed: Seed = 0
     """Seed of all random choices of the search."""
+
+    @property
+    def narrows(self) -> bool:
+        """Whether modules may become narrower, so that they are calibrated, searched for and corrected."""
+        return self.layers != "first"
 
     @property
     def training_needed(self) -> int:

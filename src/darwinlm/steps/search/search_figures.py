@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypedDict
+from typing import ClassVar, NamedTuple, NotRequired, TypedDict
 
 from darwinlm.runtime.amounts import NATS, duration, loss, nats, plural, three_digits
 from darwinlm.runtime.charts import Axis, Bars, Chart, Curve, Level, Picture, whole
 from darwinlm.runtime.figures import Extract, StepFigures
 
-WHOLE = (
+
+class Kept(NamedTuple):
+    """What is said of a model whose blocks were not searched for.
+
+    `label` is its name, `account` what was kept, `expectation` what was lost, and `note` which models are the same.
+    """
+
+    label: str
+    account: str
+    expectation: str
+    note: str = ""
+
+
+WHOLE = Kept(
+    "fewer tokens",
     "All blocks fit into the budget beside the smaller vocabulary, so they are kept unchanged, and nothing was "
-    "searched or refitted."
+    "searched or refitted.",
+    "Its blocks are unchanged. Text with the removed tokens is spelt in others, which it predicts less well.",
+    "The dense model here has the smaller vocabulary, and all of its blocks are kept.",
 )
+
+
+def first_layers(count: int) -> Kept:
+    """What is said of the first layers."""
+    kept = "layer is" if count == 1 else f"{count} layers are"
+    return Kept(
+        "first layers",
+        f"The first {kept} kept unchanged and the later ones are removed, so nothing was searched or refitted.",
+        "It was not trained after its last layers were removed, and is meant to be: darwinlm recover teaches the first "
+        "ones to give what the whole model gave.",
+    )
 
 
 class GenerationFigures(Extract):
@@ -28,7 +55,7 @@ class SearchFigures(StepFigures):
 
     It is that of the first parent, which has equal layers, of the best model with equal layers, and of the answer.
     `described` is what the method says of itself, to end a sentence. `history` begins with the first parent. `unit` is
-    that of the losses: of a language model they are KL.
+    that of the losses: of a language model they are KL. `first` is the number of layers if the first ones were kept.
     """
 
     heading: ClassVar[str] = "Search"
@@ -44,16 +71,24 @@ class SearchFigures(StepFigures):
     ended: str
     generations: int
     history: tuple[GenerationFigures, ...] = ()
+    first: int | None = None
 
     @property
     def chose(self) -> bool:
-        """Whether there was a choice: False if all blocks fit into the budget."""
+        """Whether there was a choice: False if all blocks fit into the budget, or the first ones were asked for."""
         return self.evaluations > 0
+
+    @property
+    def _kept(self) -> Kept | None:
+        """What was kept without a choice."""
+        if self.chose:
+            return None
+        return WHOLE if self.first is None else first_layers(self.first)
 
     @property
     def label(self) -> str:
         """The sizes were searched for, if there was a choice."""
-        return "searched" if self.chose else "fewer tokens"
+        return "searched" if self._kept is None else self._kept.label
 
     @property
     def chosen_by(self) -> str:
@@ -64,8 +99,8 @@ class SearchFigures(StepFigures):
 
     def account(self) -> tuple[str, ...]:
         """What chose the sizes, from which KL to which."""
-        if not self.chose:
-            return (WHOLE,)
+        if self._kept is not None:
+            return (self._kept.account,)
         own = f"{nats(self.kl)} nats per token" if self.unit == NATS else f"{self.kl:.3g}"
         uniform = nats(self.uniform_kl) if self.unit == NATS else f"{self.uniform_kl:.3g}"
         return (
@@ -77,15 +112,11 @@ class SearchFigures(StepFigures):
 
     def expectation(self) -> str:
         """What was lost if the blocks are unchanged."""
-        if self.chose:
-            return ""
-        return "Its blocks are unchanged. Text with the removed tokens is spelt in others, which it predicts less well."
+        return "" if self._kept is None else self._kept.expectation
 
     def note(self) -> str:
         """Which models are the same, if nothing was removed from the blocks."""
-        if self.chose:
-            return ""
-        return "The dense model here has the smaller vocabulary, and all of its blocks are kept."
+        return "" if self._kept is None else self._kept.note
 
     def pictures(self) -> tuple[Picture, ...]:
         """KL by generation beside that of the uniform model, and how many modules each generation changed."""
@@ -123,8 +154,8 @@ class SearchFigures(StepFigures):
 
     def card(self) -> str:
         """What chose the sizes, and what it gained."""
-        if not self.chose:
-            return WHOLE
+        if self._kept is not None:
+            return self._kept.account
         own = f"{nats(self.kl)} nats per token" if self.unit == NATS else f"{self.kl:.3g}"
         return (
             "Attention and MLP sub-layers were pruned to many sizes with second-order information from calibration "
@@ -145,6 +176,7 @@ class SearchRecord(TypedDict):
         evaluations: Number of evaluated candidates.
         ended: Why the search ended.
         history: The parent after each generation, the start first.
+        first: Number of layers if the first ones were asked for.
     """
 
     start_kl: float
@@ -155,6 +187,7 @@ class SearchRecord(TypedDict):
     seconds: float
     ended: str
     history: list[dict[str, object]]
+    first: NotRequired[int | None]
 
 
 class SearchOutcome(TypedDict):

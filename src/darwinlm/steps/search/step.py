@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from darwinlm.model.units.space import Allocation
     from darwinlm.model.walk.decoder import Decoder
     from darwinlm.steps.budget.problem import Problem
-    from darwinlm.steps.database.step import PruningDatabase
+    from darwinlm.steps.database.step import Modules
     from darwinlm.steps.text.sequences import TokenSequences
     from darwinlm.steps.workload import Workload
 
@@ -49,6 +49,8 @@ class Search(Step[SearchResult]):
     """One level for every module.
 
     Attributes:
+        database: Modules at every level; whole or removed if there is nothing to choose.
+        fitness: Text of the candidates' losses; None if there is nothing to choose.
         training: Text on which candidates are trained, if they are.
     """
 
@@ -68,9 +70,9 @@ class Search(Step[SearchResult]):
     ends_early = True
 
     dense: Checkpoint
-    database: PruningDatabase
+    database: Modules
     problem: Problem
-    fitness: TokenSequences
+    fitness: TokenSequences | None
     training: TokenSequences | None
 
     @classmethod
@@ -80,7 +82,7 @@ class Search(Step[SearchResult]):
         return {"fitness": settings.fitness_needed, "training": settings.training_needed}
 
     def work(self, task: Task) -> None:
-        """Find the allocation; if all blocks fit into the budget, they stay, and nothing is evaluated."""
+        """Find the allocation; if there is only one, nothing is evaluated."""
         from darwinlm.model.families.shapes import module_shapes
         from darwinlm.model.objective.chosen import objective_of
         from darwinlm.model.walk.decoder import Decoder
@@ -88,11 +90,14 @@ class Search(Step[SearchResult]):
         from darwinlm.runtime import parallel
         from darwinlm.runtime.artifact import write_json
         from darwinlm.steps.database.sharing import block_owner
-        from darwinlm.steps.search.search import all_blocks, search
+        from darwinlm.steps.database.step import PruningDatabase
+        from darwinlm.steps.search.search import search, without_choice
 
-        if self.problem.whole:
-            parallel.in_main(write_json, task.folder / RESULT, all_blocks(self.problem))
+        if self.problem.only is not None:
+            parallel.in_main(write_json, task.folder / RESULT, without_choice(self.problem, self.problem.only))
             return
+        assert isinstance(self.database, PruningDatabase), "a search has a database"
+        assert self.fitness is not None, "a search has text"
         context, dense, settings = task.context, self.dense, task.settings(SearchSettings)
         texts = {"fitness": self.fitness.tokens}
         if self.training is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from darwinlm.model.families.checkpoint import Checkpoint
-    from darwinlm.steps.database.step import PruningDatabase
+    from darwinlm.steps.database.step import Modules
     from darwinlm.steps.search.step import SearchResult
     from darwinlm.steps.workload import Workload
 
@@ -63,7 +63,7 @@ class Stitch(Step[Stitched]):
     version = 3
     writes = "the smaller model"
 
-    database: PruningDatabase
+    database: Modules
     search: SearchResult
 
     def work(self, task: Task) -> None:

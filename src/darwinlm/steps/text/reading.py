@@ -12,15 +12,19 @@ from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.objective.scores import Scores
 from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.runtime.limits import shorten
+from darwinlm.steps.budget.budget_settings import BudgetSettings
+from darwinlm.steps.search.search_amounts import SearchAmounts
 from darwinlm.steps.text.encoder import DOCUMENT, QUERY, ItemEncoder
 from darwinlm.steps.text.samples import Sample
 from darwinlm.steps.text.shares import SELF, named_parts
 from darwinlm.steps.text.text_settings import answer_words
+from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from darwinlm.model.families.checkpoint import Checkpoint
+    from darwinlm.runtime.sections import Sections
     from darwinlm.steps.text.text_settings import TextSettings
 
 
@@ -139,15 +143,21 @@ def with_known_labels(samples: Iterable[Sample], model: Checkpoint) -> Iterator[
         yield sample
 
 
-def check_reader(model: Checkpoint, *, cuts_vocabulary: bool, budget: str) -> None:
-    """Refuse what isn't done for models that read texts one by one. Raises RecipeError."""
+def check_reader(model: Checkpoint, recipe: Sections) -> None:
+    """Refuse what isn't done for models that read texts one by one, or for the others. Raises RecipeError."""
     objective = objective_of(model)
-    if objective.reads and cuts_vocabulary:
+    if not objective.reads and not recipe.section(SearchAmounts).narrows:
+        raise RecipeError(
+            f"--layers first is for models that read (rerankers, classifiers, embedders, and language models with "
+            f"--answers), and {model.source} writes text, of which its first layers alone keep next to nothing: "
+            "leave --layers out, or choose equal"
+        )
+    if objective.reads and recipe.section(VocabularySettings).cut:
         raise RecipeError(
             f"--vocab is for models that write, and {model.source} gives {objective.words()}: leave it out, or cut the "
             "vocabulary of the language model that it was trained from"
         )
-    if objective.reads and budget == "file":
+    if objective.reads and recipe.section(BudgetSettings).kind == "file":
         raise RecipeError(
             f"budget.file is the size of a GGUF file, and {model.source} gives {objective.words()}, so it is saved as "
             "a folder alone: choose --keep, --params, --bytes or --speedup"
