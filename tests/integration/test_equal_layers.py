@@ -14,9 +14,15 @@ from tests.tiny.stages import run_stages
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.family import families
 from darwinlm.model.surgery.depth import KEPT, can_lose_blocks, in_family_class
+from darwinlm.model.units.cost import parameter_costs
+from darwinlm.model.units.modules import ModuleReader
+from darwinlm.model.units.space import SearchSpace
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.artifact import read_json
 from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, RecipeError
+from darwinlm.steps.budget.first import check_first, first_layers
+from darwinlm.steps.stitch.stitch import stitch
 
 PLAIN = """
 from transformers import AutoModelForCausalLM
@@ -66,6 +72,32 @@ def test_every_family_without_a_block_is_its_own_class_elsewhere(tmp_path):
         assert found[name]["class"].startswith("transformers.models."), name
         assert found[name]["layers"] == 3
         near(torch.tensor(found[name]["logits"]), logits(pruned[name], tokens()), pruned[name])
+
+
+def test_every_family_runs_its_first_layers_or_says_that_it_does_not(tmp_path):
+    """In the family's own class. Where something of every block stays, or blocks read others' keys, none can go."""
+    refused = set()
+    for name in FAMILIES:
+        tiny_model(name).save_pretrained(tmp_path / "dense")
+        dense = Checkpoint.open(tmp_path / "dense")
+        reader = ModuleReader(dense, UnitsSettings())
+        space = SearchSpace(reader.modules)
+        try:
+            check_first(dense, space)
+        except RecipeError as error:
+            assert f"the last layers of this {dense.family.model_type} model can't be left out" in str(error)  # noqa: PT017
+            refused.add(name)
+            continue
+        cost = parameter_costs(space)
+        kept = first_layers(space, cost, int(0.8 * cost.dense))
+        assert {module.block for module, level in zip(space.modules, kept, strict=True) if level} < {0, 1, 2, 3}, name
+        cut_model = stitch(reader, kept)
+        cut_model.save_pretrained(tmp_path / "cut")
+        small = in_family_class(cut_model, Checkpoint.open(tmp_path / "cut"))
+        assert type(small).__module__.startswith("transformers.models."), name
+        assert torch.equal(logits(small, tokens()), logits(cut_model, tokens())), name
+    mixing = {name for name in FAMILIES if name in families() and families()[name].mixer}
+    assert refused == NEVER | LINKED | mixing
 
 
 def test_a_setting_of_all_layers_may_be_one_number(tmp_path):

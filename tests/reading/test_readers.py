@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import darwinlm
 from darwinlm.report.comparison import passages
-from darwinlm.runtime.errors import CheckpointError, DataError, ModelError, RecipeError
+from darwinlm.runtime.errors import BudgetError, CheckpointError, DataError, ModelError, RecipeError
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
 from tests.tiny.readers import tiny_embedder, tiny_pairs, tiny_scorer
@@ -303,12 +304,109 @@ def test_commands_for_models_that_write_are_refused(tmp_path, command):
 FIRST = {"scorer": tiny_scorer, "embedder": tiny_embedder, "answers": tiny_checkpoint}
 
 
-@pytest.mark.parametrize("kind", FIRST)
-def test_the_first_layers_stay_as_they_are(kind, tmp_path):
-    model, pairs = FIRST[kind](tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+def first(kind, tmp_path, keep="60%", **more):
+    """A run that keeps the first layers of a tiny model that reads, and the model."""
+    model, pairs = FIRST[kind](tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl", queries=160)
     given = {"answers": "a,b"} if kind == "answers" else {}
-    result = pruned(model, pairs, tmp_path / "run", keep=0.6, layers="first", **given)
-    print(sorted(p.name for p in (tmp_path/"run"/"stages").iterdir()))
-    print((result.model / "config.json").read_text())
-    print((result.model / "README.md").read_text())
-    print(result.summary.steps["search"])
+    return pruned(model, pairs, tmp_path / "run", keep=keep, layers="first", **given, **more), model
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_the_first_layers_stay_as_they_are_and_nothing_is_calibrated(kind, tmp_path):
+    result, model = first(kind, tmp_path)
+    stages = {folder.name for folder in (result.folder / "stages").iterdir()}
+    assert stages == {"text", "search", "stitch", "export", "evaluate"}
+    assert set(result.summary.text.purposes) == {"validation", "evaluation"}
+    config = json.loads((result.model / "config.json").read_text())
+    assert (config["num_hidden_layers"], "auto_map" in config) == (2, False)
+    assert not list(result.model.glob("*.py"))
+    dense, small = (load_file(folder / "model.safetensors") for folder in (model, result.model))
+    assert small.keys() == {name for name in dense if "layers.2." not in name and "layers.3." not in name}
+    assert all(torch.equal(tensor, dense[name]) for name, tensor in small.items())
+    assert list(result.summary.models) == ["dense", "stitched"]
+    assert result.summary.name("stitched") == "first layers"
+    page, card = result.report.read_text(), (result.model / "README.md").read_text()
+    for text in (page, card):
+        assert "The first 2 layers are kept unchanged and the later ones are removed" in text
+        assert "equal layers" not in text
+    assert "darwinlm recover teaches the first ones" in card
+    assert "The method is that of DarwinLM" not in card
+
+
+def test_the_first_layers_are_what_stock_libraries_load(tmp_path):
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+
+    scorer, dense = first("scorer", tmp_path / "scorer")
+    whole, small = (CrossEncoder(str(folder), device="cpu") for folder in (dense, scorer.model))
+    whole.model.model.layers = whole.model.model.layers[:2]
+    pairs = [("river stone", "light winter"), ("paper", "garden bridge")]
+    assert whole.predict(pairs).tolist() == pytest.approx(small.predict(pairs).tolist(), rel=1e-5)
+    embedder, dense = first("embedder", tmp_path / "embedder")
+    whole, small = (SentenceTransformer(str(folder), device="cpu") for folder in (dense, embedder.model))
+    whole[0].model.layers = whole[0].model.layers[:2]
+    torch.testing.assert_close(*(torch.tensor(model.encode(["river stone"])) for model in (whole, small)))
+
+
+@pytest.mark.parametrize(("budget", "kept"), [({"keep": "74%"}, 2), ({"keep": "75%"}, 3), ({"params": 70_522}, 2)])
+def test_as_many_first_layers_as_the_budget_allows(budget, kept, tmp_path):
+    model, pairs = tiny_checkpoint(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    given = {"text": pairs, "answers": "a,b", "layers": "first", "assignments": READING, **budget}
+    plan = darwinlm.plan(model, **given)
+    assert not {"gradients", "database", "search", "refit"} & {row.step for row in plan.rows}
+    result = darwinlm.prune(model, tmp_path / "run", **given)
+    assert len({block.block for block in result.summary.allocation if block.heads}) == kept
+    assert plan.sizes.saved_params == result.summary.saved.params
+
+
+def test_the_first_layers_by_time_in_several_sizes_and_again(tmp_path):
+    """Rerunning does nothing, and a recovery brings the scores closer, starting from these layers."""
+    model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl", queries=160)
+    given = [f"model={model}", f"text.source={pairs}", "search.layers=first", *READING]
+    recipes = darwinlm.load_recipes(None, [*given, "budget.keep=75%,50%"])
+    sizes = darwinlm.prune_sweep(recipes, tmp_path / "sweep")
+    layers = {name: sum(block.heads > 0 for block in size.allocation) for name, size in sizes.items()}
+    assert layers == {"keep-75": 3, "keep-50": 2}
+    run = tmp_path / "sweep" / "keep-50"
+    manifests = {path: path.stat().st_mtime_ns for path in (tmp_path / "sweep").rglob("manifest.json")}
+    darwinlm.prune_sweep(recipes, tmp_path / "sweep")
+    assert manifests == {path: path.stat().st_mtime_ns for path in manifests}
+    assert len(manifests) > 5
+    trained = darwinlm.recover(run, tmp_path / "recovered", tokens=6400)
+    summary = trained.summary
+    assert summary.saved.metrics["distance"] < summary.models["before"].metrics["distance"]
+    assert "auto_map" not in json.loads((trained.model / "config.json").read_text())
+    timed = darwinlm.load_recipe(None, [*given, "budget.speedup=1.02", "budget.prefill_tokens=64"])
+    by_time = darwinlm.prune(recipe=timed, out=tmp_path / "timed").summary
+    assert 0 < sum(block.heads > 0 for block in by_time.allocation) < 4
+
+
+NOT_FIRST = {
+    "writes": (tiny_checkpoint, {}, RecipeError, r"--layers first is for models that read .* keep next to nothing"),
+    "writes in time": (tiny_checkpoint, {"speedup": 2}, RecipeError, r"--layers first is for models that read"),
+    "not even one": (
+        tiny_scorer,
+        {"keep": 0.1},
+        BudgetError,
+        r"the first layer alone has 20,832 .* more than 8,332 bl",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FIRST)
+def test_what_has_no_first_layers(case, tmp_path):
+    make, given, error, message = NOT_FIRST[case]
+    model, pairs = make(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    given = {"text": pairs, "layers": "first", "assignments": READING, **given}
+    for work in (darwinlm.plan, lambda *model, **given: darwinlm.prune(*model, tmp_path / "run", **given)):
+        with pytest.raises(error, match=message):
+            work(model, **given)
+    assert not (tmp_path / "run" / "stages").exists()
+
+
+def test_layers_that_differ_have_no_first_ones(tmp_path):
+    model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    unequal = pruned(model, pairs, tmp_path / "unequal", keep=0.7, layers="unequal").model
+    for budget in ({"keep": 0.6}, {"keep": None, "speedup": 1.1}):
+        with pytest.raises(RecipeError, match="--layers first: the layers of this model already differ"):
+            pruned(unequal, pairs, tmp_path / "run", layers="first", **budget)
+    assert not (tmp_path / "run" / "stages").exists()

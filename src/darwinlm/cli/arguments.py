@@ -110,7 +110,9 @@ Layers = Annotated[
         "--layers",
         metavar="KIND",
         help="equal: the same sizes in all layers, for engines that need this; often loses more. unequal: a size for "
-        "each layer. auto (the default): equal if the file of --for needs it, otherwise unequal.",
+        "each layer. auto (the default): equal if the file of --for needs it, otherwise unequal. first: the "
+        "first layers unchanged and none of the others, for rerankers, classifiers and embedders that are distilled "
+        "afterwards.",
     ),
 ]
 Until = Annotated[

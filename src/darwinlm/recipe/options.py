@@ -26,7 +26,8 @@ class RecipeOptions(BudgetArguments, total=False):
             search and recovery.
         preset: Amount of work: "quick", "default" or "thorough"; or "paper".
         ready_for: Quantisation whose groups of columns all pruned widths fill: "q4_k_m", "awq", "fp8" ...
-        layers: "equal" gives all layers the same sizes, for engines that need them; "unequal" loses less.
+        layers: "equal" gives all layers the same sizes, for engines that need them; "unequal" loses less. "first" keeps
+            the first layers of a model that reads, unchanged, for a recovery.
         text: Source of the text, or several, of which each gives an equal part.
         answers: Two words, such as "yes,no", of a language model that judges texts.
     """

@@ -14,6 +14,7 @@ from darwinlm.report.summary import Summary
 from darwinlm.runtime import tables
 from darwinlm.runtime.limits import visible
 from darwinlm.steps.recover.recovery_figures import RecoveryFigures
+from darwinlm.steps.search.search_figures import SearchFigures
 
 
 def model_card(summary: Summary) -> str:
@@ -22,13 +23,14 @@ def model_card(summary: Summary) -> str:
     Files on disk are named without their folders, since cards are published.
     """
     compared = comparison(summary)
-    recovery = summary.of(RecoveryFigures)
+    recovery, search = summary.of(RecoveryFigures), summary.of(SearchFigures)
     return render(
         "card.md.j2",
         summary=summary,
         front_matter=_front_matter(summary),
         compared=tables.markdown(replace(compared, remarks=["In bold: this model.", *compared.remarks])),
         passages=passages(summary),
+        narrowed=search is None or search.first is None,
         trained=recovery is not None and recovery.kept == "trained",
         markdown=tables.markdown,
         plain=_plain,
