@@ -10,9 +10,11 @@ import torch
 from tests.tiny.pruned import plain_checkpoint
 from transformers import AutoModel
 
+import darwinlm
+
 pytest.importorskip("sentence_transformers", reason="comes with the extra reading")
 
-from lab.reading import boolq, depth, distilling, files, quality, speed, table, training
+from lab.reading import boolq, distilling, files, quality, speed, table, training
 from lab.reading.pooled_gguf import PooledGguf
 from lab.reading.readers import Embedder, Reranker, open_reader
 
@@ -96,11 +98,14 @@ def test_a_reader_is_made_cut_distilled_and_measured(kind, reader, data, run, tm
     base = plain_checkpoint(tmp_path / "base", "llama")
     monkeypatch.setattr(training, "base_folder", lambda _: base)
     given = ("--data", data, "--pool", 80)
-    dense, half, results = tmp_path / kind / "model", tmp_path / "half", tmp_path / "results"
+    dense, results = tmp_path / kind / "model", tmp_path / "results"
     run(training, kind, *given, "--out", tmp_path / kind, "--questions", 12, "--length", 16, "--batch", 4)
     assert isinstance(open_reader(dense), reader)
     layers = json.loads((dense / "config.json").read_text())["num_hidden_layers"]
-    run(depth, dense, "--layers", layers - 1, "--out", half)
+    run(boolq, "--data", data, "--out", tmp_path / "pairs.jsonl", "--questions", 80)
+    amounts = ("text.sequence_length=16", "text.evaluation_tokens=64")
+    sized = {"keep": 1 - 1 / layers, "layers": "first", "assignments": (*amounts, "compute.dtype=float32")}
+    half = darwinlm.prune(dense, tmp_path / "run", text=tmp_path / "pairs.jsonl", **sized).model
     assert json.loads((half / "config.json").read_text())["num_hidden_layers"] == layers - 1
     run(distilling, "labels", dense, *given, "--out", tmp_path / "labels.json", "--questions", 12)
     run(distilling, "train", half, "--labels", tmp_path / "labels.json", "--out", tmp_path / "trained", "--rate", 1e-3)
@@ -138,13 +143,6 @@ def test_a_file_has_the_weights_that_are_measured(kind, data, run, tmp_path, mon
     with torch.no_grad():
         wanted = decoder(torch.tensor(documents)).last_hidden_state.mean(1)
     assert torch.cosine_similarity(torch.tensor(found), wanted).min() > 0.999
-
-
-def test_more_layers_than_there_are_is_an_error(data, run, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "base_folder", lambda _: plain_checkpoint(tmp_path / "base", "llama"))
-    run(training, "embedder", "--data", data, "--pool", 80, "--out", tmp_path, "--questions", 4, "--length", 16)
-    with pytest.raises(SystemExit, match="ask for 1 to"):
-        run(depth, tmp_path / "model", "--layers", 99, "--out", tmp_path / "more")
 
 
 def test_pairs_for_pruning_are_of_the_training_part(data, run, tmp_path):

@@ -9,6 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import darwinlm
 from darwinlm.report.comparison import passages
+from darwinlm.report.wording import told
 from darwinlm.runtime.errors import BudgetError, CheckpointError, DataError, ModelError, RecipeError
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
@@ -330,6 +331,7 @@ def test_the_first_layers_stay_as_they_are_and_nothing_is_calibrated(kind, tmp_p
         assert "The first 2 layers are kept unchanged and the later ones are removed" in text
         assert "equal layers" not in text
     assert "darwinlm recover teaches the first ones" in card
+    assert told(result.summary)[-1][1].startswith("train it (darwinlm recover): the first layers alone then learn")
     assert "The method is that of DarwinLM" not in card
 
 
@@ -373,6 +375,7 @@ def test_the_first_layers_by_time_in_several_sizes_and_again(tmp_path):
     assert len(manifests) > 5
     trained = darwinlm.recover(run, tmp_path / "recovered", tokens=6400)
     summary = trained.summary
+    assert "advice" not in dict(told(summary))
     assert summary.saved.metrics["distance"] < summary.models["before"].metrics["distance"]
     assert "auto_map" not in json.loads((trained.model / "config.json").read_text())
     timed = darwinlm.load_recipe(None, [*given, "budget.speedup=1.02", "budget.prefill_tokens=64"])

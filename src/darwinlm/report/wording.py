@@ -54,7 +54,10 @@ def told(summary: Summary) -> list[tuple[str, str]]:
 
 
 def advice(summary: Summary) -> str:
-    """What helps a language model that lost much, at the same size; empty if it didn't."""
+    """What helps a language model that lost much, at the same size, or first layers; empty for others."""
+    search = summary.of(SearchFigures)
+    if search is not None and search.first is not None and summary.of(RecoveryFigures) is None:
+        return "train it (darwinlm recover): the first layers alone then learn to give what the whole model gave"
     file = summary.of(BoundedFileFigures)
     lost = summary.saved.kl if file is None else file.saved.kl
     if summary.export.gives != "language" or lost is None or lost < MUCH:
