@@ -27,7 +27,7 @@ def knapsack_start(problem: Problem, losses: PerLevel) -> Allocation:
     Losses are those of single modules, or local errors as in ZipLM (arXiv 2302.04089).
     """
     costs, budget = problem.cost.costs, problem.budget
-    # The first process's solution, in all: each has its own when the solver's time is up.
+    # One solution in all processes: losses may differ in their last digits where processors do.
     return parallel.decide(partial(solve_knapsack, losses, costs, budget.lower, budget.upper, words=budget.words))
 
 
