@@ -6,7 +6,7 @@ from lab.benchmarks import knapsack
 
 
 def test_the_choices_of_both_solvers_are_as_good(monkeypatch, capsys):
-    monkeypatch.setattr(knapsack, "MODELS", {"tiny": (3, (4, 3000), (9, 8000))})
+    monkeypatch.setattr(knapsack, "MODELS", {"tiny": (3, (4, 3000), (401, 8000))})
     monkeypatch.setattr("sys.argv", ["knapsack", "--instances", "2"])
     knapsack.main()
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())

@@ -55,6 +55,22 @@ def test_what_was_not_counted_takes_the_time_of_products() -> None:
     assert PassSpeed(10.0).seconds(Cost(1000, {}, parts={"one": Work(launches=9)}), 2) == pytest.approx(50)
 
 
+def test_more_cores_and_faster_devices_do_not_help_everything() -> None:
+    cost = Cost(1000, {}, alone=400, python=7)
+    assert PassSpeed(10.0).seconds(cost, 1) == pytest.approx(100 + 7)
+    assert PassSpeed(10.0, core=5.0).seconds(cost, 2) == pytest.approx(60 / 2 + 80 / 2 + 7)
+    assert SPEED.seconds(cost, 2) == pytest.approx(5 + 7)
+
+
+def test_what_goes_step_by_step_needs_one_core(tiny_llama: Path) -> None:
+    rows = {
+        row.step: row.cost for row in plan_here(STEPS, sizes_of(tiny_llama), torch.device("cpu"), PassSpeed(1.0)).rows
+    }
+    assert 0 < rows["evaluate"].alone < rows["evaluate"].operations
+    assert rows["search"].alone == 0
+    assert 0 < rows["database"].alone < rows["database"].operations, "removal orders go step by step"
+
+
 @pytest.mark.parametrize("card", CARDS)
 def test_less_is_expected_of_a_card_than_its_maker_states(card: str) -> None:
     stated, expected = (speed(CARDS[card]) for speed in (stated_speed, expected_speed))
@@ -125,7 +141,7 @@ def test_modules_that_stay_are_sent_once() -> None:
 @pytest.mark.parametrize("rate", [1e3, 1e4])
 def test_the_units_of_a_card_that_is_here_are_measured(rate: float, tiny_llama: Path, monkeypatch) -> None:
     """And multiplied by a factor that gives the measured time of a block's pass."""
-    monkeypatch.setattr(measured_speed, "measure_rate", lambda *_: rate)
+    monkeypatch.setattr(measured_speed, "measure_rate", lambda *_: PassSpeed(rate))
     monkeypatch.setattr(measured_speed, "TIMED", 1e-9)
     with pretend_gpu():
         device, sizes = torch.device(NAME), sizes_of(tiny_llama)

@@ -50,13 +50,13 @@ def measure_speed(sizes: RunSizes, device: torch.device) -> Speed:
     """The speed of a device: on an NVIDIA GPU the rate of each of its units, elsewhere one rate of passes."""
     passes = measure_rate(sizes, device)
     if device.type != "cuda":
-        return PassSpeed(passes)
+        return passes
     alone = RunSizes(sizes.checkpoint, sizes.recipe, smaller=sizes.smaller)
     pass_of_all = Workload(alone, {}, on_cpu=False, memory=0.0).passes(alone.pass_tokens)
     units = measure_units(device, sizes.dtype)
     # What products and copies don't show: other kernels, and shapes that suit the card less.
     alone_in = units.units(pass_of_all)
-    factor = (alone_in["computing"] + alone_in["memory"]) / (pass_of_all.operations / passes)
+    factor = (alone_in["computing"] + alone_in["memory"]) / (pass_of_all.operations / passes.operations)
     scaled = ("products", "memory") if sizes.size == 2 else ("float32", "memory")
     return with_processes(replace(units, **{name: factor * getattr(units, name) for name in scaled}), sizes.processes)
 
@@ -104,10 +104,10 @@ def _rate(of_size: Callable[[int], tuple[float, Callable[[], object]]], device: 
 
 
 @torch.no_grad()
-def measure_rate(sizes: RunSizes, device: torch.device) -> float:
-    """Operations per second of passes through a block, in batches that grow up to the run's own within seconds.
+def measure_rate(sizes: RunSizes, device: torch.device) -> PassSpeed:
+    """The rate of passes through a block, in batches that grow up to the run's own within seconds.
 
-    On a CPU it is the rate of an idle machine: a batch that had to wait counts with its processor time.
+    On a CPU it is that of an idle machine: a batch that had to wait counts with its processor time.
     """
     checkpoint, length = sizes.checkpoint, sizes.recipe.section(TextSettings).sequence_length
     weights = _ConstantWeights(**{field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)})
@@ -126,7 +126,9 @@ def measure_rate(sizes: RunSizes, device: torch.device) -> float:
             decoder.run_block(number, hidden, arguments[number])
         await_device(device)
         seconds, used = time.perf_counter() - wall, time.process_time() - processor
-        seconds = min(seconds, used / torch.get_num_threads()) if device.type == "cpu" else seconds
+        idle = min(seconds, used / torch.get_num_threads()) if device.type == "cpu" else seconds
         if seconds > ENOUGH:
             break
-    return tokens.numel() * through / max(seconds, 1e-9)
+    operations = tokens.numel() * through
+    rate = operations / max(idle, 1e-9)
+    return PassSpeed(rate, min(operations / max(used, 1e-9), rate)) if device.type == "cpu" else PassSpeed(rate)

@@ -22,13 +22,20 @@ class Speed(Protocol):
 
 @dataclass(frozen=True)
 class PassSpeed:
-    """One rate for all work, in operations of passes per second and process, as a CPU has."""
+    """Rates of a CPU, or of another device whose units aren't known, in operations of passes per second and process.
+
+    Attributes:
+        operations: The rate of all cores together.
+        core: The rate of one core; None if it is the same.
+    """
 
     operations: float
+    core: float | None = None
 
     def seconds(self, cost: Cost, processes: int) -> float:
         """See `Speed`."""
-        return cost.operations / processes / self.operations
+        together = (cost.operations - cost.alone) / self.operations
+        return (together + cost.alone / (self.core or self.operations)) / processes + cost.python
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class CardSpeed:
     def seconds(self, cost: Cost, processes: int) -> float:
         """See `Speed`. Work that wasn't counted takes the time of products."""
         parts = cost.parts.values() or (Work(products=cost.operations / processes, written=cost.disk),)
-        return sum(map(self.of_part, parts))
+        return sum(map(self.of_part, parts)) + cost.python
 
     def times(self, shares: CardSpeed) -> CardSpeed:
         """These rates multiplied by `shares`."""

@@ -115,10 +115,11 @@ class SimpleQuestions(Step[Answers]):
 
         sizes, questions = load.sizes, read_questions(QUESTIONS)
         n, longest = len(questions), max(question.longest for question in questions)
-        tokens = n * PROMPT_TOKENS + longest * (ALONE + TOGETHER * n)
-        work = sizes.operations(tokens, 1 + sizes.kept, heads=2)
+        in_float32 = 4 / sizes.size
+        alone = sizes.operations(longest * (ALONE + TOGETHER * n), 1 + sizes.kept, heads=2)
+        work = sizes.operations(n * PROMPT_TOKENS * in_float32, 1 + sizes.kept, heads=2) + alone
         mapped = load.mapped(sizes.params, sizes.stored)
-        return Cost(work, load.writing(n, PROMPT_TOKENS + longest), scratch=mapped)
+        return Cost(work, load.writing(n, PROMPT_TOKENS + longest), scratch=mapped, alone=alone)
 
 
 def ask(run: Run[AnyRecipe]) -> Answers:

@@ -107,6 +107,8 @@ class Cost:
 
     Attributes:
         operations: Its work in operations of passes through the model, over all processes.
+        alone: Those of them that more processor cores don't do faster, such as tokens written one after another.
+        python: Seconds of Python and of libraries on the host, which don't depend on the device.
         memory: Bytes on the device of one process at the peak, by what they hold.
         caches: Largest number of bytes of caches, in addition to `memory`.
         disk: Bytes of files that it leaves in the output folder.
@@ -120,6 +122,8 @@ class Cost:
     disk: float = 0.0
     scratch: float = 0.0
     parts: Mapping[str, Work] = field(default_factory=dict)
+    alone: float = 0.0
+    python: float = 0.0
 
     @property
     def bytes(self) -> float:

@@ -8,12 +8,16 @@ import torch
 from tests.formats.gguf.test_gguf_families import CASES as FAMILIES
 from tests.formats.gguf.test_gguf_rope import CASES as ROPES
 from tests.tiny.pruned import any_checkpoint, plain_checkpoint
+from transformers import AutoTokenizer
 
 from darwinlm.formats.gguf import file_writer
+from darwinlm.formats.gguf.header import read_header
 from darwinlm.formats.gguf.in_llama_cpp import open_in_llama_cpp
 from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.formats.gguf.read import CONVERTED
+from darwinlm.formats.gguf.read import _config as config_of
 from darwinlm.formats.resolve import describe_model, resolve_model
+from darwinlm.model.families.loading import load_tokenizer, tokenizer_digest
 from darwinlm.pipeline import STEPS
 from darwinlm.planning.run_plan import plan_card, plan_here
 from darwinlm.planning.speeds import PassSpeed
@@ -75,6 +79,23 @@ def test_own_exports_read_back_compute_what_llama_cpp_does(tmp_path, written, ca
     file = written(any_checkpoint(tmp_path / "model", model_type, rows, **overrides))
     # llama.cpp looks gelu up in a table of float16 numbers
     assert differs(file, tmp_path / "work") < (2e-3 if "gemma" in case else 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", READ[:13])
+def test_the_tokenizer_is_the_one_that_transformers_finds_by_itself(tmp_path, written, case, monkeypatch):
+    """Although the file isn't parsed for the model's type, which takes transformers seconds."""
+    model_type, _, rows, overrides = CASES[case]
+    file = written(any_checkpoint(tmp_path / "model", model_type, rows, **overrides))
+    (alone := tmp_path / "alone").mkdir()
+    (alone / file.name).symlink_to(file)
+    expected = load_tokenizer(alone, gguf_file=file.name)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", None)
+    header = read_header(file)
+    read = load_tokenizer(alone, config_of(header), gguf_file=file.name)
+    assert type(read) is type(expected)
+    assert tokenizer_digest(read) == tokenizer_digest(expected)
+    assert read.init_kwargs.keys() == expected.init_kwargs.keys()
 
 
 KEYS = {

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,8 +110,9 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
     if stage.is_complete():
         return work
     with _readable(path), _alone(path) as file:
-        tokenizer = _tokenizer(header, file, load_tokenizer)
-    tensors = _tensors(header, _config(header))
+        config = _config(header)
+        tokenizer = _tokenizer(header, file, partial(load_tokenizer, config=config))
+    tensors = _tensors(header, config)
     tensors.check()
     check_keys(path, header, tensors.reshaper, tensors.layout)
     if stage.begin():  # by a process that was killed, of which a file may be left

@@ -85,7 +85,7 @@ class Chats(Step[ChatFigures]):
         work = sizes.operations(2 * tokens, 1 + 2 * sizes.kept, heads=3)
         batches = -(-tokens // (CHATS_AT_ONCE * LENGTH // 2))  # of chats that use half of their length
         step = ALONE + TOGETHER * CHATS_AT_ONCE / 2  # reads all weights; on average, half of the chats go on
-        work += sizes.operations(batches * LENGTH * step, heads=1)
+        alone = sizes.operations(batches * LENGTH * step, heads=1)
         fits = load.on_cpu or sizes.params * sizes.size <= load.memory / 2  # else none are written
         writing = load.writing(CHATS_AT_ONCE, LENGTH) if fits else {}
         mapped = load.mapped(sizes.params, sizes.stored)
@@ -95,4 +95,5 @@ class Chats(Step[ChatFigures]):
         parts = {"passes": passes, **load.exchange(blocks * sizes.size, 3)}
         if fits:
             parts |= {"loading": load.loading(sizes.params), "generation": written}
-        return Cost(work, largest(writing, load.reading(2 * tokens, 3)), scratch=mapped, parts=parts)
+        held = largest(writing, load.reading(2 * tokens, 3))
+        return Cost(work + alone, held, scratch=mapped, parts=parts, alone=alone)

@@ -133,11 +133,12 @@ class Database(Step[PruningDatabase]):
         sizes, r = load.sizes, float(load.sizes.width)
         tokens = load.settings(TextSettings).calibration_tokens
         weighted = load.settings(DatabaseSettings).metric.gradients
-        work, moments, module = sizes.operations(tokens), dict[int, float](), 0.0
+        work, alone, moments, module = sizes.operations(tokens), 0.0, dict[int, float](), 0.0
         packed, largest_matrix = 0.0, 0.0
         for shape in sizes.cut:
             d, experts = float(shape.sizes.width), max(shape.sizes.experts, 1)
-            work += load.exact * tokens * d * d + load.slow * factor_operations(shape, load.settings(UnitsSettings), r)
+            work += load.exact * tokens * d * d
+            alone += load.slow * factor_operations(shape, load.settings(UnitsSettings), r)  # step after step
             moments[shape.block] = moments.get(shape.block, 0.0) + 4 * experts * d * d
             few = tokens <= d  # the order needs another matrix, and weights in float64
             weights = sizes.size + 16 if few and weighted else 8
@@ -150,7 +151,8 @@ class Database(Step[PruningDatabase]):
         factorising = {"factors of one module": module} | ({} if load.on_cpu else of_a_block)
         held = largest(load.passing | {"blocks": load.block} | of_a_block, factorising)
         set_aside = largest_matrix if load.on_cpu else 0.0
-        return Cost(work, load.streams(tokens) | held, disk=packed, scratch=set_aside, parts=parts)
+        held |= load.streams(tokens)
+        return Cost(work + alone, held, disk=packed, scratch=set_aside, parts=parts, alone=alone)
 
     @staticmethod
     def _on_gpu(load: Workload, packed: float) -> dict[str, Work]:

@@ -89,14 +89,17 @@ class Evaluate(Step[Measured]):
     def cost(cls, load: Workload) -> Cost:
         """All models on evaluation text and repeated passages; then speeds and continuations of two whole ones."""
         from darwinlm.steps.evaluate.looking_back import number_of_lists
+        from darwinlm.steps.evaluate.speed import SPEED_ROUNDS
         from darwinlm.steps.workload import ALONE, largest
 
         sizes, k, text = load.sizes, load.sizes.kept, load.settings(TextSettings)
         corrected = load.settings(RefitSettings).tokens or load.settings(RecoverySettings).tokens
         smaller, tokens = 3 if corrected else 2, text.evaluation_tokens
+        prompts = (SPEED_ROUNDS + 1) * text.sequence_length
         read = tokens + COPIED * number_of_lists(tokens) + 2 * text.sequence_length * sizes.processes
         work = sizes.operations(read, 1 + smaller * k, heads=1 + smaller)
-        work += sizes.operations(ALONE * CONTINUED, 1 + k, heads=2)
+        alone = sizes.operations(ALONE * CONTINUED, 1 + k, heads=2)
+        work += sizes.operations(prompts, 1 + k, heads=2) + alone
         timing = load.passing | {"logits": float(text.sequence_length * sizes.vocabulary * sizes.size)}
         small = sizes.saved_params
         if not load.on_cpu and (models := float((sizes.params + small) * sizes.size)) <= load.memory / 2:
@@ -109,4 +112,4 @@ class Evaluate(Step[Measured]):
         whole = load.loading(float(sizes.params + small)) if "whole models" in timing else Work()
         generated = (load.written(WRITTEN, 1) + load.written(WRITTEN, 1, k)) * sizes.processes  # the first process does
         parts = {"passes": passes, **exchange, "loading": whole, "generation": generated}
-        return Cost(work, largest(load.reading(read, 1 + smaller), timing), scratch=mapped, parts=parts)
+        return Cost(work, largest(load.reading(read, 1 + smaller), timing), scratch=mapped, parts=parts, alone=alone)

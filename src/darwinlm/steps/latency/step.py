@@ -118,10 +118,10 @@ class Latency(Step["CostModel"]):
         if not budget.timed:
             return None
         timed = TIMED * len({shape.kind for shape in sizes.cut})
-        work = timed * (
-            sizes.operations(budget.prefill_tokens, 0.75) + sizes.operations(min(budget.decode_tokens, 8) * ALONE, 0.75)
-        )
+        alone = timed * sizes.operations(min(budget.decode_tokens, 8) * ALONE, 0.75)
+        work = timed * sizes.operations(budget.prefill_tokens, 0.75) + alone
         prompts = load.passes(budget.prefill_tokens, 0.75) * timed
         decoded = load.written(min(budget.decode_tokens, 8), 1, 0.75) * timed
         parts = {"timed passes": (prompts + decoded) * sizes.processes, "loading": load.loading(sizes.params)}
-        return Cost(work, load.passing | {"whole models": 2.0 * sizes.params * sizes.size}, parts=parts)
+        held = load.passing | {"whole models": 2.0 * sizes.params * sizes.size}
+        return Cost(work, held, parts=parts, alone=alone)

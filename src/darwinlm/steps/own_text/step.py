@@ -96,7 +96,7 @@ class OwnText(Step[Documents]):
             "generation": load.written(tokens, ROWS) + load.written(length, 1),
         }
         scratch = load.mapped(sizes.original_params, sizes.stored)
-        return Cost(work, load.writing(ROWS, length), scratch=scratch, parts=parts)
+        return Cost(work, load.writing(ROWS, length), scratch=scratch, parts=parts, alone=work)
 
 
 @dataclass(frozen=True, eq=False)
