@@ -55,10 +55,11 @@ def by_highs(losses: Table, costs: Prices, lower: int, upper: int) -> tuple[int,
     found = milp(
         loss,
         constraints=[LinearConstraint(owner, 1, 1), LinearConstraint(csr_matrix(cost[None]), lower / upper, 1)],
-        integrality=np.ones(len(loss)),
+        integrality=np.ones(len(loss), dtype=np.int64),
         bounds=Bounds(0, 1),
         options={"time_limit": LIMIT, "mip_rel_gap": GAP},
     )
+    assert found.x is not None, "no choice found within the limit"
     return tuple(int(part.argmax()) for part in np.split(found.x, np.cumsum(lengths)[:-1]))
 
 
