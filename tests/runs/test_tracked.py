@@ -3,7 +3,9 @@
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.tiny.checkpoint import SETTINGS
@@ -42,7 +44,9 @@ def test_search_and_training_are_in_tensorboard(
     settings = [word for assignment in SETTINGS for word in ("--set", assignment)]
     line = ("prune", tiny_llama, "--keep", "60%", "--text", tiny_text_file, "--out", run, *settings)
     command(*line, "--track", "tensorboard").succeeded()
-    found = scalars(run / "tensorboard" / tracking.PROJECT)
+    folder = run / "tensorboard" / tracking.PROJECT
+    assert {path.parent for path in folder.rglob("*") if path.is_file()} == {folder}, "one run"
+    found = scalars(folder)
     search = summary_of(run).of(SearchFigures)
     assert search is not None
     assert found["search/kl"] == pytest.approx({entry.number: entry.kl for entry in search.history})
@@ -82,6 +86,11 @@ class Noted:
 
     def store_init_configuration(self, values: dict) -> None:
         self.settings = values
+
+    @property
+    def tracker(self) -> SimpleNamespace:
+        """The library's own run."""
+        return SimpleNamespace(info=SimpleNamespace(run_id="4b825dc6"), finish=self.figures.append)
 
     def log(self, values: dict, step: int | None = None) -> None:
         assert not self.main_process_only, "else accelerate would connect processes"
@@ -155,8 +164,58 @@ def test_trackio_gets_neither_the_account_nor_figures_of_the_machine(
     """It puts the name of the account among the settings, and logs the use of the processor and of the GPU."""
     use(monkeypatch, Noted, "trackio")
     start_tracker("trackio", tmp_path / "half", {"text": {"seed": 3}}, print)
-    assert MADE[0].options == {"name": "half", "auto_log_cpu": False, "auto_log_gpu": False}
+    options = {"resume": "allow", "auto_log_cpu": False, "auto_log_gpu": False}
+    assert MADE[0].options == {**options, "name": MADE[0].options["name"]}
+    assert re.fullmatch("half-[0-9a-f]{8}", MADE[0].options["name"])
     assert MADE[0].settings == {"text.seed": 3, "_Username": "darwinlm"}
+
+
+def test_the_same_settings_again_continue_the_trackers_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, field in (("wandb", "id"), ("trackio", "name"), ("mlflow", "run_id")):
+        use(monkeypatch, Noted, name)
+        for folder, seed in (("half", 3), ("half", 3), ("half", 4), ("half", 4), ("other", 4)):
+            start_tracker(name, tmp_path / name / folder, {"text": {"seed": seed}}, print)
+        begun, again, changed, changed_again, other = (made.options.get(field) for made in MADE)
+        if name == "mlflow":
+            assert (begun, changed, other) == (None, None, None), "its server names runs"
+            assert again == changed_again == "4b825dc6"
+        else:
+            assert begun == again
+            assert changed == changed_again
+            assert len({begun, changed, other}) == 3
+
+
+def test_a_trackers_run_that_is_gone_can_be_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, Noted, "mlflow")
+    start_tracker("mlflow", tmp_path, {}, print)
+    monkeypatch.setattr(Noted, "start", lambda self: 1 / 0)
+    with pytest.raises(RecipeError, match=r"if its run was deleted there, delete .*tracked\.json"):
+        start_tracker("mlflow", tmp_path, {}, print)
+
+
+class Interrupted(Noted):
+    """A tracker during whose first figure the user interrupts the run."""
+
+    def log(self, values: dict, step: int | None = None) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_an_interrupted_run_is_not_finished_in_its_tracker(
+    name: str, tiny_llama: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, Interrupted, name)
+    ended: list[object] = []
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(end_run=ended.append))
+    library = SimpleNamespace(info=SimpleNamespace(run_id="1"), finish=lambda exit_code: ended.extend([exit_code]))
+    monkeypatch.setattr(Interrupted, "tracker", library)
+    with pytest.raises(KeyboardInterrupt):
+        darwinlm.prune(
+            tiny_llama, tmp_path / "run", keep=0.6, text=tiny_text_file, assignments=SETTINGS, track=name,
+            reporter=Told(),
+        )  # fmt: skip
+    assert ended == [{"mlflow": "FAILED", "wandb": 1}[name]]
+    assert MADE[0].finished == 1
 
 
 def test_a_tracker_that_fails_does_not_end_the_run(

@@ -27,11 +27,13 @@ def tracked(run: Run[Recipe], name: str | None) -> Iterator[None]:
         if parallel.is_main():
             mark(run.folder)  # some trackers write into it
             reporter.tracker = start_tracker(name, run.folder, run.recipe.model_dump(mode="json"), reporter.say)
+    failed = True
     try:
         yield
+        failed = False
     finally:
         if reporter.tracker is not None:
-            reporter.tracker.finish()
+            reporter.tracker.finish(failed=failed)
             reporter.tracker = None
 
 

@@ -1,7 +1,8 @@
 """Figures of a run in experiment trackers: wandb, trackio, tensorboard and mlflow, through accelerate's trackers.
 
 A tracker gets figures and settings only. Names of files lose their folders, and what the libraries would collect by
-themselves (host, user, command line, printed text) is turned off.
+themselves (host, user, command line, printed text) is turned off. The output folder records which run of the tracker
+holds its figures, so that the same command goes on with that run.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darwinlm.runtime.errors import RecipeError, first_line, missing_extra
+from darwinlm.runtime.artifact import digest_of, read_as, write_json
+from darwinlm.runtime.errors import RecipeError, StorageError, first_line, missing_extra
 from darwinlm.runtime.limits import suggestion
 from darwinlm.runtime.published import short_source, without_folders
 
@@ -29,6 +32,8 @@ COUNTING = frozenset({"tensorboard", "mlflow"})
 """Trackers that take a step for each figure. The others only take steps that rise over the whole run."""
 WRITTEN = frozenset({"answers", "template"})
 """Settings that are text of the user, which stays here."""
+RECORD = "tracked.json"
+"""The file in the output folder that names the tracker's run."""
 OWN_SETTINGS = {"trackio": {"_Username": PROJECT}}
 """Settings that a tracker adds by itself, such as the name of the account, and what they are replaced by."""
 PLACE = re.compile(r"^(?:[/\\~]|[A-Za-z]:[/\\])")
@@ -94,49 +99,90 @@ class Tracker:
             self._failed = True
             self._say(f"--track {self.name} failed, and the run goes on without it: {first_line(error)}")
 
-    def finish(self) -> None:
-        """Send what is left."""
+    def finish(self, *, failed: bool = False) -> None:
+        """Send what is left, and say if the run was interrupted or has failed, where the tracker shows it."""
         try:
+            if failed and self.name == "mlflow":  # else it counts as finished
+                importlib.import_module("mlflow").end_run("FAILED")
+            elif failed and self.name == "wandb":
+                self._given.tracker.finish(exit_code=1)
             self._given.finish()
         except ANY as error:  # the run's own results are there
             self._say(f"--track {self.name} could not be closed: {first_line(error)}")
 
 
+@dataclass(frozen=True)
+class _Tracked:
+    """The run of a tracker that holds the figures of an output folder.
+
+    Attributes:
+        settings: Hash of the settings that it was given.
+        run: Its id.
+    """
+
+    tracker: str
+    settings: str
+    run: str
+
+
 def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: Callable[[str], None]) -> Tracker:
     """Start a tracker for the run in an output folder, and give it the run's settings.
 
-    Raises RecipeError if it can't be started, for instance without an account.
+    An earlier run of the same tracker with the same settings is continued.
+
+    Raises RecipeError if it can't be started, for instance without an account, ArtifactError if the folder's record of
+    the earlier run is damaged, StorageError.
     """
     import torch
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    given, record = plain_settings(settings), folder / RECORD
+    earlier = read_as(record, _Tracked) if record.is_file() else None
+    tracked = _Tracked(name, digest_of(given), secrets.token_hex(4))
+    continues = earlier is not None and (earlier.tracker, earlier.settings) == (name, tracked.settings)
+    if continues and earlier is not None:
+        tracked = earlier
     threads = torch.get_num_threads()
     PartialState()  # the trackers' own messages need it; it joins the processes that are connected
     torch.set_num_threads(threads)  # which it changes among several processes on CPUs
     try:
-        tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[name](PROJECT, **_options(name, folder))
+        tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[name](
+            PROJECT, **_options(name, folder, tracked.run, continues=continues)
+        )
+        if name != "mlflow":  # before the tracker begins, so that no kill makes it begin twice
+            write_json(record, asdict(tracked))
         tracker.main_process_only = False  # only the first process comes here
         tracker.start()
-        tracker.store_init_configuration({**plain_settings(settings), **OWN_SETTINGS.get(name, {})})
+        if name == "tensorboard":  # accelerate would write them as a run of their own, called by the time
+            tracker.tracker.add_hparams(given, {}, run_name=".")
+        else:
+            tracker.store_init_configuration({**given, **OWN_SETTINGS.get(name, {})})
+        if name == "mlflow":  # its server names runs
+            write_json(record, asdict(replace(tracked, run=tracker.tracker.info.run_id)))
+    except StorageError:
+        raise
     except ANY as error:
-        raise RecipeError(
-            f"--track {name} can't be started ({first_line(error)}): set {name} up, or leave --track out"
-        ) from error
+        remedy = f"set {name} up, or leave --track out"
+        if continues:
+            remedy += f"; if its run was deleted there, delete {record}"
+        raise RecipeError(f"--track {name} can't be started ({first_line(error)}): {remedy}") from error
     return Tracker(name, tracker, say)
 
 
-def _options(name: str, folder: Path) -> dict[str, object]:
+def _options(name: str, folder: Path, run: str, *, continues: bool) -> dict[str, object]:
     """What a library is told: the run is called as its folder, and nothing but what we log is collected."""
     title = folder.resolve().name
     if name == "tensorboard":
         return {"logging_dir": folder / "tensorboard"}
     if name == "mlflow":  # these tags would otherwise name the user and the command's path
         tags = {"mlflow.user": PROJECT, "mlflow.source.name": PROJECT, "mlflow.source.git.commit": ""}
-        return {"run_name": title, "tags": tags}
+        return {"run_name": title, "tags": tags, **({"run_id": run} if continues else {})}
     if name == "wandb":
-        return {"name": title, "dir": str(folder), "save_code": False, "settings": dict(WANDB)}
-    return {"name": title, "auto_log_cpu": False, "auto_log_gpu": False}
+        options = {"id": run, "resume": "allow", "dir": str(folder), "save_code": False, "settings": dict(WANDB)}
+        return {"name": title, **options}
+    # It continues runs by their names, which must therefore differ.
+    return {"name": f"{title}-{run}", "resume": "allow", "auto_log_cpu": False, "auto_log_gpu": False}
 
 
 def _taken(name: str) -> str:
