@@ -266,8 +266,8 @@ def test_sizes_share_what_comes_before_the_search(tiny_llama: Path) -> None:
         (("{model}", "--within", "2%"), "--within 2% is a share of a score: name what scores it"),
         (("{model}", "--device", "abacus"), "cards are h100, h200"),
         (
-            ("{model}.gguf", "--file", "70MB"),
-            "budget.file is planned from weights and a tokenizer: give a model's folder",
+            ("owner/model", "--file", "70MB"),
+            "budget.file is planned from the model's tokenizer: give a folder or a GGUF file",
         ),
         (("llama2-7b-2.7b",), "llama2-7b-2.7b is a bundled recipe, not a model: use --recipe llama2-7b-2.7b"),
         (("{model}", "--device", "h100", "--set", "compute.memory=lots"), "must be a number with a unit, such as 4GiB"),

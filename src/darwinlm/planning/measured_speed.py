@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
-from functools import cached_property, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint, Outline
 from darwinlm.model.families.shard_reading import Empty, in_memory
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.planning.speeds import EXPECTED, READING, WRITING, CardSpeed, PassSpeed, Speed, with_processes
@@ -27,23 +27,19 @@ SOLVED = 0.5
 """Share of the rate of products that factorisations and solves reach; assumed."""
 
 
-class _ConstantWeights(Checkpoint):
+class _ConstantWeights(Outline):
     """A checkpoint whose weights are all equal, from its configuration alone."""
-
-    @cached_property
-    def tensors(self) -> dict[str, torch.Size]:  # type: ignore[override]
-        return {name: tensor.shape for name, tensor in self.outline.state_dict().items()}
 
     def read(
         self, prefix: str = "", *, dtype: torch.dtype | None = None, mapped: bool = True, empty: Empty = in_memory
     ) -> dict[str, Tensor]:
         del mapped, empty  # nothing is read
-        tensors = {name: torch.full(shape, 0.01) for name, shape in self.tensors.items() if name.startswith(prefix)}
+        tensors = {name: torch.full(shape, 0.01) for name, shape in self.shapes().items() if name.startswith(prefix)}
         kind = dtype or torch.float32
         return {name.removeprefix(prefix): self.cast(name, tensor, kind) for name, tensor in tensors.items()}
 
     def rows(self, name: str, index: Tensor, *, dtype: torch.dtype) -> Tensor:
-        return torch.rand(len(index), *self.tensors[name][1:]).to(dtype)
+        return torch.rand(len(index), *self.shapes()[name][1:]).to(dtype)
 
 
 def measure_speed(sizes: RunSizes, device: torch.device) -> Speed:
@@ -110,7 +106,7 @@ def measure_rate(sizes: RunSizes, device: torch.device) -> PassSpeed:
     On a CPU it is that of an idle machine: a batch that had to wait counts with its processor time.
     """
     checkpoint, length = sizes.checkpoint, sizes.recipe.section(TextSettings).sequence_length
-    weights = _ConstantWeights(**{field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)})
+    weights = _ConstantWeights(**{field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)})
     text = torch.randint(int(checkpoint.config.vocab_size), (max(sizes.pass_tokens // length, 1), length))
     decoder = StreamedDecoder(weights, text, dtype=sizes.dtype, device=device)
     block = max(range(sizes.depth), key=sizes.params_of)

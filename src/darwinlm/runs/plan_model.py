@@ -86,9 +86,9 @@ def _ended(plan: Plan, until: str) -> Plan:
 def _plan(resolved: Recipe, device: str, processes: int) -> Plan:
     if resolved.model is None:
         raise RecipeError("no model is given: name a hub id, a folder or a GGUF file")
-    if resolved.budget.kind == "file" and not Path(resolved.model).expanduser().is_dir():
+    if resolved.budget.kind == "file" and not Path(resolved.model).expanduser().exists():
         raise RecipeError(
-            "budget.file is planned from weights and a tokenizer: give a model's folder, or another bound"
+            "budget.file is planned from the model's tokenizer: give a folder or a GGUF file, or another bound"
         )
     checkpoint = describe_model(resolved.model)
     if Path(resolved.model).expanduser().is_dir():  # its tokenizer lies in it

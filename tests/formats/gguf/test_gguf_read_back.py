@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.formats.gguf.test_gguf_families import CASES as FAMILIES
 from tests.formats.gguf.test_gguf_rope import CASES as ROPES
-from tests.tiny.pruned import any_checkpoint, plain_checkpoint
+from tests.tiny.pruned import any_checkpoint, plain_checkpoint, word_tokenizer
 from transformers import AutoTokenizer
 
 from darwinlm.formats.gguf import file_writer
@@ -23,8 +23,10 @@ from darwinlm.planning.run_plan import plan_card, plan_here
 from darwinlm.planning.speeds import PassSpeed
 from darwinlm.recipe import load_recipe
 from darwinlm.runs.exporting import export_model
+from darwinlm.runs.plan_model import plan
 from darwinlm.runtime.errors import CheckpointError
 from darwinlm.steps.run_sizes import RunSizes
+from darwinlm.steps.source.whole_model import CONVERSION
 
 pytest.importorskip("cyllama", reason="the real llama.cpp library comes with the extra gguf")
 
@@ -96,6 +98,23 @@ def test_the_tokenizer_is_the_one_that_transformers_finds_by_itself(tmp_path, wr
     assert type(read) is type(expected)
     assert tokenizer_digest(read) == tokenizer_digest(expected)
     assert read.init_kwargs.keys() == expected.init_kwargs.keys()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("more", [(), ("vocabulary=300",)])
+def test_a_file_is_planned_as_the_folder_that_it_is_converted_to(tmp_path, written, more):
+    """Its shapes and its tokenizer are in the header."""
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens({"unk_token": "<|endoftext|>"})  # transformers adds it to files without
+    file = written(plain_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer))
+    folder = resolve_model(str(file), tmp_path / "work").folder
+    (text := tmp_path / "text.jsonl").write_text(json.dumps({"text": "Plain words of a text. " * 400}))
+    given = ("budget.file=130KB", "units.quantisation=q8_0", "text.calibration_tokens=512", *more)
+    plans = [plan(model, text=text, assignments=given) for model in (file, folder)]
+    work = [{row.step: row.cost.operations for row in one.rows if row.step != CONVERSION} for one in plans]
+    assert work[0] == work[1]
+    assert plans[0].sizes.saved_params == plans[1].sizes.saved_params < plans[0].sizes.params
+    assert plans[0].notes == plans[1].notes
 
 
 KEYS = {

@@ -40,7 +40,7 @@ class Gguf(Format):
             return stream.read(4) == b"GGUF"
 
     def describe(self, path: Path, source: str) -> Checkpoint:
-        """A model's configuration, from the file's header."""
+        """A model's configuration and tokenizer, from the file's header."""
         del source  # a file is named by its path
         return describe_gguf(path)
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -25,7 +25,7 @@ from darwinlm.formats.gguf.header import GgufHeader, read_header, rounding_error
 from darwinlm.formats.gguf.rope import UnsupportedError
 from darwinlm.formats.gguf.stock_layout import choose_layout
 from darwinlm.formats.gguf.tokenizer_keys import split_as_named, unused_token
-from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.checkpoint import Checkpoint, Outline
 from darwinlm.model.families.family import family_of
 from darwinlm.model.families.loading import check_finite, load_tokenizer, without_warnings
 from darwinlm.model.families.origin import write_gguf_origin
@@ -47,7 +47,7 @@ from darwinlm.runtime.tensor_stream import write_float32
 
 if TYPE_CHECKING:
     from gguf import GGUFValueType
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 BYTE_LEVEL = "gpt2"
 """A GGUF file's name for byte-level BPE."""
@@ -73,12 +73,22 @@ GGUF_DTYPE = "bfloat16"
 """Type in which models of GGUF files are saved; the files don't record the original one."""
 
 
-def describe_gguf(path: Path) -> Checkpoint:
+@dataclass(frozen=True)
+class GgufOutline(Outline):
+    """A model by the header of its file, without weights. There is no folder, so `folder` is the file."""
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that a conversion of the file saves. Raises CheckpointError, ModelError."""
+        with _readable(self.folder), _alone(self.folder) as file:
+            return _tokenizer(read_header(self.folder), file, partial(load_tokenizer, config=self.config))
+
+
+def describe_gguf(path: Path) -> GgufOutline:
     """The configuration in a file's header, without weights. Raises CheckpointError."""
     header = read_header(path)
     config = _config(header)
     config.dtype = GGUF_DTYPE
-    return Checkpoint(path.parent, config, family_of(config), str(path))
+    return GgufOutline(path, config, family_of(config), str(path))
 
 
 def conversion_bytes(path: Path) -> float:

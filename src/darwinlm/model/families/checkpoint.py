@@ -443,3 +443,16 @@ class Checkpoint:
         configuration's. Raises CheckpointError if the configuration describes no valid model.
         """
         return empty_model(self.config, self.family.ending, self.folder, dtype)
+
+
+class Outline(Checkpoint):
+    """A model whose weights aren't at hand: its tensors are those of its class in transformers."""
+
+    @cached_property
+    def tensors(self) -> dict[str, Parts]:
+        """See `Checkpoint.tensors`."""
+        return {name: Parts(((name,),), stacked=False) for name in self.shapes()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor of the model."""
+        return {name: tuple(tensor.shape) for name, tensor in self.outline.state_dict().items()}

@@ -25,7 +25,7 @@ def preview(model: Checkpoint, vocabulary: VocabularySettings, text: TextSetting
     the model expects.
 
     Args:
-        model: A model's configuration, with its tokenizer if it is a folder on this machine.
+        model: A model's configuration, with its tokenizer if it is on this machine.
         vocabulary: How many tokens are kept. With `auto`, the clause names the scripts that go first.
         text: Source of the text.
 
@@ -35,10 +35,10 @@ def preview(model: Checkpoint, vocabulary: VocabularySettings, text: TextSetting
         return ()
     sources = [part.partition("#")[0] for part in named_parts(text.source or "")]
     known = sources and all(Path(source).expanduser().exists() for source in sources)
-    if not known or not Path(model.source).expanduser().is_dir():
+    if not known or not Path(model.source).expanduser().exists():
         return (
-            "the run says which tokens go, by script, before it prunes: a plan can say it of a model's folder and text "
-            "on this machine",
+            "the run says which tokens go, by script, before it prunes: a plan can say it of a model and text on this "
+            "machine",
         )
     tokens = ModelTokens.of(model)
     documents = read_domains(text.source or "", CHARACTERS, seed=text.seed, tokenizer=tokens.tokenizer)
