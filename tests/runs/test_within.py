@@ -178,9 +178,13 @@ def test_the_smallest_model_within_a_share_of_the_score(prune, function, tmp_pat
 
     calls = (tmp_path / "calls").read_text()
     assert len(calls) == len(found.points)
+    announced = [line for line in said.splitlines() if line.startswith("scores: ")]
+    assert announced[0] == "scores: the dense model on check.py:score"
+    assert announced[1:] == ["scores: the smaller model on check.py:score"] * (len(calls) - 1)
     again = prune(*options).succeeded().out
     assert (tmp_path / "calls").read_text() == calls, "scores and sizes are reused"
     assert "search: already done, reused" in again
+    assert "scores: the" not in again
     prune("--within", "5%", "--measure", f"{function}:score").refused("holds a finished run within 20%: choose another")
     prune("--keep", "50%").refused("holds a finished run with another budget")
 

@@ -86,7 +86,11 @@ class OwnScores:
             digest=model.digest if other else None,
             original=self.inputs.dense if other else None,
         )
-        values = scores_of(scored, self.measures, self.store)
+        missing = [measure.name for measure in self.measures if not self.store.has(scored, measure)]
+        with context.reporter.stage("scores"):
+            if missing:
+                context.reporter.say(f"scores: the {'smaller' if other else 'dense'} model on {', '.join(missing)}")
+            values = scores_of(scored, self.measures, self.store)
         return {measure.name: scores for measure, scores in zip(self.measures, values, strict=True)}
 
     def _divergences(self, model: Stitched) -> list[float]:

@@ -53,8 +53,8 @@ class ScoreStore:
 
     def scores(self, model: Scored, measure: Measure) -> list[float]:
         """The score of each item, from the folder as far as they are there. Raises MeasureError, StorageError."""
-        path = self.folder / f"{digest_of([dict(model.identity), measure.digest])}.json"
-        kept = parallel.broadcast(_read(path) if parallel.is_main() else _Kept([], whole=False))
+        path = self._path(model, measure)
+        kept = self._kept(path)
         if kept.whole:
             return kept.scores
         scores = list(kept.scores) if measure.resumes else []
@@ -71,6 +71,16 @@ class ScoreStore:
             raise
         self._write(path, scores, whole=True)
         return scores
+
+    def has(self, model: Scored, measure: Measure) -> bool:
+        """Whether the score of each item is there."""
+        return self._kept(self._path(model, measure)).whole
+
+    def _path(self, model: Scored, measure: Measure) -> Path:
+        return self.folder / f"{digest_of([dict(model.identity), measure.digest])}.json"
+
+    def _kept(self, path: Path) -> _Kept:
+        return parallel.broadcast(_read(path) if parallel.is_main() else _Kept([], whole=False))
 
     def _write(self, path: Path, scores: list[float], *, whole: bool) -> None:
         if not parallel.is_main():
