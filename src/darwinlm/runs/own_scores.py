@@ -87,9 +87,10 @@ class OwnScores:
             original=self.inputs.dense if other else None,
         )
         missing = [measure.name for measure in self.measures if not self.store.has(scored, measure)]
+        whole = model.checkpoint is self.inputs.dense and not other
         with context.reporter.stage("scores"):
             if missing:
-                context.reporter.say(f"scores: the {'smaller' if other else 'dense'} model on {', '.join(missing)}")
+                context.reporter.say(f"scores: the {'dense' if whole else 'smaller'} model on {', '.join(missing)}")
             values = scores_of(scored, self.measures, self.store)
         return {measure.name: scores for measure, scores in zip(self.measures, values, strict=True)}
 
