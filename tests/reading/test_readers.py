@@ -383,6 +383,16 @@ def test_the_first_layers_by_time_in_several_sizes_and_again(tmp_path):
     assert 0 < sum(block.heads > 0 for block in by_time.allocation) < 4
 
 
+@pytest.mark.parametrize("kind", ["embedder", "answers"])
+def test_the_first_layers_learn_what_the_whole_model_gives(kind, tmp_path):
+    run, model = first(kind, tmp_path)
+    trained = darwinlm.recover(run.folder, tmp_path / "recovered", tokens=6400)
+    models = trained.summary.models
+    assert models["recovered"].metrics["distance"] < models["before"].metrics["distance"]
+    kept = {path.relative_to(model).as_posix() for path in model.rglob("*.json") if "index" not in path.name}
+    assert kept <= {path.relative_to(trained.model).as_posix() for path in trained.model.rglob("*.json")}
+
+
 NOT_FIRST = {
     "writes": (tiny_checkpoint, {}, RecipeError, r"--layers first is for models that read .* keep next to nothing"),
     "writes in time": (tiny_checkpoint, {"speedup": 2}, RecipeError, r"--layers first is for models that read"),

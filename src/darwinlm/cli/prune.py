@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "darwinlm prune MODEL --file 95MB --for q4_k_m --text TEXT --out runs/file",
     "darwinlm prune MODEL --speedup 2x --time 30m --text TEXT --out runs/fast",
     "darwinlm prune MODEL --within 2% --measure sciq,answers.jsonl --text TEXT --out runs/safe",
-    "darwinlm prune RERANKER --keep 50% --text pairs.jsonl --out runs/reranker",
+    "darwinlm prune RERANKER --keep 50% --layers first --text pairs.jsonl --out runs/first",
 )
 @arguments.with_recipe_options
 def prune(
