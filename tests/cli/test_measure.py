@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.tiny.benchmarks import QUIET, tiny_benchmarks
+from tests.tiny.checkpoint import SETTINGS
 
 pytestmark = [*QUIET, pytest.mark.usefixtures("own_cache")]
 TYPE = ("--dtype", "float32")
@@ -162,3 +163,15 @@ def test_a_folder_that_cannot_be_written(command, tiny_llama, tmp_path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     own = questions(tmp_path / "own.jsonl")
     command("evaluate", tiny_llama, "--measure", own, *TYPE).refused("set XDG_CACHE_HOME to a folder that can be")
+
+
+def test_a_folder_of_scores_that_cannot_be_written_is_told_before_the_work(
+    command, tiny_llama, tiny_text_file, tmp_path, monkeypatch
+):
+    """Scores come last, after hours."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    own, settings = questions(tmp_path / "own.jsonl"), [word for each in SETTINGS for word in ("--set", each)]
+    line = ("prune", tiny_llama, "--keep", "60%", "--text", tiny_text_file, "--out", tmp_path / "run", *settings)
+    command(*line, "--measure", own).refused("set XDG_CACHE_HOME to a folder that can be")
+    assert {path.name for path in (tmp_path / "run" / "stages").iterdir()} == {"text"}

@@ -122,6 +122,7 @@ FIGURES = {
         "HuggingFaceTB/SmolLM2-135M@main": "SmolLM2-135M",
         "/models/SmolLM2-135M-Instruct.Q4_1.gguf": "SmolLM2-135M-Instruct",
         "C:\\models\\tiny-f16.GGUF": "tiny",
+        "./tiny\nerror: no such file\u2028": "tiny error: no such file",
     },
 }
 

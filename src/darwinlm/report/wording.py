@@ -172,7 +172,8 @@ def _share(part: float, total: float) -> str:
 
 
 def plain_name(source: str) -> str:
-    """A model's name without owner, folder, revision and file type: SmolLM2-135M-Instruct."""
+    """A model's name on one line without owner, folder, revision and file type: SmolLM2-135M-Instruct."""
+    source = " ".join(source.split())
     name = re.split(r"[/\\]", source.rstrip("/\\"))[-1] or source
     if hub_id(source.partition("@")[0]):
         name = name.partition("@")[0]

@@ -51,7 +51,10 @@ class OwnScores:
     store: ScoreStore = field(default_factory=ScoreStore)
 
     def check(self) -> None:
-        """Refuse items that the run's text holds, and models that don't write. Raises DataError, RecipeError."""
+        """Refuse items that the run's text holds, and models that don't write, and check that scores can be kept.
+
+        Raises DataError, RecipeError, StorageError.
+        """
         objective = objective_of(self.inputs.dense)
         if objective.reads and (self.measures or self.within is not None):
             raise RecipeError(
@@ -60,6 +63,7 @@ class OwnScores:
                 "size is scored"
             )
         if self.measures:
+            self.store.check()
             check_unseen(self.measures, self.inputs.text, self.inputs.dense.tokenizer())
 
     @cached_property

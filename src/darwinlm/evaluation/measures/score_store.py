@@ -7,6 +7,7 @@ model, and an interrupted measurement goes on. The files lie in the user's cache
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_as, write_json
-from darwinlm.runtime.errors import ArtifactError, StorageError
+from darwinlm.runtime.errors import ArtifactError, StorageError, storage_error
+from darwinlm.runtime.folders import make_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,6 +52,18 @@ class ScoreStore:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or _cache_folder()
+
+    def check(self) -> None:
+        """Try to write into the folder, since hours pass before there are scores. Raises StorageError."""
+        parallel.in_main(self._try)
+
+    def _try(self) -> None:
+        try:
+            make_folder(self.folder)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise self._refused(storage_error(self.folder, error)) from error
 
     def scores(self, model: Scored, measure: Measure) -> list[float]:
         """The score of each item, from the folder as far as they are there. Raises MeasureError, StorageError."""
@@ -88,9 +102,12 @@ class ScoreStore:
         try:
             write_json(path, {"scores": scores, "whole": whole})
         except StorageError as error:
-            raise StorageError(
-                f"{error}; scores are kept in {self.folder}: set XDG_CACHE_HOME to a folder that can be written"
-            ) from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: StorageError) -> StorageError:
+        return StorageError(
+            f"{error}; scores are kept in {self.folder}: set XDG_CACHE_HOME to a folder that can be written"
+        )
 
 
 def _read(path: Path) -> _Kept:
