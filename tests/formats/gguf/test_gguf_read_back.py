@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.formats.gguf.test_gguf_families import CASES as FAMILIES
 from tests.formats.gguf.test_gguf_rope import CASES as ROPES
-from tests.tiny.pruned import any_checkpoint, plain_checkpoint, word_tokenizer
-from transformers import AutoTokenizer
+from tests.tiny.pruned import any_checkpoint, plain_checkpoint
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from darwinlm.formats.gguf import file_writer
 from darwinlm.formats.gguf.header import read_header
@@ -101,12 +101,21 @@ def test_the_tokenizer_is_the_one_that_transformers_finds_by_itself(tmp_path, wr
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_token_that_only_transformers_adds_is_not_the_models(tmp_path, written):
+    """<|endoftext|>, to byte-level tokenizers without it, such as Llama 3's: it has no row in the embedding."""
+    file = written(plain_checkpoint(tmp_path / "model", "llama"))
+    assert "<|endoftext|>" in PreTrainedTokenizerFast.from_pretrained(tmp_path, gguf_file=file.name).get_vocab()
+    checkpoint = resolve_model(str(file), tmp_path / "work")
+    assert "<|endoftext|>" not in checkpoint.tokenizer().get_vocab()
+    assert len(checkpoint.tokenizer()) == checkpoint.config.vocab_size
+    export_model(checkpoint.folder, tmp_path / "again.gguf", quantisation="f32")
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("more", [(), ("vocabulary=300",)])
 def test_a_file_is_planned_as_the_folder_that_it_is_converted_to(tmp_path, written, more):
     """Its shapes and its tokenizer are in the header."""
-    tokenizer = word_tokenizer()
-    tokenizer.add_special_tokens({"unk_token": "<|endoftext|>"})  # transformers adds it to files without
-    file = written(plain_checkpoint(tmp_path / "model", "llama", tokenizer=tokenizer))
+    file = written(plain_checkpoint(tmp_path / "model", "llama"))
     folder = resolve_model(str(file), tmp_path / "work").folder
     (text := tmp_path / "text.jsonl").write_text(json.dumps({"text": "Plain words of a text. " * 400}))
     given = ("budget.file=130KB", "units.quantisation=q8_0", "text.calibration_tokens=512", *more)

@@ -63,7 +63,7 @@ ROWS = 1024
 CONVERTED = 12.0
 """Bytes of main memory for each weight of the largest tensor of a file at the peak of its conversion: in float32, once
 as it is read, and twice while it is rearranged."""
-VERSION = 8
+VERSION = 9
 """Raised when the same file is converted to another model."""
 SHARD = 4_000_000_000
 """Most bytes of a file of weights. Linux refuses to map a file that is larger than all main memory."""
@@ -219,17 +219,23 @@ def tokenizer_in(path: Path, header: GgufHeader) -> PreTrainedTokenizerFast:
     """The tokenizer in a file, for transformers, whatever the architecture. Raises CheckpointError."""
     with _readable(path), _alone(path) as file:
         tokenizer = _tokenizer(header, file, PreTrainedTokenizerFast.from_pretrained)
-    tree = json.loads(tokenizer.backend_tokenizer.to_str())  # with tokens that transformers adds to the file's
-    words, count = tree["model"]["vocab"], header.counts["tokenizer.ggml.tokens"]
-    tree["added_tokens"] = [added for added in tree["added_tokens"] if added["id"] < count]
+    tree = json.loads(tokenizer.backend_tokenizer.to_str())
+    words = tree["model"]["vocab"]
     tree["model"]["vocab"] = {word: number for word, number in words.items() if word != unused_token(number)}
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(tree))
     return tokenizer
 
 
 def _tokenizer(header: GgufHeader, file: Path, load: Callable[..., PreTrainedTokenizerFast]) -> PreTrainedTokenizerFast:
-    """What transformers loads, which splits text as the file says."""
+    """What transformers loads, which splits text as the file says, and has no further tokens than the file."""
     tokenizer = load(file.parent, gguf_file=str(file))
+    if len(tokenizer) > (count := header.counts["tokenizer.ggml.tokens"]):
+        # Transformers adds <|endoftext|> to every byte-level tokenizer without one, such as Llama 3's.
+        tree = json.loads(tokenizer.backend_tokenizer.to_str())
+        tree["added_tokens"] = [added for added in tree["added_tokens"] if added["id"] < count]
+        words = tree["model"]["vocab"]
+        tree["model"]["vocab"] = {word: number for word, number in words.items() if number < count}
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(tree))
     if header.keys.get("tokenizer.ggml.model") == BYTE_LEVEL:
         split_as_named(tokenizer, header.keys.get("tokenizer.ggml.pre"))
     return tokenizer
