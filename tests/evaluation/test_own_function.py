@@ -160,6 +160,23 @@ def test_a_function_that_changes_the_model_changes_no_other_score(function, tmp_
     assert len(loaded) == 2
 
 
+def test_what_killed_processes_left_among_the_scores_is_removed(function, tmp_path):
+    class Model:
+        identity: ClassVar = {"weights": "x"}
+
+        def load(self) -> tuple[str, str]:
+            return "model", "tokenizer"
+
+    for name, age in (("old", 7200), ("new", 0)):
+        left = tmp_path / "kept" / f".{'0' * 32}.json.{name}.tmp"
+        left.mkdir(parents=True)
+        (left / "new").write_text("{", encoding="utf-8")
+        os.utime(left, (time.time() - age,) * 2)
+    assert ScoreStore(tmp_path / "kept").scores(Model(), function("return [0.5]")) == [0.5]  # type: ignore[arg-type]
+    (left,) = (tmp_path / "kept").glob(".*")
+    assert "new" in left.name, "another process may be writing it"
+
+
 def test_a_changed_file_is_another_measure(function):
     assert function("return [1]").digest == function("return [1]").digest != function("return [0]").digest
 

@@ -3,13 +3,19 @@
 import io
 import json
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tests.tiny.stages import run_stages
 
+from darwinlm.recipe import Recipe
+from darwinlm.runtime.artifact import READS, read_manifest
 from darwinlm.runtime.console import Reporter
+from darwinlm.runtime.reads import note
+from darwinlm.runtime.run import Run
+from darwinlm.runtime.step import Step, Task
 
 TEMPLATE = "{% for message in messages %}<{{ message.content }}>{% endfor %}"
 SETTINGS = ("text.evaluation_tokens=256", "refit.tokens=0")
@@ -68,3 +74,66 @@ def test_a_chat_template_is_part_of_text_and_answers(rerun, model_copy: Path, tm
     assert "text: the tokenizer of" in said
     assert (tmp_path / "out" / "model" / "chat_template.jinja").read_text() == TEMPLATE
     assert rerun()[0] == set()
+
+
+@dataclass
+class Given:
+    """An input with a part that a step may read."""
+
+    folder: Path
+    tokenizer: str = "its first tokenizer"
+    source: str = "the model"
+    digest: str = "its weights"
+
+    def part(self, name: str) -> str:
+        return self.tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Interrupted(Step[str]):
+    """A step that reads a part into a file, is interrupted, and goes on from the file."""
+
+    name = "interrupted"
+
+    given: Given
+    ends: bool
+
+    def work(self, task: Task) -> None:
+        if not (task.folder / "text").exists():
+            note(self.given, "tokenizer")
+            (task.folder / "text").write_text(self.given.tokenizer, encoding="utf-8")
+        if self.ends:
+            raise KeyboardInterrupt
+
+    def read(self, task: Task) -> str:
+        return (task.folder / "text").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path):
+    """Runs a step until it is interrupted, or to its end: its result, and what it read by its manifest."""
+
+    def run(given: Given, *, ends: bool) -> tuple[str, object] | None:
+        out = tmp_path / "out"
+        try:
+            result = Run(Recipe(model="unused"), out, Reporter(quiet=True))(Interrupted(given, ends))
+        except KeyboardInterrupt:
+            return None
+        assert not (out / "stages" / "interrupted" / READS).exists()
+        return result, read_manifest(out / "stages" / "interrupted").reads
+
+    return run
+
+
+def test_a_resumed_step_has_read_what_the_interrupted_one_did(interrupted, tmp_path: Path) -> None:
+    given = Given(tmp_path / "model")
+    assert interrupted(given, ends=True) is None
+    assert interrupted(given, ends=True) is None, "once more, without a reading"
+    assert interrupted(given, ends=False) == (given.tokenizer, {given.digest: {"tokenizer": given.tokenizer}})
+
+
+def test_an_interrupted_step_is_redone_if_what_it_read_has_changed(interrupted, tmp_path: Path) -> None:
+    given = Given(tmp_path / "model")
+    assert interrupted(given, ends=True) is None
+    other = replace(given, tokenizer="another one")
+    assert interrupted(other, ends=False) == ("another one", {given.digest: {"tokenizer": "another one"}})

@@ -36,6 +36,8 @@ T = TypeVar("T")
 Name = TypeVar("Name", bound=str)
 MANIFEST = "manifest.json"
 KEY = "key.json"
+READS = "reads.json"
+"""What an unfinished stage has read; a finished one has it in its manifest."""
 MARKER = "darwinlm.json"
 STAGES = "stages"
 """The file that marks a run's output folder, and the folder of the stages in it."""
@@ -350,6 +352,20 @@ class StageFolder:
         await_files([self.folder / MANIFEST])
         self.reads = read_manifest(self.folder).reads
 
+    @property
+    def reads_so_far(self) -> dict[str, dict[str, str]]:
+        """What an interrupted run with the same key had read of its inputs' parts."""
+        path = self.folder / READS
+        return read_as(path, dict[str, dict[str, str]]) if path.exists() and self._is_interrupted() else {}
+
+    def keep_reads(self, reads: Mapping[str, Mapping[str, str]]) -> None:
+        """Keep what was read, for the run that resumes this one. Raises StorageError."""
+        write_json(self.folder / READS, reads)
+
+    def _is_interrupted(self) -> bool:
+        path = self.folder / KEY
+        return path.exists() and not (self.folder / MANIFEST).exists() and bool(read_json(path) == self.key)
+
     def why_redone(self) -> str:
         """Why an earlier, possibly unfinished result in the folder can't be used; empty if it can, or there is none."""
         path = self.folder / KEY
@@ -366,8 +382,7 @@ class StageFolder:
 
         Returns whether there was an interrupted run. Raises ArtifactError if the folder isn't one of this run.
         """
-        path = self.folder / KEY
-        if path.exists() and not (self.folder / MANIFEST).exists() and read_json(path) == self.key:
+        if self._is_interrupted():
             return True
         if self.folder.is_symlink() and not self.folder.exists():
             raise ArtifactError(f"{self.folder} is a broken link: remove it, or restore its target")
@@ -375,7 +390,7 @@ class StageFolder:
             if not self.folder.is_dir():
                 raise ArtifactError(f"{self.folder} is a file where a folder should be: move it away")
             self.discard()
-        write_json(path, self.key)
+        write_json(self.folder / KEY, self.key)
         return False
 
     def discard(self) -> None:
@@ -397,6 +412,7 @@ class StageFolder:
     ) -> None:
         """Write the manifest, which marks the stage as finished, with the time it took since it was `resumed`."""
         share(self.folder)
+        (self.folder / READS).unlink(missing_ok=True)
         self.reads = reads or {}
         files = folder_digests(self.folder, MANIFEST, KEY)
         manifest = Manifest(key=self.key, reads=self.reads, seconds=seconds, resumed=resumed, files=files)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from darwinlm.runtime import parallel
-from darwinlm.runtime.artifact import KEY, MARKER, STAGES, check_no_link, read_json, write_json
+from darwinlm.runtime.artifact import KEY, MARKER, READS, STAGES, check_no_link, read_json, write_json
 from darwinlm.runtime.errors import ArtifactError, DarwinLMError
 from darwinlm.runtime.lock import Lock, hold_folder, is_ours
 from darwinlm.runtime.version import VERSION
@@ -45,7 +45,7 @@ def mark(folder: Path) -> None:
 
 
 def _tidy(stage: Path) -> None:
-    if stage.is_dir() and all(path.name == KEY for path in stage.iterdir()):
+    if stage.is_dir() and all(path.name in (KEY, READS) for path in stage.iterdir()):
         shutil.rmtree(stage)
     if stage.parent.is_dir() and not any(stage.parent.iterdir()):
         stage.parent.rmdir()

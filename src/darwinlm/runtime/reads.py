@@ -7,7 +7,7 @@ it, so that no step keeps a list.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
@@ -17,7 +17,9 @@ from typing import Protocol, runtime_checkable
 Reads = dict[str, dict[str, str]]
 """Identity of each part that was read, by the digest of the input and the name of the part."""
 
-_noted: ContextVar[tuple[Reads, Path] | None] = ContextVar("reads", default=None)
+Keep = Callable[[Reads], object]
+
+_noted: ContextVar[tuple[Reads, Path, Keep] | None] = ContextVar("reads", default=None)
 
 
 @runtime_checkable
@@ -41,10 +43,13 @@ class Readable(Protocol):
 
 
 @contextmanager
-def noted(folder: Path) -> Iterator[Reads]:
-    """What the body reads of its inputs' parts. What it writes itself, into `folder`, is no input."""
+def noted(folder: Path, keep: Keep = lambda reads: None) -> Iterator[Reads]:
+    """What the body reads of its inputs' parts. What it writes itself, into `folder`, is no input.
+
+    `keep` gets all that was read, whenever something is read for the first time.
+    """
     reads: Reads = {}
-    token = _noted.set((reads, folder))
+    token = _noted.set((reads, folder, keep))
     try:
         yield reads
     finally:
@@ -55,9 +60,13 @@ def note(source: Readable, part: str) -> None:
     """Note that a part is read; does nothing outside of a step."""
     if (noting := _noted.get()) is None:
         return
-    reads, folder = noting
-    if not source.folder.absolute().is_relative_to(folder.absolute()):
-        reads.setdefault(source.digest, {})[part] = source.part(part)
+    reads, folder, keep = noting
+    if source.folder.absolute().is_relative_to(folder.absolute()):
+        return
+    parts, identity = reads.setdefault(source.digest, {}), source.part(part)
+    if parts.get(part) != identity:
+        parts[part] = identity
+        keep(reads)
 
 
 def readable_inputs(value: object) -> Iterator[Readable]:

@@ -229,10 +229,11 @@ class Run(Generic[AnyRecipe]):
             guarded(folder.folder),
             reporter.stage(step.label),
             kept_memory(self.context.device),
-            noted(folder.folder) as reads,
+            noted(folder.folder, folder.keep_reads if parallel.is_main() else lambda _: None) as reads,
         ):
-            if resumed := parallel.decide(folder.begin):
+            if resumed := parallel.decide(self._begin, step, folder):
                 reporter.resumes()
+                reads.update(parallel.broadcast(folder.reads_so_far if parallel.is_main() else {}))
             if step.together:
                 self._call(step, folder)
             else:
@@ -245,6 +246,13 @@ class Run(Generic[AnyRecipe]):
         parallel.in_main(partial(folder.finish, reads=reads, seconds=seconds, resumed=resumed))
         reporter.say(f"{step.label}: {seconds:.0f} s")
         return StageTime(step.folder_name, seconds, reused=False, resumed=resumed)
+
+    def _begin(self, step: AnyStep, folder: StageFolder) -> bool:
+        """Prepare a step's folder; whether it resumes an interrupted run, which read what is there now."""
+        if reason := what_differs(folder.reads_so_far, step.inputs):
+            self.context.reporter.say(f"{step.label}: {reason}, so it is redone")
+            folder.discard()
+        return folder.begin()
 
     def _call(self, step: AnyStep, folder: StageFolder) -> None:
         try:

@@ -6,6 +6,7 @@ model, and an interrupted measurement goes on. The files lie in the user's cache
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
@@ -18,13 +19,15 @@ from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import digest_of, read_as, write_json
 from darwinlm.runtime.errors import ArtifactError, StorageError, storage_error
-from darwinlm.runtime.folders import make_folder
+from darwinlm.runtime.folders import make_folder, remove
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BETWEEN = 5.0
 """Seconds between two times at which finished scores are written."""
+LEFT = 3600.0
+"""Seconds after which a temporary file is nobody's any more."""
 
 
 class Scored(Protocol):
@@ -103,6 +106,15 @@ class ScoreStore:
             write_json(path, {"scores": scores, "whole": whole})
         except StorageError as error:
             raise self._refused(error) from error
+        if whole:
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what killed processes left; others may be writing now."""
+        with contextlib.suppress(OSError):
+            for left in self.folder.glob(".*.json.*.tmp"):
+                if time.time() - left.lstat().st_mtime > LEFT:
+                    remove(left)
 
     def _refused(self, error: StorageError) -> StorageError:
         return StorageError(
