@@ -58,17 +58,19 @@ def test_an_error_in_two_processes_is_told_once(tiny_llama, tmp_path):
 DIFFERENT = """
 import os
 from darwinlm.cli.main import main
-from darwinlm.steps.search import knapsack
+from darwinlm.steps.search import propose
 
-solve = knapsack.milp
-knapsack.milp = lambda c, **more: solve(c=-c if os.environ["RANK"] == "1" else c, **more)
+solve, sign = propose.solve_knapsack, -1 if os.environ["RANK"] == "1" else 1
+propose.solve_knapsack = lambda losses, *given, **more: solve(
+    [[sign * loss for loss in row] for row in losses], *given, **more
+)
 main()
 """
 
 
 @POSIX
-def test_processes_whose_solvers_differ_search_together(tiny_llama, tiny_text_file, make_run, tmp_path, monkeypatch):
-    """A solver that stops at its time limit may find something else in each process: that of the first one counts."""
+def test_processes_whose_losses_differ_search_together(tiny_llama, tiny_text_file, make_run, tmp_path, monkeypatch):
+    """Other processors may round losses otherwise, and solve for other children: those of the first one count."""
     (tmp_path / "different.py").write_text(DIFFERENT, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     together("different", *prune(tiny_llama, tiny_text_file, tmp_path / "two", "--until", "search"))

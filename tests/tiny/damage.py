@@ -47,4 +47,4 @@ def assert_nothing_half_written(out: Path) -> None:
     assert [path for path in out.rglob("*") if path.name.endswith((".tmp", ".partial"))] == []
     for stage in (out / "stages").glob("*"):
         if not (stage / "manifest.json").exists():
-            assert {path.name for path in stage.iterdir()} <= {"key.json"}
+            assert {path.name for path in stage.iterdir()} <= {"key.json", "reads.json"}
