@@ -287,7 +287,7 @@ def in_main(work: Callable[P, object], *arguments: P.args, **keywords: P.kwargs)
 def decide(work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
     """What a function returns in the first process, in every process; a DarwinLMError of it is raised in all.
 
-    For work that may end differently in each process, such as a choice between numbers that processors round differently.
+    For work that may end differently in each process, such as a choice between numbers that processors round.
     """
     if not _together():
         return work(*arguments, **keywords)
