@@ -197,12 +197,13 @@ def test_one_screen_has_sizes_the_loss_answers_and_next_steps() -> None:
     said = io.StringIO()
     demo._screen(Console(file=said, width=200, highlight=False), made(tree), Answers(rows), Path("runs/demo"))
     lines = said.getvalue().splitlines()
-    assert len(lines) <= 27
+    assert len(lines) <= 29
     assert max(map(len, lines)) <= 120
     text = "\n".join(lines)
     for part in (
         "sizes searched for 1 generation; then trained on 24,576 tokens",
         "parameters: ",
+        "\n  speed       ",
         "1 of 2 simple questions answered right; the original answers 1",
         "KL ",
         "the same token is the most likely one at 51.0 % of the positions",

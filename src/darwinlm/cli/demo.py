@@ -63,6 +63,8 @@ def _screen(console: Console, summary: Summary, answers: Answers, out: Path) -> 
         lines.append(
             ("file", f"{size(file.bytes)} as it came → {size(file.predicted[FILE_TYPE])} as {FILE_TYPE}, estimated")
         )
+    faster, _, computed = wording.faster(summary).partition("; ")
+    lines += [("speed", faster), *([("", computed)] if computed else [])]
     if vocabulary is not None:
         ((name, words),) = vocabulary.lines()
         kept, _, bits = words.partition("; ")
