@@ -401,7 +401,7 @@ class StageFolder:
         check_no_link(self.folder, self.folder.parent)
         finished = (self.folder / MANIFEST).exists()
         if finished or not (self.folder / KEY).exists():
-            check_written(self.folder, {MANIFEST, KEY, *(read_manifest(self.folder).files if finished else ())})
+            check_written(self.folder, {MANIFEST, KEY, READS, *(read_manifest(self.folder).files if finished else ())})
         try:
             shutil.rmtree(self.folder)
         except OSError as error:
@@ -412,8 +412,8 @@ class StageFolder:
     ) -> None:
         """Write the manifest, which marks the stage as finished, with the time it took since it was `resumed`."""
         share(self.folder)
-        (self.folder / READS).unlink(missing_ok=True)
         self.reads = reads or {}
-        files = folder_digests(self.folder, MANIFEST, KEY)
+        files = folder_digests(self.folder, MANIFEST, KEY, READS)
         manifest = Manifest(key=self.key, reads=self.reads, seconds=seconds, resumed=resumed, files=files)
         write_json(self.folder / MANIFEST, manifest.model_dump())
+        (self.folder / READS).unlink(missing_ok=True)  # only now, so that no kill loses what was read
