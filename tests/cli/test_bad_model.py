@@ -56,6 +56,19 @@ REFUSED = {
         lambda f: edit_config(f, text_config={"_experts_implementation": {"": "sonicmoe"}}),
         ("experts_implementation", "may be code from elsewhere"),
     ),
+    "labels without numbers": (
+        lambda f: edit_config(f, id2label={"a": "x"}),
+        ("id2label must be the names of labels by",),
+    ),
+    "labels in a list": (
+        lambda f: edit_config(f, id2label=["x", "y"]),
+        ("id2label must be the names of labels by their",),
+    ),
+    "a billion labels": (lambda f: edit_config(f, num_labels=10**9), ("num_labels is 1000000000, which no model has",)),
+    "an unknown problem": (
+        lambda f: edit_config(f, problem_type="multi_label"),
+        ("problem_type is multi_label, but must be one of regression, single_label", "correct it, or remove the field"),
+    ),
     "an adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), ("holds an adapter of another model",)),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), ("safetensors",)),
     "weights cut short": (lambda f: damaged(f / WEIGHTS, "cut short"), (WEIGHTS,)),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from tests.tiny.checkpoint import tiny_checkpoint, tiny_text
-from tests.tiny.damage import edit_weights
+from tests.tiny.damage import edit_config, edit_weights
 from tests.tiny.readers import tiny_embedder, tiny_pairs, tiny_scorer
 
 SIZES = ("--sequence-length", 64, "--tokens", 100_000, "--dtype", "float32")
@@ -84,6 +84,17 @@ def test_texts_without_labels_are_compared_with_the_dense_model(scorer, tmp_path
     ended = command("evaluate", scorer, "--text", text, "--against", scorer, *SIZES[:2], "--tokens", 256).succeeded()
     assert "distance to dense" in ended.out
     assert "no scores: the texts have no labels" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("problem", "what"), [("regression", "scores"), ("multi_label_classification", "scores of labels")]
+)
+def test_labels_that_models_with_several_scores_cannot_be_compared_with(problem, what, pairs, tmp_path, command):
+    model = tiny_scorer(tmp_path / "dense", labels=3)
+    edit_config(model, problem_type=problem)
+    ended = command("evaluate", model, "--text", pairs, *SIZES[:2], "--tokens", 256).succeeded()
+    assert f"labels aren't compared with its {what}, of which each text has several" in ended.out
+    assert "no labels" not in ended.out
 
 
 REFUSED = {

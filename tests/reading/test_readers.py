@@ -103,6 +103,16 @@ TEXTS = {
     "a label of another model": (3, [{**PAIR, "label": 3}], r"has the label 3, but the model has the labels 0 to 2"),
     "half a label": (3, [{**PAIR, "label": 0.5}], r"has the label 0\.5, but the model has the labels 0 to 2"),
     "a label in words": (3, [{**PAIR, "label": "good"}], r"line 1: the label in 'label' is good, which isn't a number"),
+    "a label that isn't finite": (
+        1,
+        [{**PAIR, "label": float("nan")}],
+        r"line 1: the label .* is nan, which isn't a n",
+    ),
+    "a large label": (
+        1,
+        [{**PAIR, "label": 10**400}],
+        r"line 1: the label in 'label' is a number of 1329 bits, which",
+    ),
     "a pair without a query": (
         1,
         [PAIR, {"document": "paper bridge"}],

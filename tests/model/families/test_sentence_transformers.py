@@ -13,7 +13,7 @@ from darwinlm.model.families.checkpoint import CARRIED, READING, TOKENIZER, Chec
 from darwinlm.model.families.sentence_transformers import answers_in, pooling_of, prompts_of
 from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.objective.scores import Scores
-from darwinlm.runtime.errors import CheckpointError, ModelError, RecipeError
+from darwinlm.runtime.errors import CheckpointError, DataError, ModelError, RecipeError
 from darwinlm.runtime.reads import noted
 from darwinlm.steps.text.reading import encoder_of, with_answers
 from darwinlm.steps.text.samples import Sample
@@ -61,6 +61,18 @@ def test_texts_are_truncated_where_the_library_truncates_them(embedder: Path, lo
     theirs = SentenceTransformer(str(embedder), device="cpu").preprocess([text])
     assert encoder.text(Sample(None, text)) == theirs["input_ids"][0].tolist()
     assert len(theirs["input_ids"][0]) == 8
+
+
+@pytest.mark.parametrize(("length", "advice"), [(12, "raise text.sequence_length"), (64, "use a model whose max_seq_")])
+def test_a_prompt_that_leaves_no_room_for_texts_is_refused(embedder: Path, length: int, advice: str) -> None:
+    """All inputs would be the prompt alone."""
+    change(embedder / "sentence_bert_config.json", max_seq_length=20)
+    change(embedder / "config_sentence_transformers.json", prompts={"query": "river stone, light: "})
+    said = (
+        rf"the prompt 'river stone, light:' of .* takes 20 tokens, but inputs are cut to {min(length, 20)}, .*{advice}"
+    )
+    with pytest.raises(DataError, match=said):
+        encoder_of(Checkpoint.open(embedder), TextSettings(sequence_length=length))
 
 
 def test_a_tokenizer_without_a_limit_leaves_the_length_to_the_recipe(embedder: Path) -> None:

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 LAYERS = re.compile(r"(layers?|block_count)$")
+MOST_LABELS = 1 << 17
+"""Largest number of labels; transformers makes a name for each."""
 SIZES = re.compile(r"(_size|_dim|n_embd|d_model|heads?|_kv|experts?|(embedding|key|value|feed_forward)_length|_count)$")
 """Ends of names of numbers by which a configuration makes lists and buffers."""
 POSITIVE = frozenset(
     {"num_hidden_layers", "block_count", "hidden_size", "intermediate_size", "embedding_length", "context_length"}
 )
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+"""What the scores of a model may mean."""
 DTYPES = frozenset({"float32", "float16", "bfloat16", "float64", "auto"})
 IMPLEMENTATIONS = frozenset({"eager", "sdpa", "grouped_mm", "batched_mm"})
 """What a configuration may choose for attention and experts; other words can name code on the hub that would run."""
@@ -88,6 +92,7 @@ def check_config(plain: Mapping[str, object], path: Path | str) -> None:
         least = 1 if name.rpartition(".")[2] in POSITIVE else -most
         if (isinstance(value, int) and not least <= value <= most) or value != value:  # noqa: PLR0124 - NaN
             raise CheckpointError(f"{path}: {shorten(name)} is {shorten(value)}, which no model has: fetch it again")
+    _check_labels(plain, path)
     dtype = plain.get("dtype", plain.get("torch_dtype"))
     if dtype is not None and (not isinstance(dtype, str) or dtype not in DTYPES):
         raise CheckpointError(
@@ -96,8 +101,22 @@ def check_config(plain: Mapping[str, object], path: Path | str) -> None:
         )
 
 
+def _check_labels(plain: Mapping[str, object], path: Path | str) -> None:
+    """Refuse labels that transformers can't read, and a meaning of scores that nobody knows. Raises CheckpointError."""
+    names, problem = plain.get("id2label"), plain.get("problem_type")
+    if names is not None and not (isinstance(names, Mapping) and all(str(number).isdecimal() for number in names)):
+        raise CheckpointError(f"{path}: id2label must be the names of labels by their numbers: fetch the model again")
+    if problem is not None and problem not in PROBLEMS:
+        raise CheckpointError(
+            f"{path}: problem_type is {shorten(problem)}, but must be one of {', '.join(PROBLEMS)}: correct it, or "
+            "remove the field"
+        )
+
+
 def _largest(name: str) -> int:
     """Largest realistic number in a field."""
+    if name == "num_labels":
+        return MOST_LABELS
     if LAYERS.search(name):
         return 2048
     return 1 << 24 if SIZES.search(name) else 1 << 53

@@ -106,6 +106,12 @@ def scores_of(
         known = bool(labels.label.isfinite().any()) or bool((labels.role == 1).any())
         return (), f"scores with labels aren't measured without scikit-learn: {install(EXTRA)}" if known else ""
     if isinstance(objective, Scores):
+        if objective.labels in ("numbers", "several"):
+            known = bool(labels.label.isfinite().any())
+            return (
+                (),
+                f"labels aren't compared with {objective.words()}, of which each text has several" if known else "",
+            )
         return _of_scores(objective, outputs, dense, labels), ""
     return _of_embeddings(outputs, dense, labels), ""
 
@@ -122,7 +128,8 @@ def _of_scores(objective: Scores, outputs: Tensor, dense: Tensor, labels: ItemLa
     classified = objective.labels == "one"
     if classified:
         scores.append(task_scores.mean_score("accuracy", task_scores.correct(own), task_scores.correct(reference)))
-        scores.append(task_scores.set_score("F1", task_scores.f1, own, reference))
+        count = len(objective.answers) or outputs.shape[-1]
+        scores.append(task_scores.set_score("F1", task_scores.f1(count), own, reference))
     binary = set(np.unique(own.labels)) <= {0.0, 1.0}
     if len(own.scores):
         if binary:

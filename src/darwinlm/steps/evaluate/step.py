@@ -36,7 +36,7 @@ class Evaluate(Step[Measured]):
     """Figures of each model, on the same held-out text."""
 
     name = "evaluate"
-    version = 8
+    version = 9
     writes = "figures of every model"
     text_use = (("evaluation", "the figures of this page"),)
     arithmetic = True

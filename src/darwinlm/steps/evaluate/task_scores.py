@@ -75,12 +75,20 @@ def correct(labelled: Labelled) -> Numbers:
     return right
 
 
-def f1(labelled: Labelled) -> float:
-    """F1 of two labels, or its mean over several."""
-    from sklearn.metrics import f1_score
+def f1(count: int) -> Callable[[Labelled], float]:
+    """F1 of label 1 of a model with `count` = 2 labels, or the mean over those that the texts have; NaN without any.
 
-    several = not set(np.union1d(labelled.labels, labelled.chosen)) <= {0.0, 1.0}
-    return float(f1_score(labelled.labels, labelled.chosen, average="macro" if several else "binary", zero_division=0))
+    A label that no text has doesn't count, even if a model chooses it, so that all models are scored on the same ones.
+    """
+
+    def score(labelled: Labelled) -> float:
+        classes = np.array([1.0]) if count == 2 else np.unique(labelled.labels)
+        own, chosen = labelled.labels == classes[:, None], labelled.chosen == classes[:, None]  # [classes, i]
+        known = own.any(1)
+        both, either = 2.0 * (own & chosen).sum(1), own.sum(1) + chosen.sum(1)
+        return float((both[known] / either[known]).mean()) if known.any() else math.nan
+
+    return score
 
 
 def auc(labelled: Labelled) -> float:

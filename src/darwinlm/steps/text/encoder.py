@@ -74,6 +74,11 @@ class ItemEncoder:
             return self._in_messages(Messages(), "", pair)
         return self._ids(prompt + sample.query, sample.text)
 
+    def used_prompts(self) -> set[str]:
+        """The prompts that stand in front of inputs."""
+        names = (QUERY_PROMPTS, DOCUMENT_PROMPTS) if self.apart else ((), DOCUMENT_PROMPTS)
+        return {self._prompt(of_kind) for of_kind in names} - {""}
+
     def _prompt(self, names: tuple[str, ...]) -> str:
         names = (*names, *([self.default] if self.default else ()))
         return next((self.prompts[name] for name in names if name in self.prompts), "")

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 def encoder_of(model: Checkpoint, settings: TextSettings) -> ItemEncoder:
-    """What makes the inputs of a model. Raises ModelError, CheckpointError."""
+    """What makes the inputs of a model. Raises ModelError, CheckpointError, and DataError for prompts without room."""
     prompts, default = model.prompts()
-    return ItemEncoder(
+    encoder = ItemEncoder(
         model.tokenizer(),
         length_of(model, settings),
         settings.template,
@@ -40,6 +40,19 @@ def encoder_of(model: Checkpoint, settings: TextSettings) -> ItemEncoder:
         apart=model.family.ending == "states",
         messages=messages_of(model.folder),
     )
+    for prompt in encoder.used_prompts():
+        tokens = len(encoder.tokenizer(prompt, verbose=False)["input_ids"])
+        if tokens >= encoder.length:
+            raise DataError(
+                f"the prompt '{shorten(prompt, 40)}' of {model.source} takes {tokens:,} tokens, but inputs are cut to "
+                f"{encoder.length:,}, so that nothing of a text would be read: "
+                + (
+                    "raise text.sequence_length"
+                    if encoder.length == settings.sequence_length
+                    else "use a model whose max_seq_length leaves room for texts"
+                )
+            )
+    return encoder
 
 
 def length_of(model: Checkpoint, settings: TextSettings) -> int:

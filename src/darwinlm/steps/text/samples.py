@@ -8,6 +8,7 @@ embedders use: `query`, `question`, `anchor` or `sentence1`; with `document`, `p
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -141,12 +142,15 @@ def _label(record: Record, where: str) -> float | None:
         return None
     value = record[name]
     try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise DataError(
-            f"{where}: the label in '{name}' is {shorten(value)}, which isn't a number. Give the number of the class, "
-            "or a score."
-        ) from None
+        label = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        label = math.nan
+    if math.isfinite(label):
+        return label
+    raise DataError(
+        f"{where}: the label in '{name}' is {shorten(value)}, which isn't a number. Give the number of the class, or a "
+        "score; leave the field out where there is none."
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
