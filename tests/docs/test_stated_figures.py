@@ -117,7 +117,7 @@ def amounts(preset: str) -> str:
 DEFAULTS = Recipe()
 STATEMENTS = [
     *(("docs/budgets.md", amounts(preset)) for preset in ("quick", "default", "thorough")),
-    ("docs/budgets.md", f"Without any, `--keep {DEFAULTS.budget.keep:.0%}` applies"),
+    ("docs/budgets.md", f"The default is `--keep {DEFAULTS.budget.keep:.0%}`"),
     ("docs/budgets.md", f"at least {1 - DEFAULTS.budget.tolerance:.1%} of it".replace("%", " %")),
     ("docs/own-model.md", f"Calibration reads {DEFAULTS.text.calibration_tokens:,} tokens by default"),
     ("docs/recovering.md", f"From {LONG_TRAINING // 1_000_000} million tokens on, the embedding and the output head"),

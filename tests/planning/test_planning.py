@@ -9,6 +9,7 @@ from tests.tiny.checkpoint import SETTINGS
 from tests.tiny.command import Command, sets
 from tests.tiny.models import FAMILIES
 from tests.tiny.published import PARAMETERS, published_config
+from tests.tiny.readers import tiny_scorer
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
@@ -284,7 +285,7 @@ def test_a_wrong_argument_is_refused_in_one_line(given: dict[str, object], tiny_
         plan_of(tiny_llama, keep=0.5, assignments=SETTINGS, **given)
 
 
-def test_a_large_embedding_is_named(tiny_llama: Path) -> None:
+def test_a_large_embedding_is_named(tiny_llama: Path, tmp_path: Path) -> None:
     plan = plan_card(STEPS, sizes_of(tiny_llama, "budget.keep=50%", "units.mlp_multiple=8"), "h100")
     share = plan.sizes.outside / plan.sizes.params
     assert [note for note in notes_of(plan) if "--vocab" in note] == [
@@ -292,6 +293,9 @@ def test_a_large_embedding_is_named(tiny_llama: Path) -> None:
     ]
     cut = plan_card(STEPS, sizes_of(tiny_llama, "budget.keep=50%", "units.mlp_multiple=8", "vocabulary=99%"), "h100")
     assert not any("--vocab" in note for note in notes_of(cut))
+    scorer = plan_card(STEPS, sizes_of(tiny_scorer(tmp_path / "scorer", vocab_size=4096), "budget.keep=50%"), "h100")
+    assert scorer.sizes.outside / scorer.sizes.params > 0.2
+    assert not any("--vocab" in note for note in notes_of(scorer)), "the vocabulary of a model that reads isn't cut"
     assert large_embedding(100, 81) is None
 
 

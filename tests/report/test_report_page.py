@@ -178,7 +178,7 @@ BOTH = [
         told(searched(), vocabulary=VOCABULARY),
         [
             "block parameters and half of its vocabulary",
-            "24,000 of 48,000 tokens of the vocabulary kept, held-out text spelt in 10.0 % more tokens: 5.0 % of its t",
+            "24,000 of 48,000 tokens of the vocabulary kept; held-out text takes 10.0 % more tokens: 5.0 % of its t",
             "needed 1.250 bits per byte of held-out text, and 1.125 with all tokens",
             "it has 120.0 M parameters, and 134.5 M with all tokens",
         ],

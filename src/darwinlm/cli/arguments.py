@@ -74,7 +74,7 @@ Vocab = Annotated[
         "--vocab",
         metavar="SHARE|COUNT|auto",
         help="Tokens of the vocabulary to keep: 50% or 24k. The default is all. The budget counts the smaller "
-        "embedding. With auto, a budget for the whole model (--params, --bytes or --file) and --text decide.",
+        "embedding. With auto, --text and the budget decide, which may be any but --keep.",
     ),
 ]
 Time = Annotated[
@@ -82,8 +82,8 @@ Time = Annotated[
     typer.Option(
         "--time",
         metavar="DURATION",
-        help="Time limit of the run: 30m, 2h or 90s. It chooses the preset quick, default or thorough, and ends "
-        "search and training in time.",
+        help="Time limit of the run: 30m, 2h or 90s, without the time that other programs take. It chooses the preset "
+        "quick, default or thorough, and ends the search and the training in time.",
     ),
 ]
 Preset = Annotated[
@@ -91,8 +91,8 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         metavar="NAME",
-        help="quick: two fifths of the default work; thorough: four times as much; paper: the paper's text, units "
-        "and search, without a refit.",
+        help="Amount of work: quick (two fifths of default), default, or thorough (four times default). paper: the "
+        "paper's text, units and search, without a refit.",
     ),
 ]
 For = Annotated[
@@ -126,7 +126,7 @@ Track = Annotated[
     typer.Option(
         "--track",
         metavar="TRACKER",
-        help="Send figures of search and training to a tracker: wandb, trackio, tensorboard or mlflow.",
+        help="Send the figures of the run to a tracker: wandb, trackio, tensorboard or mlflow.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -154,8 +154,9 @@ Measure = Annotated[
     typer.Option(
         "--measure",
         metavar="NAMES",
-        help="Score on your own items: benchmark tasks (sciq,piqa:5), a file of questions (answers.jsonl), or a Python "
-        "function score(model, tokenizer) that returns a number for each item (check.py:score). Can be repeated.",
+        help="Score the model on items: benchmark tasks (sciq,piqa:5), a file of questions (answers.jsonl), or a "
+        "Python function score(model, tokenizer) that returns a number for each item (check.py:score). "
+        "Can be repeated.",
     ),
 ]
 Within = Annotated[
@@ -171,8 +172,8 @@ RunCode = Annotated[
     bool,
     typer.Option(
         "--run-code",
-        help="Run code that a model writes with the tests of --measure: on this machine, with limits on time and "
-        "memory, but without a sandbox.",
+        help="Let the tests of --measure run code that the model wrote. It runs on this machine with limits on time "
+        "and memory, but without a sandbox.",
     ),
 ]
 MeasureTime = Annotated[
@@ -180,7 +181,7 @@ MeasureTime = Annotated[
     typer.Option(
         "--measure-time",
         metavar="DURATION",
-        help="Longest time of a function of --measure until it returns, or yields its next score: 10m or 1h.",
+        help="Time limit for a function of --measure to return, or to yield its next score: 10m or 1h.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]

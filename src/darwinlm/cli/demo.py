@@ -69,7 +69,7 @@ def _screen(console: Console, summary: Summary, answers: Answers, out: Path) -> 
         ((name, words),) = vocabulary.lines()
         kept, _, bits = words.partition("; ")
         lines += [(name, kept), ("", bits)]
-    reference = "the original" if vocabulary is None else "the original with the same tokens"
+    reference = "the original" if vocabulary is None else "the original with the smaller vocabulary"
     lines += [
         (
             "answers",

@@ -38,7 +38,7 @@ def export(
         Path | None, typer.Option(metavar="FILE", help="Copy the tokenizer from this GGUF file.")
     ] = None,
     unchecked: Annotated[
-        bool, typer.Option("--unchecked", help="Don't check the file in llama.cpp, which then needn't be installed.")
+        bool, typer.Option("--unchecked", help="Don't check the file. Then llama.cpp is only needed for q2_k to q6_k.")
     ] = False,
     overwrite: arguments.Overwrite = False,
 ) -> None:

@@ -42,14 +42,14 @@ def plan(
     until: arguments.Until = None,
     within: Annotated[
         str | None,
-        typer.Option("--within", metavar="LOSS", help="As for prune. What each size that it tries takes is planned."),
+        typer.Option("--within", metavar="LOSS", help="As for prune. The plan includes every size that may be tried."),
     ] = None,
     measure: Annotated[
         list[str] | None, typer.Option("--measure", metavar="NAMES", help="As for prune. Its time isn't planned.")
     ] = None,
     **given: Unpack[RecipeOptions],
 ) -> None:
-    """Predict what each stage of a run takes: passes of the model, time and memory.
+    """Predict what each stage of a run takes: work (in tokens that the model reads), time, memory and disk space.
 
     It takes the options of prune: type the same line with another verb. No weights are read.
     """

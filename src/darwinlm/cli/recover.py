@@ -14,7 +14,7 @@ from darwinlm.cli.prune import show_result
 
 @command(
     SHRINK,
-    "darwinlm recover runs/half --tokens 300M --text TEXT --out runs/recovered",
+    "darwinlm recover runs/half --tokens 1M --text TEXT --out runs/recovered",
     "darwinlm recover SMALL --teacher MODEL --tokens 10B --text hf:HuggingFaceFW/fineweb-edu --out runs/recovered",
 )
 def recover(
@@ -26,7 +26,10 @@ def recover(
         ),
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(metavar="COUNT", help="Tokens to train on: 300000, 300M or 10B.")
+        str | None,
+        typer.Option(
+            metavar="COUNT", help="Tokens to train on: 1M, 300000 or 10B. Required unless a recipe gives them."
+        ),
     ] = None,
     out: arguments.Out = Path("runs/recovered"),
     text: Annotated[
@@ -37,7 +40,13 @@ def recover(
             "without the documents that the run used for other purposes.",
         ),
     ] = None,
-    recipe: arguments.RecipeFile = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="YAML file, or the name of a bundled recipe for training: recover-documents or recover-chats.",
+        ),
+    ] = None,
     assignments: arguments.Set = None,
     track: arguments.Track = None,
 ) -> None:

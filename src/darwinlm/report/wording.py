@@ -94,7 +94,7 @@ def loss(summary: Summary) -> str:
     if cut is not None and only_tokens(summary):
         return f"{cut.lost}: all of it from the smaller vocabulary, since all blocks are kept"
     parts = [] if final.agreement is None else [f"picks the original's next token {final.agreement:.0%} of the time"]
-    reference = "" if cut is None else " to the original with the same tokens"
+    reference = "" if cut is None else " to the original with the smaller vocabulary"
     return "; ".join([*parts, f"KL {nats(final.kl)} nats per token{reference}, where 0 means the same predictions"])
 
 

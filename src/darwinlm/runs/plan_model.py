@@ -10,6 +10,7 @@ from typing import Unpack
 import torch
 
 from darwinlm.formats.resolve import describe_model
+from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.units.space import kept_whole
 from darwinlm.pipeline import ORDER, REPORT, steps_of
 from darwinlm.planning.measured_speed import measure_speed
@@ -136,6 +137,7 @@ def notes_of(plan: Plan) -> list[str]:
     """What is never cut, whether layers are equal, widths that don't fit, and a large embedding."""
     sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
     budget, has_other_parts = recipe.section(BudgetSettings), checkpoint.whole_config is not None
+    uncut = not recipe.section(VocabularySettings).cut and not objective_of(checkpoint).reads
     notes = (
         _limit_of(plan),
         f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",
@@ -143,7 +145,7 @@ def notes_of(plan: Plan) -> list[str]:
         "its parts around the language model are kept, and not counted here" if has_other_parts else "",
         choose_layers(recipe, checkpoint, sizes.space)[1],
         sizes.fitted and "the run chooses the size of the vocabulary: until then, it is counted as a whole here",
-        not recipe.section(VocabularySettings).cut and large_embedding(sizes.params, sizes.blocks),
+        uncut and large_embedding(sizes.params, sizes.blocks),
         *plan.notes,
     )
     return [note for note in notes if note]

@@ -97,7 +97,9 @@ class VocabularyFigures(StepFigures):
 
     def lines(self) -> tuple[tuple[str, str], ...]:
         """The size of the vocabulary, and what it costs before blocks are pruned."""
-        bits = f"{self.bits_per_byte:.3f} bits per byte of it with all blocks, {self.dense_bits_per_byte:.3f} before"
+        bits = f"this alone raises its bits per byte from {self.dense_bits_per_byte:.3f} to {self.bits_per_byte:.3f}"
+        if self.bits_per_byte <= self.dense_bits_per_byte:
+            bits = f"its bits per byte are {self.bits_per_byte:.3f}, and {self.dense_bits_per_byte:.3f} with all tokens"
         return (("tokens", f"{self._kept()}; {bits}"),)
 
     def passages(self, name: ModelNames) -> tuple[Passage, ...]:
@@ -178,7 +180,7 @@ class VocabularyFigures(StepFigures):
 
     def _kept(self) -> str:
         return (
-            f"{self.tokens:,} of {self.dense_tokens:,} tokens of the vocabulary kept, held-out text spelt in "
+            f"{self.tokens:,} of {self.dense_tokens:,} tokens of the vocabulary kept; held-out text takes "
             f"{100 * self.longer:.1f} % more tokens"
         )
 
