@@ -200,7 +200,14 @@ def added_module(model, kind, **settings):
     (model / listed[-1]["path"] / "config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-OURS = "sentence_transformers.sentence_transformer.modules"
+def listed_path(model, path):
+    """Change the path of the pooling in the list of modules."""
+    listed = json.loads((model / "modules.json").read_text())
+    listed[1]["path"] = path
+    (model / "modules.json").write_text(json.dumps(listed), encoding="utf-8")
+
+
+OURS = "sentence_transformers.base.modules"
 FOLDERS = {
     "an unknown pooling": (
         lambda model: module_settings(model, "Pooling", pooling_mode="weightedmean"),
@@ -224,6 +231,23 @@ FOLDERS = {
         ],
         r"4_Added.config\.json: the module Dense takes 48 numbers, but gets 16",
     ),
+    "a width in quotation marks": (
+        lambda model: module_settings(model, "Pooling", embedding_dimension="48"),
+        r"the module Pooling takes '48' numbers, but gets 48",
+    ),
+    "a dense module without a width": (
+        lambda model: added_module(model, f"{OURS}.dense.Dense"),
+        r"3_Added.config\.json is missing or doesn't say how many numbers the module Dense takes \(in_features\)",
+    ),
+    "too many modules": (
+        lambda model: [added_module(model, f"{OURS}.normalize.Normalize") for _ in range(62)],
+        r"modules\.json lists 65 modules, which no model has: fetch the model again",
+    ),
+    "a path that is none": (
+        lambda model: listed_path(model, "1_Poo\0ling"),
+        r"modules\.json: '1_Poo\\x00ling' is no path of a module: fetch the model again",
+    ),
+    "a path that is no text": (lambda model: listed_path(model, None), r"modules\.json: None is no path of a module"),
     "code of its own": (
         lambda model: added_module(model, "custom_pooling.MyPooling"),
         r"modules\.json: the module custom_pooling\.MyPooling is code of its own, which never runs here",

@@ -29,6 +29,7 @@ POOLINGS = {
 }
 """Fields of a pooling's settings, as releases before 5.4 write them."""
 
+MOST_MODULES = 64
 INPUT_WIDTHS = {
     "Pooling": ("embedding_dimension", "word_embedding_dimension"),
     "Dense": ("in_features",),
@@ -74,9 +75,13 @@ def modules_of(folder: Path) -> list[Module]:
     listed = _parsed(path)
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise CheckpointError(f"{path} isn't a list of modules: fetch the model again")
+    if len(listed) > MOST_MODULES:
+        raise CheckpointError(f"{path} lists {len(listed):,} modules, which no model has: fetch the model again")
     modules = []
     for entry in listed:
-        kind, place = str(entry.get("type", "")), str(entry.get("path", ""))
+        kind, place = str(entry.get("type", "")), entry.get("path", "")
+        if not isinstance(place, str) or "\0" in place:
+            raise CheckpointError(f"{path}: {shorten(repr(place))} is no path of a module: fetch the model again")
         if not kind.startswith(PACKAGE):
             raise CheckpointError(
                 f"{path}: the module {shorten(kind)} is code of its own, which never runs here: use a model whose "
@@ -140,12 +145,17 @@ def pooling_of(folder: Path) -> str | None:
 def check_widths(folder: Path, width: int) -> None:
     """Refuse modules that don't fit a model whose residual stream has this width. Raises CheckpointError."""
     for module in modules_of(folder):
-        settings = module.settings()
-        given = next((settings[name] for name in INPUT_WIDTHS.get(module.kind, ()) if name in settings), width)
-        if given != width:
+        names, settings = INPUT_WIDTHS.get(module.kind, ()), module.settings()
+        name = next((name for name in names if name in settings), None)
+        if names and name is None:
             raise CheckpointError(
-                f"{module.folder / 'config.json'}: the module {module.kind} takes {shorten(given)} numbers, but gets "
-                f"{width}: it belongs to another model, so fetch the model again"
+                f"{module.folder / 'config.json'} is missing or doesn't say how many numbers the module {module.kind} "
+                f"takes ({names[0]}): fetch the model again"
+            )
+        if name is not None and settings[name] != width:
+            raise CheckpointError(
+                f"{module.folder / 'config.json'}: the module {module.kind} takes {shorten(repr(settings[name]))} "
+                f"numbers, but gets {width}: it belongs to another model, so fetch the model again"
             )
         if module.kind == "Dense" and isinstance(settings.get("out_features"), int):
             width = int(str(settings["out_features"]))
@@ -176,7 +186,7 @@ def longest_input(folder: Path) -> int | None:
         raise CheckpointError(f"{path}: texts in lower case (do_lower_case) aren't known here: use another model")
     longest = settings.get("max_seq_length")
     if longest is not None and (type(longest) is not int or longest < 1):
-        raise CheckpointError(f"{path}: max_seq_length is {shorten(longest)}, but must be a number of tokens")
+        raise CheckpointError(f"{path}: max_seq_length is {shorten(repr(longest))}, but must be a number of tokens")
     return longest
 
 
@@ -243,6 +253,9 @@ def carried_files(folder: Path) -> Iterator[tuple[str, Path]]:
 
 def carry_modules(source: Path, target: Path) -> None:
     """Copy what makes a folder one of sentence-transformers. Raises CheckpointError, or OSError."""
+    for module in modules_of(source):
+        if module.folder.is_dir():  # also if it is empty
+            (target / module.folder.relative_to(source)).mkdir(parents=True, exist_ok=True)
     for name, path in carried_files(source):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)
