@@ -16,6 +16,7 @@ class Odd:
 odd = Odd()
 kill()
 """,
+    "code of other people's that raises it": "raise KeyboardInterrupt",
 }
 """What a command does after Ctrl-C, whose process gets it by `kill()`."""
 HANGS = 800

@@ -1,11 +1,13 @@
 """Functions of the caller: lists and generators, and one line for each way in which they fail."""
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from tests.tiny.process import forked
 
 from darwinlm.evaluation.measures.measured import scores_of
 from darwinlm.evaluation.measures.named import MeasureRequest
@@ -59,7 +61,7 @@ def test_lists_and_generators_are_taken(function):
         ),
         (
             "class Odd(Exception):\n    def __str__(self): return 3\nraise Odd",
-            r"before it returned its scores: Odd: Odd \(line 4\)",
+            r"before it returned its scores: Odd \(line 4\)$",
         ),
         ("return [1e308] * 3", r"item 1 has the score 1e\+308: scores must lie between -1e12 and 1e12"),
         ("while True: yield 1", r"gave more than 100,000 scores: look for an endless loop, or give fewer items"),
@@ -92,12 +94,58 @@ def test_what_a_function_changes_in_the_process_is_put_back(function):
     assert state() == before
 
 
+STREAMS = {
+    "closed": "sys.stdout.close(); sys.stderr.close()",
+    "replaced": "sys.stdout = sys.stderr = io.StringIO()",
+    "none": "sys.stdout = sys.stderr = None",
+    "closed by number": "os.close(1); os.close(2)",
+    "led elsewhere": "os.dup2(os.open(os.devnull, os.O_WRONLY), 1); os.dup2(1, 2)",
+}
+
+
+@pytest.mark.parametrize("how", STREAMS)
+def test_output_goes_where_it_went_before(how, tmp_path):
+    """Else our messages would be lost, or written into the next file that is opened."""
+    (tmp_path / "check.py").write_text(
+        f"import io, os, sys\ndef score(model, tokenizer):\n    {STREAMS[how]}\n    return [1]\n", encoding="utf-8"
+    )
+    (tmp_path / "main.py").write_text(
+        "import sys\nfrom pathlib import Path\nfrom darwinlm.evaluation.measures.own_function import FunctionMeasure\n"
+        "for _ in range(2):\n"
+        f"    list(FunctionMeasure(Path({str(tmp_path / 'check.py')!r}), 'score', 60).score(0, 0))\n"
+        "print('said')\nprint('told', file=sys.stderr)\n",
+        encoding="utf-8",
+    )
+    done = forked(tmp_path / "main.py")
+    assert (done.stdout, done.stderr) == ("said\n", "told\n")
+
+
+def test_permissions_and_handlers_are_put_back(function):
+    def state() -> tuple[object, ...]:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask, signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    before = state()
+    body = (
+        "import os, signal\nos.umask(0o777)\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nyield 1"
+    )
+    assert scores(function(body)) == [1.0]
+    assert state() == before
+
+
 @pytest.mark.parametrize(
     ("body", "where"),
     [
         ("while True: pass", "before it returned its scores"),
         ("yield 1\nwhile True: pass", "item 2"),
         ("class Odd:\n    def __float__(self):\n        while True: pass\nreturn [Odd()]", "item 1"),
+        ("while True:\n    try: 1 / 0\n    except: pass", "before it returned its scores"),
+        (
+            "import time\nwhile True:\n    try: time.sleep(9)\n    except BaseException: time.sleep(0)",
+            "before it returned its scores",
+        ),
     ],
 )
 def test_an_endless_loop_ends(function, body, where):

@@ -288,11 +288,20 @@ def test_a_file_budget_is_refused(tmp_path):
         darwinlm.prune(model, tmp_path / "run", text=pairs, file="1MB", assignments=READING)
 
 
-@pytest.mark.parametrize("answers", ["yes", "river,river", "river stone light,no"])
+@pytest.mark.parametrize("answers", ["yes", "river,river", "river stone light,no", "\udcff,a"])
 def test_answers_must_be_two_tokens(answers, tmp_path):
     model, pairs = tiny_checkpoint(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
     with pytest.raises(RecipeError, match=r"text\.answers"):
         darwinlm.prune(model, tmp_path / "run", text=pairs, answers=answers, assignments=READING)
+
+
+def test_answers_must_be_different_tokens(tmp_path):
+    """The tokenizer makes no difference between large and small letters."""
+    model, pairs = tiny_checkpoint(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    path = model / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"text\.answers: 'a,A' are one token of this model, so its answers couldn't"):
+        darwinlm.prune(model, tmp_path / "run", text=pairs, answers="a,A", assignments=READING)
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,11 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
         elif isinstance(stream, io.TextIOWrapper):  # which then fails at no character that its encoding lacks
             stream.reconfigure(errors="replace")
     Console.on_broken_pipe = _pipe_closed  # type: ignore[method-assign]  # Typer's help has a console of its own
-    _listen(f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}")
+    resume = f"interrupted; finished work is kept. Resume with: {program} {shlex.join(sys.argv[1:])}"
+    _listen(resume)
     code = _run(app, program, shared)
+    if code == 130 and not _interrupted:  # by other people's code, not by a signal
+        _tell(resume)
     status = code if isinstance(code, int) else 0
     if status:
         parallel.leave(status)

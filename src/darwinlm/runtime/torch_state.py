@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import torch
 
+from darwinlm.runtime.process_state import process_state
 from darwinlm.runtime.spinning import soon_asleep
 
 Arguments = ParamSpec("Arguments")
@@ -49,16 +48,16 @@ def usual_state() -> Iterator[None]:
 
 @contextmanager
 def put_back() -> Iterator[None]:
-    """Put back what other people's code may leave changed: the current folder, and PyTorch's settings of this process.
+    """Put back what other people's code may leave changed: what `process_state` names, and PyTorch's settings.
 
     Scripts turn gradients off at their top, and the search would fail without them.
     """
-    folder, dtype, precision = Path.cwd(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     gradients, device, threads = torch.is_grad_enabled(), torch.get_default_device(), torch.get_num_threads()
     try:
-        yield
+        with process_state():
+            yield
     finally:
-        os.chdir(folder)
         torch.set_default_dtype(dtype)
         torch.set_float32_matmul_precision(precision)
         torch.set_grad_enabled(gradients)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MOST_SCORES, LARGEST_SCORE = 100_000, 1e12
 """More scores come from a loop without an end; larger ones are no scores, and their sums would lose digits."""
 AGAIN = 1.0
-"""Seconds after which a function that has caught the end of its time is interrupted again."""
+"""Seconds after which a function that has caught the end of its time is interrupted again, inside of its handler."""
 
 
 class _Overdue(BaseException):
@@ -147,7 +147,8 @@ class FunctionMeasure(Measure):
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(self.path)
         ]
         place = f" (line {lines[-1]})" if lines else ""
-        return f"{type(error).__name__}: {shorten(first_line(error), 300)}{place}".replace(":  ", " ")
+        name, reason = type(error).__name__, shorten(first_line(error), 300)
+        return f"{name if reason in ('', name) else f'{name}: {reason}'}{place}"
 
     def _module(self) -> ModuleType:
         folder, name = str(self.path.absolute().parent), f"darwinlm_measure_{self._digest}"
@@ -170,12 +171,22 @@ def _limited(seconds: float) -> Iterator[None]:
         return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        # Handlers in the function may take it, such as `except:` in a loop: the first line of these raises it again.
+        while frame is not None and frame.f_code.co_filename != __file__:
+            frame.f_trace, frame = at_next_line, frame.f_back
+        sys.settrace(lambda *_: None)
         raise _Overdue
 
-    before = signal.signal(signal.SIGALRM, interrupt)
+    def at_next_line(frame: FrameType, event: str, _: object) -> object:
+        if event == "line":
+            raise _Overdue
+        return at_next_line
+
+    before, tracing = signal.signal(signal.SIGALRM, interrupt), sys.gettrace()
     signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        sys.settrace(tracing)

@@ -97,6 +97,11 @@ def answer_tokens(words: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, 
                 "give words that the model was trained to answer with, such as yes,no"
             )
         tokens.append(int(single))
+    if len({*tokens}) < len(tokens):
+        raise RecipeError(
+            f"text.answers: '{words}' are one token of this model, so its answers couldn't differ: give two words that "
+            "are different tokens"
+        )
     return tuple(tokens)
 
 

@@ -57,6 +57,16 @@ class TextSettings(Section):
             raise ValueError("must be two words such as yes,no, the one that means yes first")
         return answers
 
+    @field_validator("answers", "template")
+    @classmethod
+    def _in_unicode(cls, words: str | None) -> str | None:
+        """A command line may hold bytes that are no text."""
+        try:
+            (words or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError("must be text in UTF-8") from None
+        return words
+
     @property
     def validation_tokens(self) -> int:
         """Tokens for choices that must not use the fitted text."""
