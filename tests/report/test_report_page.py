@@ -181,6 +181,7 @@ BOTH = [
             "24,000 of 48,000 tokens of the vocabulary kept; held-out text takes 10.0 % more tokens: 5.0 % of its t",
             "needed 1.250 bits per byte of held-out text, and 1.125 with all tokens",
             "it has 120.0 M parameters, and 134.5 M with all tokens",
+            "dense with fewer tokens",
         ],
         [],
     ),

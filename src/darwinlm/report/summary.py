@@ -21,6 +21,7 @@ from darwinlm.steps.evaluate.model_figures import BEFORE, DENSE, STITCHED, UNIFO
 from darwinlm.steps.export.export_figures import ExportFigures
 from darwinlm.steps.search.search_figures import SearchFigures
 from darwinlm.steps.text.text_figures import TextFigures
+from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 
 FILE = "summary.json"
 KINDS = "kinds"
@@ -242,6 +243,8 @@ class Summary(Figures):
         """What a model is called: the name lists the steps that created it, and no others."""
         if key == BEFORE:
             return "before recovery"
+        if key == DENSE and self.of(VocabularyFigures) is not None:
+            return "dense with fewer tokens"
         labels = [figures.label for figures in self.steps.values() if figures.label]
         labels = labels if self.searched else ["pruned", *labels]
         if key == STITCHED:
