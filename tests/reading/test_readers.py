@@ -392,6 +392,30 @@ def test_the_first_layers_are_what_stock_libraries_load(tmp_path):
     torch.testing.assert_close(*(torch.tensor(model.encode(["river stone"])) for model in (whole, small)))
 
 
+@pytest.mark.parametrize("kind", FIRST)
+def test_the_first_layers_are_shown_and_evaluated(kind, tmp_path, command):
+    """`evaluate` compares them with the run's dense model, whose figures are then those of the run's own page."""
+    result, model = first(kind, tmp_path)
+    shown = command("show", result.folder).succeeded().out
+    assert (
+        "advice train it (darwinlm recover): the first layers alone then learn to give what the whole model gave"
+        in shown
+    )
+    rows = [line.split() for line in shown.splitlines() if line[:1].isdigit()]
+    assert [row[2] for row in rows[:4]] == ["6/6", "6/6", "0/6", "0/6"]
+    assert any(line.startswith("first layers ") for line in shown.splitlines())
+    pairs, out = tiny_pairs(tmp_path / "others.jsonl", seed=1), tmp_path / "out.json"
+    command("evaluate", result.folder, "--text", pairs, "--tokens", 2000, "--out", out).succeeded()
+    (text,) = json.loads(out.read_text())["reading"]
+    small, dense = text["models"]
+    assert small["metrics"]["distance"] > 0 == dense["metrics"]["distance"]
+    by_hand = tmp_path / "by-hand.json"
+    options = ("--tokens", 2000, "--against", model, "--out", by_hand)
+    command("evaluate", result.model, "--text", pairs, *options).succeeded()
+    (again,) = json.loads(by_hand.read_text())["reading"]
+    assert [each["metrics"] for each in again["models"]] == [each["metrics"] for each in text["models"]]
+
+
 @pytest.mark.parametrize(("budget", "kept"), [({"keep": "74%"}, 2), ({"keep": "75%"}, 3), ({"params": 70_522}, 2)])
 def test_as_many_first_layers_as_the_budget_allows(budget, kept, tmp_path):
     model, pairs = tiny_checkpoint(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
