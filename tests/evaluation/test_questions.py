@@ -138,6 +138,7 @@ def test_scores_go_on_where_they_stopped(tmp_path, model, answers, monkeypatch):
         ({"answer": "x"}, "line 2: give one of question, messages and prompt, not none of them"),
         ({"question": "x", "prompt": "y", "answer": "x"}, "not question and prompt"),
         ({"question": "", "answer": "x"}, "question is empty"),
+        ({"prompt": " \n", "answer": "x"}, "prompt is empty"),
         ({"question": "x"}, "the answer is missing or empty: give answer, or tests for code"),
         ({"question": "x", "answer": " "}, "the answer is missing or empty"),
         ({"question": "x", "answer": []}, "the answer is missing or empty"),
@@ -170,6 +171,9 @@ def test_an_empty_file_and_a_missing_one(tmp_path):
     (tmp_path / "q.jsonl").touch()
     with pytest.raises(DataError, match="holds no questions"):
         FileMeasure(tmp_path / "q.jsonl", run_code=False)
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(RecipeError, match=r"--measure .*folder\.jsonl: this is no plain file"):
+        FileMeasure(tmp_path / "folder.jsonl", run_code=False)
     with pytest.raises(RecipeError, match="there is no such file"):
         FileMeasure(tmp_path / "r.jsonl", run_code=False)
 

@@ -1,6 +1,7 @@
 """Code with its tests: what passes, what doesn't, and that neither loops, memory, files nor children outlive it."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +39,22 @@ def test_endless_loops_and_children_end() -> None:
     assert not passes("while True: pass", TEST, 0.5)
     assert not passes("import subprocess, time\nsubprocess.Popen(['sleep', '60'])\ntime.sleep(60)", TEST, 0.5)
     assert time.monotonic() - begun < 50, "the child sleeps 60 s"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "for _ in range(1500):\n    os.mkdir('d')\n    os.chdir('d')",
+        "os.mkdir('d')\nopen('d/file', 'w').close()\nos.chmod('d', 0)",
+        "os.symlink(os.path.dirname(os.getcwd()), 'above')",
+        "os.unlink('out')",
+    ],
+)
+def test_what_code_leaves_in_its_folder_is_removed(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "other").mkdir()
+    assert passes(f"import os\n{code}\n{DOUBLE}", TEST, 20)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_it_sees_neither_the_environment_nor_files_here(tmp_path, monkeypatch) -> None:

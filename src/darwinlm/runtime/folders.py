@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -26,3 +27,23 @@ def remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def remove_deep(folder: Path) -> None:
+    """Remove a folder as far as it can be, also if its folders are nested deeper than paths and calls can be.
+
+    `shutil.rmtree` calls itself for each level. Here, folders are moved up beside each other before they are emptied.
+    """
+    numbers = itertools.count()
+    waiting = [folder]
+    while waiting:
+        inside = waiting.pop()
+        with contextlib.suppress(OSError):
+            inside.chmod(0o700)
+            for entry in list(os.scandir(inside)):
+                if entry.is_dir(follow_symlinks=False):
+                    Path(entry.path).chmod(0o700)
+                    waiting.append(Path(entry.path).rename(folder.with_name(f"{folder.name}-{next(numbers)}")))
+                else:
+                    Path(entry.path).unlink()
+            inside.rmdir()

@@ -61,7 +61,8 @@ class Question(BaseModel):
         asked = [name for name in ("question", "messages", "prompt") if getattr(self, name) is not None]
         if len(asked) != 1:
             raise ValueError(f"give one of question, messages and prompt, not {' and '.join(asked) or 'none of them'}")
-        if not getattr(self, asked[0]):
+        given = getattr(self, asked[0])
+        if not (given.strip() if isinstance(given, str) else given):
             raise ValueError(f"{asked[0]} is empty")
         if self.tests is not None:
             if self.answer is not None or self.choices is not None:

@@ -43,7 +43,9 @@ class FileMeasure(Measure):
     def __init__(self, path: Path, limit: int | None = None, *, run_code: bool) -> None:
         self.name, self.path = path.name, path
         if not path.is_file():
-            raise RecipeError(f"--measure {path}: there is no such file")
+            raise RecipeError(
+                f"--measure {path}: {'this is no plain file' if path.exists() else 'there is no such file'}"
+            )
         self.questions = read_questions(path)[:limit]
         self._digest = digest_of([file_digest(path), VERSION, *([] if limit is None else [limit])])
         code = next((number for number, question in enumerate(self.questions, 1) if question.tests is not None), None)

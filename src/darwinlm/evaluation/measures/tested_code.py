@@ -15,6 +15,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from darwinlm.runtime.folders import remove_deep
+
 MEMORY = 1 << 30
 """Bytes of memory of the process."""
 FILE = 1 << 20
@@ -37,30 +39,38 @@ print(open(sys.argv[2]).read(), end="", file=sys.__stdout__)
 
 def passes(code: str, tests: str, seconds: float) -> bool:
     """Whether code runs to its end, followed by its tests, within some seconds of time."""
+    folder = Path(tempfile.mkdtemp(prefix="darwinlm-code-"))
+    try:
+        return _passes(folder, f"{code}\n\n{tests}\n", seconds)
+    finally:
+        remove_deep(folder)
+
+
+def _passes(folder: Path, code: str, seconds: float) -> bool:
     word = secrets.token_hex(16)  # a program that ends early doesn't print it
-    with tempfile.TemporaryDirectory(prefix="darwinlm-code-") as name:
-        folder = Path(name)
-        (folder / "answer.py").write_text(f"{code}\n\n{tests}\n", encoding="utf-8", errors="replace")
-        (folder / "word").write_text(word, encoding="utf-8")
-        program = PROGRAM.format(cpu=int(seconds) + 1, memory=MEMORY, file=FILE)
-        environment = {"PATH": os.defpath, "HOME": name, "TMPDIR": name, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-        with (folder / "out").open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603 - it was asked for by --run-code
-                [sys.executable, "-I", "-c", program, str(folder / "answer.py"), str(folder / "word")],
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            try:
-                status = process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                status = -1
-            finally:
-                with suppress(OSError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        said = (folder / "out").read_bytes()
+    (folder / "answer.py").write_text(code, encoding="utf-8", errors="replace")
+    (folder / "word").write_text(word, encoding="utf-8")
+    program = PROGRAM.format(cpu=int(seconds) + 1, memory=MEMORY, file=FILE)
+    home = str(folder)
+    environment = {"PATH": os.defpath, "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    with (folder / "out").open("w+b") as output:
+        process = subprocess.Popen(  # noqa: S603 - it was asked for by --run-code
+            [sys.executable, "-I", "-c", program, str(folder / "answer.py"), str(folder / "word")],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            status = -1
+        finally:
+            with suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        said = output.read()
     return status == 0 and said.endswith(word.encode())
