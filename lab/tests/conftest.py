@@ -1,7 +1,7 @@
 """Fixtures of the core's tests, and `command` for the commands of the lab."""
 
 import pytest
-from tests.conftest import finished_llama, make_run, model_copy, tiny_folder, tiny_llama, tiny_text_file  # noqa: F401 - fixtures
+from tests.conftest import finished_llama, gguf_bytes, make_run, model_copy, tiny_folder, tiny_llama, tiny_text_file  # noqa: F401 - fixtures
 from tests.tiny.command import Command, command_runner
 
 from lab.__main__ import main
