@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 
-from darwinlm.steps.evaluate.task_scores import Labelled, f1, set_score
+from darwinlm.steps.evaluate.task_scores import Labelled, auc, f1, set_score
 
 NONE = np.empty(0)
 
@@ -37,3 +37,13 @@ def test_one_text_with_a_label_that_no_other_has_changes_f1_little():
 def test_f1_is_not_defined_without_a_text_of_the_label():
     score = set_score("F1", f1(2), labelled([0, 0, 0], [0, 1, 0]), labelled([0, 0, 0], [0, 0, 0]))
     assert (score.value, score.difference, score.error) == (None, None, None)
+
+
+def test_the_area_under_the_curve_is_that_of_scikit_learn():
+    """With equal scores, too."""
+    draws = np.random.default_rng(0)
+    for size in (2, 5, 60):
+        labels, scores = np.arange(size) % 2, draws.integers(6, size=size).astype(np.float64)
+        found = auc(Labelled(labels.astype(np.float64), scores, NONE))
+        assert found == pytest.approx(roc_auc_score(labels, scores))
+    assert np.isnan(auc(Labelled(np.ones(3), np.arange(3.0), NONE)))
