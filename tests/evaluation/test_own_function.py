@@ -82,13 +82,15 @@ def test_what_a_function_changes_in_the_process_is_put_back(function):
     def state() -> tuple[object, ...]:
         precision = torch.get_float32_matmul_precision()
         threads, device = torch.get_num_threads(), torch.get_default_device()
-        return Path.cwd(), torch.is_grad_enabled(), torch.get_default_dtype(), precision, threads, device
+        modes = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.are_deterministic_algorithms_enabled()
+        return Path.cwd(), *modes, torch.get_default_dtype(), precision, threads, device
 
     before = state()
     body = (
         "import os, torch\nos.chdir('/')\ntorch.set_grad_enabled(False)\ntorch.set_default_dtype(torch.float64)\n"
         "torch.set_float32_matmul_precision('medium')\ntorch.set_num_threads(3)\n"
-        "torch.set_default_device('meta')\nyield 1"
+        "torch.set_default_device('meta')\ntorch.set_autocast_enabled('cpu', True)\n"
+        "torch.use_deterministic_algorithms(True)\nyield 1"
     )
     assert scores(function(body)) == [1.0]
     assert state() == before

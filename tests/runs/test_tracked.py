@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -289,6 +290,26 @@ def test_a_tracker_that_cannot_be_closed_says_so(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(MADE[0], "finish", lambda: json.loads("{"))
     tracker.finish()
     assert said[0].startswith("--track wandb could not be closed: ")
+
+
+def test_what_a_tracker_only_warns_of_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Trackio writes in a thread of its own, and commands ignore warnings of libraries."""
+    use(monkeypatch, Noted, "trackio")
+    warnings.filterwarnings("ignore")
+    filters, said = list(warnings.filters), []
+    tracker = start_tracker("trackio", tmp_path, {}, said.append)
+
+    def warned(by: str, kind: type[Warning]) -> None:
+        warnings.warn_explicit(
+            f"a batch of {by} could not be persisted", kind, f"/lib/{by}/run.py", 3, module=f"{by}.run"
+        )
+
+    for by, kind in (("trackio", UserWarning), ("trackio", FutureWarning), ("torch", UserWarning)):
+        monkeypatch.setattr(MADE[0], "log", lambda *_, by=by, kind=kind, **__: warned(by, kind))
+        tracker.log("search", 0, {"kl": 1.0})
+    tracker.finish()
+    assert said == ["--track trackio warns: a batch of trackio could not be persisted"]
+    assert list(warnings.filters) == filters
 
 
 @pytest.mark.parametrize("error", [SystemExit(), MemoryError()])

@@ -54,10 +54,16 @@ def put_back() -> Iterator[None]:
     """
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     gradients, device, threads = torch.is_grad_enabled(), torch.get_default_device(), torch.get_num_threads()
+    casting = {kind: torch.is_autocast_enabled(kind) for kind in CASTING}
+    deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         with process_state():
             yield
     finally:
+        for kind, enabled in casting.items():
+            torch.set_autocast_enabled(kind, enabled)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic)
         torch.set_default_dtype(dtype)
         torch.set_float32_matmul_precision(precision)
         torch.set_grad_enabled(gradients)

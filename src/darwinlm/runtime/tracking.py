@@ -11,10 +11,12 @@ import importlib.util
 import math
 import re
 import secrets
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from darwinlm.runtime.artifact import digest_of, read_as, write_json
 from darwinlm.runtime.errors import RecipeError, StorageError, first_line, missing_extra
@@ -84,6 +86,7 @@ class Tracker:
     name: str
     _given: GeneralTracker
     _say: Callable[[str], None]
+    _heard: ExitStack
     part: str = ""
     _failed: bool = False
 
@@ -109,6 +112,8 @@ class Tracker:
             self._given.finish()
         except ANY as error:  # the run's own results are there
             self._say(f"--track {self.name} could not be closed: {first_line(error)}")
+        finally:
+            self._heard.close()
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,8 @@ def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: 
     continues = earlier is not None and (earlier.tracker, earlier.settings) == (name, tracked.settings)
     if continues and earlier is not None:
         tracked = earlier
+    heard = ExitStack()
+    heard.enter_context(_warnings_told(name, say))
     threads = torch.get_num_threads()
     PartialState()  # the trackers' own messages need it; it joins the processes that are connected
     torch.set_num_threads(threads)  # which it changes among several processes on CPUs
@@ -161,13 +168,40 @@ def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: 
         if name == "mlflow":  # its server names runs
             write_json(record, asdict(replace(tracked, run=tracker.tracker.info.run_id)))
     except StorageError:
+        heard.close()
         raise
     except ANY as error:
+        heard.close()
         remedy = f"set {name} up, or leave --track out"
         if continues:
             remedy += f"; if its run was deleted there, delete {record}"
         raise RecipeError(f"--track {name} can't be started ({first_line(error)}): {remedy}") from error
-    return Tracker(name, tracker, say)
+    return Tracker(name, tracker, say, heard)
+
+
+@contextmanager
+def _warnings_told(name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Say what a library warns of, such as figures that its own thread couldn't write; commands ignore warnings."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def told(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if name in Path(filename).parts:
+                words = first_line(message) if isinstance(message, Warning) else message
+                say(f"--track {name} warns: {words}")
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = told
+        warnings.filterwarnings("always", category=UserWarning, module=rf"{name}(\.|$)")
+        yield
 
 
 def _options(name: str, folder: Path, run: str, *, continues: bool) -> dict[str, object]:
