@@ -186,6 +186,9 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
         "  `--for gguf` and `--layers equal` give all mixtures the same sizes; models with other sizes are refused.",
         "- DeepSeek-V2: its tokenizer can't be written. Take it from a GGUF file of the model: `--tokenizer-from",
         "  F.gguf`.",
+        "- Rerankers with one score ([page](reading-models.md#llamacpp)): "
+        f"{', '.join(_titles([family for family, each in stock if each.scores]))}.",
+        "  Others are refused if their layers are equal, and if they have no architecture for unequal layers.",
     ]
 
 

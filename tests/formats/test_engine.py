@@ -29,7 +29,7 @@ class Otter(Engine):
     def generate(self, tokens, new_tokens):
         return [tokens[-1]] * new_tokens, 0.5, 0.25
 
-    def tokenize(self, text):
+    def tokenize(self, text, *, written=False):
         return [self.text.index(letter) for letter in text]
 """
 

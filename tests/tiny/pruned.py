@@ -70,14 +70,14 @@ def pruned_checkpoint(
     with TemporaryDirectory() as whole:
         checkpoint = Checkpoint.open(plain_checkpoint(Path(whole), model_type, **overrides))
         reader = FirstUnits(checkpoint, UnitsSettings(mlp_multiple=8, attention=attention, experts="both"))
-        allocation = (_level(module, rows[module.block]) if module.block in rows else -1 for module in reader.modules)
+        allocation = (level_of(module, rows[module.block]) if module.block in rows else -1 for module in reader.modules)
         levels = (at % len(module.levels) for module, at in zip(reader.modules, allocation, strict=True))
         model = stitch(reader, tuple(levels))
     model.name_or_path = model.config.name_or_path = ""  # the folder is gone
     return _save(model, folder, dtype, tokenizer)
 
 
-def _level(module: ModuleLevels, row: Row) -> int:
+def level_of(module: ModuleLevels, row: Row) -> int:
     """Place of the level with these sizes; -1 for the whole of a module that can't be cut."""
     heads, groups, width, *experts = row
     if not (heads if module.kind == "attention" else width):

@@ -16,8 +16,6 @@ from darwinlm.runtime.amounts import size
 if TYPE_CHECKING:
     from darwinlm.formats.logits_check import ExportReport
 
-HEADINGS = ("compared", "with", "tokens", "relative difference", "allowed", "same next token")
-
 
 @command(
     USE,
@@ -64,7 +62,9 @@ def show_report(console: Console, report: ExportReport) -> None:
         for row in report.comparisons
     ]
     if rows:
-        console.print(tables.terminal(tables.Table(HEADINGS, rows)))
+        first = report.comparisons[0]
+        headings = ("compared", "with", first.unit, "relative difference", "allowed", first.same)
+        console.print(tables.terminal(tables.Table(headings, rows)))
     for note in report.notes:
         console.print(f"- {note}", soft_wrap=True)
     console.print(f"{report.path}: {size(report.bytes)} written")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from darwinlm.formats.inputs import Inputs
 from darwinlm.formats.logits_check import ExportReport
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.layer_sizes import BlockSizes
@@ -35,11 +36,13 @@ class WriteOptions:
         quantisation: One of the format's `types`; empty for that of the model's own weights, or its default.
         tokenizer_from: A GGUF file whose tokenizer is copied.
         unchecked: Whether the check in the engine is left out.
+        inputs: Inputs of a model that reads, with which it is checked.
     """
 
     quantisation: str = ""
     tokenizer_from: Path | None = None
     unchecked: bool = False
+    inputs: Inputs | None = None
 
 
 DEFAULT = WriteOptions()
@@ -117,8 +120,8 @@ class Format(ABC):
         return next((size for size in self.predict(checkpoint).items() if size[1] <= bound), None)
 
     @abstractmethod
-    def check(self, checkpoint: Checkpoint, path: Path) -> ExportReport:
-        """Run a written model in its engine and compare it with the model.
+    def check(self, checkpoint: Checkpoint, path: Path, inputs: Inputs | None = None) -> ExportReport:
+        """Run a written model in its engine and compare it with the model; one that reads, on these inputs.
 
         Raises ExportError or CheckpointError if it differs, MissingExtraError without the engine.
         """

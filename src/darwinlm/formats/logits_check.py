@@ -17,6 +17,9 @@ from darwinlm.runtime.json_values import JsonObject
 REPORT = "export.json"
 """File with the report in an exported folder."""
 TOKENS = 128
+LEAST_SPREAD = 0.1
+"""Least spread of outputs over texts, as a share of their size: those of texts that a model finds alike vary less than
+they are rounded."""
 TEXT = (
     "The ferry leaves the old harbour at seven in the morning and needs a little over two hours to reach the island. "
     "Most of its passengers are people who work there: three teachers, a doctor, the woman who repairs the radio mast. "
@@ -35,9 +38,13 @@ class Comparison:
     """Two models on the same tokens.
 
     Attributes:
-        relative: Relative norm of the difference of their logits, after subtracting the mean of each token.
-        same_top: Share of tokens with the same most likely next token.
+        tokens: How many tokens, or texts, are compared.
+        relative: Relative norm of the difference of their logits, after subtracting the mean of each token; or of
+            embeddings or scores, after subtracting the mean over texts.
+        same_top: Share of them that agree in `same`.
         tolerance: Largest allowed `relative`.
+        unit: What is counted.
+        same: What may agree: the most likely next token, the nearest other text, or the place in the order by score.
     """
 
     left: str
@@ -46,6 +53,8 @@ class Comparison:
     relative: float
     same_top: float
     tolerance: float
+    unit: str = "tokens"
+    same: str = "same next token"
 
 
 @dataclass
@@ -94,11 +103,7 @@ def compare_logits(left: tuple[str, Tensor], right: tuple[str, Tensor], toleranc
     left_logits = left[1] - left[1].mean(-1, keepdim=True)
     right_logits = right[1] - right[1].mean(-1, keepdim=True)
     relative = _relative(left_logits, right_logits)
-    if not relative <= tolerance:
-        raise ExportError(
-            f"the export fails its check: {right[0]} and {left[0]} differ by {relative:.2g} in the logits (allowed: "
-            f"{tolerance:.2g}); nothing was written. Please report this with the model's config.json"
-        )
+    _check(relative, tolerance, (left[0], right[0]), "logits")
     return Comparison(
         left=left[0],
         right=right[0],
@@ -107,6 +112,40 @@ def compare_logits(left: tuple[str, Tensor], right: tuple[str, Tensor], toleranc
         same_top=float((left_logits.argmax(-1) == right_logits.argmax(-1)).float().mean()),
         tolerance=tolerance,
     )
+
+
+def compare_outputs(
+    left: tuple[str, Tensor], right: tuple[str, Tensor], tolerance: float, *, scores: bool
+) -> Comparison:
+    """Compare what two models that read give, [i, c] by name. Raises ExportError if they differ too much.
+
+    What all texts have in common is no sign of agreement, so the difference is relative to how much they vary.
+    """
+    (left_name, one), (right_name, other) = left, right
+    relative = float("inf")
+    if one.shape == other.shape:
+        size = torch.maximum((one - one.mean(0)).norm(), LEAST_SPREAD * one.norm()).clamp_min(1e-12)
+        relative = float((one - other).norm() / size)
+    _check(relative, tolerance, (left_name, right_name), "scores" if scores else "embeddings")
+    if scores:
+        same, kind = (one[:, 0].argsort() == other[:, 0].argsort()).float().mean(), "same place in order"
+    else:
+        same, kind = (_nearest(one) == _nearest(other)).float().mean(), "same nearest text"
+    return Comparison(left_name, right_name, len(one), relative, float(same), tolerance, "texts", kind)
+
+
+def _nearest(embeddings: Tensor) -> Tensor:
+    """The text with the most similar embedding, for each of texts, [i, m] -> [i]."""
+    units = torch.nn.functional.normalize(embeddings.float(), dim=1)
+    return (units @ units.T).fill_diagonal_(-2).argmax(1)
+
+
+def _check(relative: float, tolerance: float, names: tuple[str, str], what: str) -> None:
+    if not relative <= tolerance:
+        raise ExportError(
+            f"the export fails its check: {names[1]} and {names[0]} differ by {relative:.2g} in the {what} (allowed: "
+            f"{tolerance:.2g}); nothing was written. Please report this with the model's config.json"
+        )
 
 
 def _relative(left: Tensor, right: Tensor) -> float:

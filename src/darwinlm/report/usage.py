@@ -102,6 +102,7 @@ def next_steps(
     if summary.export.gives != "language":
         return [
             *([train] if summary.of(RecoveryFigures) is None else []),
+            *([file] if summary.file is not None else []),
             ("publish it", f"hf upload OWNER/NAME {run}/model"),
         ]
     return [

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from darwinlm.evaluation.read_texts import reading_settings
 from darwinlm.formats.format import WriteOptions, check_target
 from darwinlm.formats.gguf.gguf_format import GGUF
 from darwinlm.formats.logits_check import ExportReport
@@ -17,6 +18,11 @@ from darwinlm.runtime.artifact import fresh_folder
 from darwinlm.runtime.errors import ArtifactError, ExportError
 from darwinlm.runtime.lock import hold_target
 from darwinlm.runtime.shell import word
+from darwinlm.steps.text.check_inputs import check_inputs
+from darwinlm.steps.text.reading import with_answers
+
+LONGEST = 256
+"""Most tokens of the texts with which a file of a model that reads is checked."""
 
 
 def export_model(
@@ -45,7 +51,10 @@ def export_model(
         checkpoint = resolve_finished(str(model), work)
         check_target(GGUF, out, checkpoint.folder, overwrite=overwrite)
         tokenizer_from = tokenizer_from or (model if GGUF.holds(model) else None)
-        report = GGUF.write(checkpoint, out, WriteOptions(quantisation, tokenizer_from, unchecked), say)
+        settings = reading_settings(checkpoint, LONGEST)
+        checkpoint = with_answers(checkpoint, settings)
+        inputs = check_inputs(checkpoint, settings)
+        report = GGUF.write(checkpoint, out, WriteOptions(quantisation, tokenizer_from, unchecked, inputs), say)
     if beyond := _beyond_bound(model, report.bytes):
         say(beyond)
     return report

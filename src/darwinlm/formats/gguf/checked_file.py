@@ -9,27 +9,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from darwinlm.formats.gguf.engine import require_engine
+from darwinlm.formats.gguf.engine_checks import ENGINE_ERROR, EngineCheck, LogitsCheck, OutputsCheck
 from darwinlm.formats.gguf.file_writer import write_gguf
 from darwinlm.formats.gguf.header import GgufHeader, file_type, read_header, rounding_error
-from darwinlm.formats.gguf.process import EngineProcess, quantise_file
+from darwinlm.formats.gguf.process import quantise_file
 from darwinlm.formats.gguf.rope import UnsupportedError
 from darwinlm.formats.gguf.stock_layout import Layout, choose_layout
 from darwinlm.formats.gguf.tensors import gguf_tensors
-from darwinlm.formats.gguf.tokenizer_keys import MODEL, TEMPLATE, TokenizerKeys, copy_tokenizer, read_tokenizer
-from darwinlm.formats.logits_check import TEXT, ExportReport, compare_logits, exact_logits, text_tokens
+from darwinlm.formats.gguf.tokenizer_keys import (
+    MODEL,
+    TEMPLATE,
+    TokenizerKeys,
+    copy_tokenizer,
+    read_tokenizer,
+    rerank_template,
+)
+from darwinlm.formats.inputs import Inputs
+from darwinlm.formats.logits_check import ExportReport, text_tokens
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.quantisation import LLAMA_CPP, QUANTISATIONS, WRITTEN
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.artifact import file_digest, write_json
-from darwinlm.runtime.errors import EngineError, ExportError, import_extra, storage_error
+from darwinlm.runtime.errors import ExportError, import_extra, storage_error
 
-ENGINE_ERROR = {"f32": 2e-3, "f16": 2e-2, "bf16": 0.1}
-"""Tolerance for llama.cpp's arithmetic, which rounds activations to the type of the weights, or to 8 bits."""
-ROUNDED = 1.3
-"""The same for a quantised file, whose tensors are compared one by one; unrelated logits differ by 1.4."""
 INTERMEDIATE = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -40,6 +44,7 @@ def export_gguf(
     quantisation: str = "f16",
     tokenizer_from: Path | None = None,
     unchecked: bool = False,
+    inputs: Inputs | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> ExportReport:
     """Write a model as a GGUF file for stock llama.cpp and check it, with a report next to it as `.export.json`.
@@ -57,9 +62,9 @@ def export_gguf(
     import_extra("gguf", "gguf", "writing GGUF files")
     if QUANTISATIONS[quantisation].by == LLAMA_CPP:
         require_engine(LLAMA_CPP, f"quantising to {quantisation}")
+    job = _job(checkpoint, out, quantisation, tokenizer_from, unchecked=unchecked, inputs=inputs)
     if not unchecked:
-        require_engine(LLAMA_CPP, "checking the file in llama.cpp (--unchecked leaves this out)")
-    job = _job(checkpoint, out, quantisation, tokenizer_from, unchecked=unchecked)
+        require_engine(job.engine, "checking the file in llama.cpp (--unchecked leaves this out)")
     report = job.report
     temporary = out.with_name(f".{out.name}.partial")
     plain = _unrounded(out)
@@ -83,8 +88,10 @@ def export_gguf(
     return report
 
 
-def check_gguf(checkpoint: Checkpoint, path: Path) -> ExportReport:
-    """Compare a GGUF file with the model that it was written from: tensors, tokenizer, and logits in llama.cpp.
+def check_gguf(checkpoint: Checkpoint, path: Path, inputs: Inputs | None = None) -> ExportReport:
+    """Compare a GGUF file with the model that it was written from: tensors, tokenizer, and outputs in llama.cpp.
+
+    `inputs` are those of a model that reads.
 
     Raises:
         ExportError: They differ, or the file is of no type that this package writes.
@@ -92,12 +99,12 @@ def check_gguf(checkpoint: Checkpoint, path: Path) -> ExportReport:
         MissingExtraError: A required package isn't installed.
         StorageError: The disk is full.
     """
-    require_engine(LLAMA_CPP, "checking a file in llama.cpp")
     header = read_header(path)
     quantisation = file_type(header)
     if quantisation not in WRITTEN:
         raise ExportError(f"{path} is of the type {quantisation}, which darwinlm doesn't write; nothing is compared")
-    job = _job(checkpoint, path, quantisation, path)
+    job = _job(checkpoint, path, quantisation, path, inputs=inputs)
+    require_engine(job.engine, "checking a file in llama.cpp")
     try:
         _check(job, path)
     except OSError as error:
@@ -110,14 +117,15 @@ def check_gguf(checkpoint: Checkpoint, path: Path) -> ExportReport:
 
 
 def _job(
-    checkpoint: Checkpoint, path: Path, quantisation: str, tokenizer_from: Path | None, *, unchecked: bool = False
+    checkpoint: Checkpoint,
+    path: Path,
+    quantisation: str,
+    tokenizer_from: Path | None,
+    *,
+    unchecked: bool = False,
+    inputs: Inputs | None = None,
 ) -> _Job:
     """What is written to, or expected in, a file. Raises ExportError if llama.cpp doesn't support the model."""
-    if checkpoint.family.ending != "language":
-        raise ExportError(
-            f"{checkpoint.source} gives scores or embeddings, and GGUF files are written only of models that write: "
-            "load its folder with CrossEncoder or SentenceTransformer of sentence-transformers"
-        )
     reshaper = Reshaper(checkpoint)
     try:
         layout = choose_layout(reshaper)
@@ -131,10 +139,12 @@ def _job(
         if tokenizer_from is not None
         else read_tokenizer(checkpoint.folder, checkpoint.tokenizer(), vocabulary)
     )
-    report = ExportReport("gguf", str(path), notes=list(layout.notes))
+    if layout.reading is not None and layout.reading.scores and inputs is not None and inputs.template is not None:
+        tokenizer |= rerank_template(inputs.template)
+    report = ExportReport("gguf", str(path), notes=[*layout.notes, *(inputs.remarks if inputs is not None else ())])
     if checkpoint.whole_config is not None:
         report.notes.append("the file holds the language model alone, without the parts around it")
-    return _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, report, unchecked)
+    return _Job(reshaper, layout, tokenizer, tokenizer_from is not None, quantisation, report, unchecked, inputs)
 
 
 def _unrounded(path: Path) -> Path:
@@ -156,6 +166,12 @@ class _Job:
     quantisation: str
     report: ExportReport
     unchecked: bool = False
+    inputs: Inputs | None = None
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine that runs the file."""
+        return (LogitsCheck if self.layout.reading is None else OutputsCheck).engine
 
 
 def _write(job: _Job, path: Path, plain: Path) -> None:
@@ -169,7 +185,7 @@ def _write(job: _Job, path: Path, plain: Path) -> None:
 
 
 def _check(job: _Job, path: Path) -> None:
-    """Compare the file's tensors, then the logits in llama.cpp of a file before quantisation and of the file."""
+    """Compare the file's tensors, then the outputs in llama.cpp of a file before quantisation and of the file."""
     reshaper, layout = job.reshaper, job.layout
     tokenizer, report = job.tokenizer, job.report
     checkpoint = reshaper.checkpoint
@@ -185,24 +201,39 @@ def _check(job: _Job, path: Path) -> None:
     if job.unchecked:
         report.notes.append("not checked in llama.cpp")
         return
-    tokens = text_tokens(checkpoint)[: layout.context]
+    check = _outputs_check(job) if layout.reading is not None else _logits_check(job)
+    if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
+        exact = "f32" if checkpoint.dtype == torch.float32 else "f16"
+        unrounded = _unrounded(path)
+        write_gguf(unrounded, reshaper, layout, tokenizer, exact)
+        check(unrounded, exact)
+        unrounded.unlink()
+    check(path, job.quantisation)
+
+
+def _logits_check(job: _Job) -> EngineCheck:
+    """The check of a model that writes."""
+    checkpoint, layout = job.reshaper.checkpoint, job.layout
     compared = checkpoint
     if layout.rope.rounded:
         config = copy.deepcopy(checkpoint.config)
         config.rope_parameters["truncate"] = True
         compared = replace(checkpoint, config=config)
-        report.notes.append(
+        job.report.notes.append(
             "llama.cpp rounds the bounds of the rope scaling (yarn), here and in every GGUF file of this family: "
             "compared with a model of rounded bounds"
         )
-    expected = exact_logits(compared, tokens)
-    if job.quantisation not in ENGINE_ERROR:  # rounding would hide a mistake, so a plain file is checked first
-        exact = "f32" if checkpoint.dtype == torch.float32 else "f16"
-        unrounded = _unrounded(path)
-        write_gguf(unrounded, reshaper, layout, tokenizer, exact)
-        _check_engine(replace(job, quantisation=exact), unrounded, tokens, expected)
-        unrounded.unlink()
-    _check_engine(job, path, tokens, expected)
+    tokens = text_tokens(checkpoint)[: layout.context]
+    return LogitsCheck(checkpoint, job.report, copied=job.copied, tokens=tokens, compared=compared)
+
+
+def _outputs_check(job: _Job) -> EngineCheck:
+    """The check of a model that reads."""
+    assert job.inputs is not None
+    assert job.layout.reading is not None
+    reading, checkpoint = job.layout.reading, job.reshaper.checkpoint
+    inputs = job.inputs.within(job.layout.context)
+    return OutputsCheck(checkpoint, job.report, copied=job.copied, inputs=inputs, reading=reading)
 
 
 def _check_types(file: GgufHeader, reshaper: Reshaper, layout: Layout) -> Counter[str]:
@@ -243,37 +274,3 @@ def _note_fallbacks(types: Mapping[str, int], quantisation: str, report: ExportR
         )
     if "F16" in fallbacks or "BF16" in fallbacks:
         raise ExportError(f"{quantisation} doesn't fit: llama.cpp left some matrices in 16 bits; use f16 or q8_0")
-
-
-def _check_engine(job: _Job, path: Path, tokens: Tensor, expected: Tensor) -> None:
-    """Compare the logits [t, v] of a file in llama.cpp with those of the model."""
-    report = job.report
-    try:
-        threads, context = torch.get_num_threads(), max(len(tokens), 64)
-        with EngineProcess(LLAMA_CPP, path, threads=threads, context=context, exact=True) as engine:
-            logits = torch.from_numpy(engine.logits(tokens.tolist()))
-            ids = engine.tokenize(TEXT)
-            report.details["engine"] = engine.version()
-    except EngineError as error:
-        raise ExportError(f"the export fails its check: {error}; nothing was written") from error
-    tolerance = ENGINE_ERROR.get(job.quantisation, ROUNDED)
-    report.comparisons.append(
-        compare_logits(("the model", expected), (f"its {job.quantisation} file in llama.cpp", logits), tolerance)
-    )
-    _check_tokenizer(ids, job)
-
-
-def _check_tokenizer(ids: list[int], job: _Job) -> None:
-    expected: list[int] = job.reshaper.checkpoint.tokenizer()(TEXT)["input_ids"]
-    job.report.details["tokenizer_agrees"] = ids == expected
-    if ids == expected:
-        return
-    matches = [token == wanted for token, wanted in zip(ids, expected, strict=False)]
-    position = matches.index(False) if False in matches else len(matches)
-    message = f"llama.cpp splits the check's text into other tokens than transformers, from token {position} on"
-    if not job.copied:
-        raise ExportError(
-            f"the export fails its check: {message}; nothing was written. If the model comes from a GGUF file, pass it "
-            "as --tokenizer-from F.gguf"
-        )
-    job.report.notes.append(f"{message}; the tokenizer was copied from another file as requested")

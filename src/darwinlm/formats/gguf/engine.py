@@ -41,16 +41,23 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    def tokenize(self, text: str, *, written: bool = False) -> list[int]:
+        """Tokens of a text, with the special tokens that the file requests.
+
+        With `written`, the special tokens stand in the text, and none are added.
+        """
+
     def logits(self, tokens: list[int], keep: int = 0) -> NDArray[np.float32]:
         """Logits [t, v] of a text in float32, or of its last `keep` tokens alone, if `keep` isn't 0."""
+        raise NotImplementedError(f"{type(self).__name__} gives no logits")
 
-    @abstractmethod
     def generate(self, tokens: list[int], new_tokens: int) -> Generated:
         """The greedy continuation of a text by so many tokens, and the time it takes."""
+        raise NotImplementedError(f"{type(self).__name__} writes no text")
 
-    @abstractmethod
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text, with the special tokens that the file requests."""
+    def outputs(self, texts: list[list[int]]) -> NDArray[np.float32]:
+        """What a model that reads gives for texts, [i, c] in float32: embeddings, or scores, as the file pools them."""
+        raise NotImplementedError(f"{type(self).__name__} gives neither embeddings nor scores")
 
     @classmethod
     def quantise(cls, model: str, *, target: str, quantisation: str, threads: int) -> None:
@@ -88,8 +95,11 @@ class EngineEntry:
         return f"{self.package} {version(self.package)}"
 
 
+POOLING = "llama.cpp with pooling"
+"""llama.cpp for files of models that read; the package of the other one doesn't give pooled outputs."""
 ENGINES: dict[str, EngineEntry] = {
     LLAMA_CPP: EngineEntry("darwinlm.formats.gguf.llama_cpp:LlamaCpp", "cyllama", "gguf"),
+    POOLING: EngineEntry("darwinlm.formats.gguf.pooling_llama_cpp:PoolingLlamaCpp", "llama_cpp_py_sync", "gguf"),
 }
 """Every engine by its name."""
 
@@ -106,5 +116,5 @@ def engine_class(target: str) -> type[Engine]:
     return kind
 
 
-REQUESTS: Sequence[str] = ("logits", "generate", "tokenize")
+REQUESTS: Sequence[str] = ("logits", "generate", "outputs", "tokenize")
 """Methods that the parent may call on a loaded engine."""

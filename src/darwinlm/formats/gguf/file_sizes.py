@@ -96,7 +96,8 @@ class FileSizes:
     @cached_property
     def _has_head(self) -> bool:
         stock = self.checkpoint.family.gguf
-        return not self.checkpoint.config.tie_word_embeddings or (stock is not None and stock.own_head)
+        tied = self.checkpoint.config.tie_word_embeddings or self.checkpoint.family.ending != "language"
+        return not tied or (stock is not None and stock.own_head)
 
     def _in_block(self, inside: str, kind: str, number: int, count: int) -> str:
         attention, mlp = self.checkpoint.family.attention, self.checkpoint.family.mlp
@@ -135,7 +136,7 @@ def file_tensors(checkpoint: Checkpoint, shapes: Shapes) -> dict[str, tuple[int,
     """The tensors of a model that a file has: with a head of its own where its architecture needs one."""
     family, stock = checkpoint.family, checkpoint.family.gguf
     tensors, head = dict(shapes), f"{family.head}.weight"
-    if checkpoint.config.tie_word_embeddings:
+    if checkpoint.config.tie_word_embeddings or family.ending != "language":
         tensors.pop(head, None)
         if stock is not None and stock.own_head:
             tensors[head] = tensors[f"{family.embedding}.weight"]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from darwinlm.formats.gguf.pooled_outputs import SCORES
 from darwinlm.formats.gguf.quirks import quirk
 from darwinlm.formats.gguf.rope import write_rope
 from darwinlm.formats.gguf.stock_layout import Layout
@@ -73,7 +74,7 @@ def write_gguf(
 
 def _type(name: str, tensor: Tensor, exact: Container[str], quantisation: str) -> str:
     inside = re.sub(r"^blk\.\d+\.", "", name)
-    if inside in exact or tensor.ndim == 1 or name.endswith((ROUTER, ".bias")):
+    if inside in exact or tensor.ndim == 1 or name.endswith((ROUTER, ".bias", SCORES)):
         return "F32"
     if quantisation == "q4_0" and not name.startswith("blk."):
         return "Q8_0"  # embedding and head are the most sensitive to rounding
@@ -94,10 +95,16 @@ def _numbers(gguf: ModuleType, name: str, tensor: Tensor, kind: str) -> NDArray[
 
 def write_keys(writer: GGUFWriter, reshaper: Reshaper, layout: Layout, file_type: int) -> None:
     """Add all keys but those of the tokenizer to a file."""
+    import gguf
+
     keys = {"file_type": file_type} | _general_keys(reshaper, layout) | _further_keys(reshaper, layout)
     for name, value in keys.items():
         if value is not None:
             getattr(writer, f"add_{name}")(value)
+    if layout.reading is not None:
+        writer.add_pooling_type(gguf.PoolingType[layout.reading.pooling])
+        if layout.reading.labels:
+            writer.add_classifier_output_labels(list(layout.reading.labels))
     write_rope(writer, layout.rope, whole_heads=layout.architecture.whole_heads)
 
 

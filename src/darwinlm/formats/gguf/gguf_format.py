@@ -12,6 +12,7 @@ from darwinlm.formats.gguf.file_sizes import predicted_sizes
 from darwinlm.formats.gguf.read import conversion_bytes, dequantise, describe_gguf
 from darwinlm.formats.gguf.rope import UnsupportedError
 from darwinlm.formats.gguf.stock_layout import choose_layout
+from darwinlm.formats.inputs import Inputs
 from darwinlm.formats.logits_check import ExportReport
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.layer_sizes import BlockSizes
@@ -62,6 +63,7 @@ class Gguf(Format):
             quantisation=options.quantisation or "f16",
             tokenizer_from=options.tokenizer_from,
             unchecked=options.unchecked,
+            inputs=options.inputs,
             say=say,
         )
 
@@ -77,9 +79,9 @@ class Gguf(Format):
         """Bytes of a file by quantisation; empty as well if llama.cpp has no tokenizer of the model's kind."""
         return predicted_sizes(checkpoint)
 
-    def check(self, checkpoint: Checkpoint, path: Path) -> ExportReport:
-        """Compare a file's tensors with the model's, and their logits in llama.cpp."""
-        return check_gguf(checkpoint, path)
+    def check(self, checkpoint: Checkpoint, path: Path, inputs: Inputs | None = None) -> ExportReport:
+        """Compare a file's tensors with the model's, and their outputs in llama.cpp."""
+        return check_gguf(checkpoint, path, inputs)
 
 
 GGUF = Gguf()

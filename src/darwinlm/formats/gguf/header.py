@@ -119,6 +119,16 @@ class GgufHeader:
         prefix = f"{self.architecture}."
         return {name.removeprefix(prefix): value for name, value in self.keys.items() if name.startswith(prefix)}
 
+    @property
+    def pooling(self) -> str:
+        """Name of the pooling of a model that reads, as in `gguf.PoolingType`; empty for a model that writes."""
+        from gguf import PoolingType
+
+        number = self.sizes().get("pooling_type", 0)
+        if not number:
+            return ""
+        return PoolingType(number).name if number in iter(PoolingType) else str(number)
+
     def weights(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors without those that only scale the rotary embedding."""
         return {name: shape for name, shape in self.tensors.items() if not name.startswith("rope_")}
@@ -165,6 +175,15 @@ def read_header(path: Path, *, weights: bool = True) -> GgufHeader:
     if weights:
         _check_model(path, header)
     return header
+
+
+def refuse_reader(header: GgufHeader) -> None:
+    """Refuse a file of a model that reads where one that writes is wanted. Raises CheckpointError."""
+    if header.pooling:
+        raise CheckpointError(
+            f"{header.path} holds a model that gives scores or embeddings (pooling_type is {header.pooling}), which "
+            "llama.cpp's servers run and nothing reads back: give the folder that it was written from"
+        )
 
 
 def _bad(path: Path, reason: str) -> CheckpointError:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from darwinlm.formats.gguf.header import GgufHeader, read_header
+from darwinlm.formats.gguf.header import GgufHeader, read_header, refuse_reader
 from darwinlm.formats.gguf.process import EngineProcess
 from darwinlm.formats.gguf.read import tokenizer_in
 from darwinlm.model.families.loading import PROBE
@@ -99,10 +99,12 @@ def open_in_llama_cpp(path: Path) -> tuple[LlamaCppModel, PreTrainedTokenizerBas
     """The model of a file, and the tokenizer in it.
 
     Raises:
-        CheckpointError: The file is damaged, or transformers and llama.cpp split text differently with its tokenizer.
+        CheckpointError: The file is damaged or of a model that reads, or transformers and llama.cpp split text
+            differently with its tokenizer.
         MissingExtraError, EngineError: llama.cpp isn't installed, or can't load the file.
     """
     header = read_header(path)
+    refuse_reader(header)
     tokenizer = tokenizer_in(path, header)
     model = LlamaCppModel(path, header).eval()
     if model.tokenize(PROBE) != tokenizer(PROBE)["input_ids"]:

@@ -84,9 +84,9 @@ class LlamaCpp(Engine):
             generated.append(int(self.sampler.sample(self.context, -1)))
         return generated, first - start, time.perf_counter() - first
 
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text, with the special tokens that the file requests."""
-        return list(self.vocabulary.tokenize(text, True, False))
+    def tokenize(self, text: str, *, written: bool = False) -> list[int]:
+        """Tokens of a text."""
+        return list(self.vocabulary.tokenize(text, not written, written))
 
     @classmethod
     def quantise(cls, model: str, *, target: str, quantisation: str, threads: int) -> None:

@@ -86,23 +86,31 @@ class EngineProcess:
 
     def logits(self, tokens: Sequence[int], *, keep: int = 0) -> NDArray[np.float32]:
         """Logits [t, v] in float32 for a text of t tokens; `keep` gives those of the last tokens only."""
-        path = Path(self._folder.name, "logits.npy")
-        self._ask("logits", tokens=list(tokens), path=str(path), keep=keep)
-        logits: NDArray[np.float32] = np.load(path)
-        return logits
+        return self._array("logits", tokens=list(tokens), keep=keep)
+
+    def outputs(self, texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """What a model that reads gives for texts, [i, c] in float32."""
+        return self._array("outputs", texts=[list(text) for text in texts])
 
     def generate(self, tokens: Sequence[int], new_tokens: int) -> Generated:
         """The greedy continuation of a text, and the time it takes."""
         new, first, decode = self._ask("generate", tokens=list(tokens), new_tokens=new_tokens)["result"]
         return list(new), float(first), float(decode)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text from the engine's tokenizer, including the special tokens that it adds."""
-        return list(self._ask("tokenize", text=text)["result"])
+    def tokenize(self, text: str, *, written: bool = False) -> list[int]:
+        """Tokens of a text from the engine's tokenizer; see `Engine.tokenize`."""
+        return list(self._ask("tokenize", text=text, written=written)["result"])
 
     def version(self) -> str:
         """The engine's package and its version."""
         return ENGINES[self.engine].release
+
+    def _array(self, request: str, **arguments: object) -> NDArray[np.float32]:
+        """The answer to a request for an array."""
+        path = Path(self._folder.name, f"{request}.npy")
+        self._ask(request, path=str(path), **arguments)
+        array: NDArray[np.float32] = np.load(path)
+        return array
 
     def _ask(self, request: str, **arguments: object) -> JsonObject:
         """Send a request. Returns the answer, whose `result` is the request's. Raises EngineError."""

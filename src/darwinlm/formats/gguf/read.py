@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from darwinlm.formats.gguf.dropped_settings import OTHERWISE, check_keys, complete
 from darwinlm.formats.gguf.file_tensors import EMBEDDING, HEAD, FileTensors
-from darwinlm.formats.gguf.header import GgufHeader, read_header, rounding_error
+from darwinlm.formats.gguf.header import GgufHeader, read_header, refuse_reader, rounding_error
 from darwinlm.formats.gguf.rope import UnsupportedError
 from darwinlm.formats.gguf.stock_layout import choose_layout
 from darwinlm.formats.gguf.tokenizer_keys import split_as_named, unused_token
@@ -86,6 +86,7 @@ class GgufOutline(Outline):
 def describe_gguf(path: Path) -> GgufOutline:
     """The configuration in a file's header, without weights. Raises CheckpointError."""
     header = read_header(path)
+    refuse_reader(header)
     config = _config(header)
     config.dtype = GGUF_DTYPE
     return GgufOutline(path, config, family_of(config), str(path))
@@ -116,6 +117,7 @@ def dequantise(path: Path, work: Path, say: Callable[[str], None] = lambda messa
     for package in ("gguf", "accelerate"):  # transformers needs both, and reports it late
         import_extra(package, "gguf", f"reading {path.name}")
     header = read_header(path)
+    refuse_reader(header)
     stage = StageFolder(work, {"gguf": file_digest(path), **code_version(VERSION)})
     if stage.is_complete():
         return work

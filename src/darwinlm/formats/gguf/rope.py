@@ -109,7 +109,7 @@ def read_rope(checkpoint: Checkpoint, columns: int) -> Rope:
     share = values.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
     if kind == "longrope":
         values.setdefault("original_max_position_embeddings", getattr(config, "original_max_position_embeddings", None))
-    rotary = checkpoint.outline.model.rotary_emb
+    rotary = checkpoint.outline.base_model.rotary_emb
     rope = Rope(
         kind,
         float(values.get("rope_theta", 10000.0)),

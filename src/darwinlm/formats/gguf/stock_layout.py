@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from darwinlm.formats.gguf.pooled_outputs import SINCE, Reading, reading_of
 from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.formats.gguf.rope import Rope, UnsupportedError, read_rope
 from darwinlm.model.families.architecture import Architecture, Requirement
@@ -24,11 +25,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 UNEQUAL = {
-    "deci": Architecture(name="deci", permuted=True, per_layer=True, skips_attention=True, frequencies=True),
+    "deci": Architecture(
+        name="deci", permuted=True, per_layer=True, skips_attention=True, frequencies=True, scores="first"
+    ),
     "openelm": Architecture(
         name="openelm",
         fused=("attn_qkv",),
         per_layer=True,
+        scores="first",
         requires=(
             Requirement(
                 fields={"tie_word_embeddings": True},
@@ -55,6 +59,7 @@ class Layout:
         notes: Padded, omitted or expanded parts, for the user.
         folded: `Architecture.folded` of the family if the file has an architecture for unequal layers instead.
         shared: Width of the shared experts as a multiple of that of the others; zeros fill it up.
+        reading: What the file of a model that reads gives; None for a model that writes.
     """
 
     architecture: Architecture
@@ -65,9 +70,7 @@ class Layout:
     notes: tuple[str, ...]
     folded: Mapping[str, str] = field(default_factory=dict)
     shared: int = 0
-
-
-READS = "it gives scores or embeddings, which are exported as folders alone"
+    reading: Reading | None = None
 
 
 def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
@@ -76,8 +79,6 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     Raises:
         UnsupportedError: No architecture of stock llama.cpp supports this model; the message gives the reason.
     """
-    if reshaper.family.ending != "language":
-        raise UnsupportedError(READS)
     config, stock = reshaper.checkpoint.config, reshaper.family.gguf
     if stock is None:
         raise UnsupportedError(UNKNOWN)
@@ -114,7 +115,15 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     ]
     folded = {} if architecture is stock else stock.folded
     shared = max(_shared_multiple(reshaper, target) for target in targets)
-    return Layout(architecture, tuple(targets), rope, context, window, (*notes, *remarks), folded, shared)
+    reading = reading_of(reshaper.checkpoint, architecture)
+    if reading is not None and reading.in_basis:
+        notes.append(SINCE)
+    if reading is None and reshaper.checkpoint.answers:
+        notes.append(
+            f"llama.cpp gives no score in the architecture {architecture.name}: the file is one of a language model, "
+            "whose probabilities of its answers tell the score"
+        )
+    return Layout(architecture, tuple(targets), rope, context, window, (*notes, *remarks), folded, shared, reading)
 
 
 def _unfit(reshaper: Reshaper, stock: Architecture, blocks: Sequence[BlockSizes], rope: Rope) -> str | None:
@@ -175,7 +184,7 @@ def _unequal(family: Family, stock: Architecture, config: PreTrainedConfig, rope
     if stock.unequal is not None:
         unequal = UNEQUAL[stock.unequal]
         for requirement in unequal.requires:
-            if not requirement.meets(config):
+            if not requirement.meets(config) and family.ending == "language":  # the others have no output to tie
                 raise UnsupportedError(f"{reason}, and {requirement.otherwise}")
         if rope.per_frequency and not unequal.frequencies:
             raise UnsupportedError(f"{scaling}, which llama.cpp reads neither in {stock.name} nor in {unequal.name}")

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from darwinlm.formats.gguf.stock_layout import Layout
+from darwinlm.model.families.ending import BASE
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import Attention, Mlp, RowUnit
 from darwinlm.model.families.stored_parts import stored_name
@@ -84,6 +85,8 @@ def _names(architecture: str) -> TensorNameMap:
 
 def place_of(name: str, family: Family, layout: Layout) -> str | None:
     """Name in the file of a tensor by its name in the model, in block 0 if it is in one; None without a place."""
+    if family.ending == "states" and not name.startswith(BASE):
+        name = BASE + name
     table = _names(layout.architecture.name)
     names = (_spelled(spelling, layout) for spelling in (name, stored_name(family, name)))
     place = next(filter(None, (table.get_name(spelling, SUFFIXES) for spelling in names)), None)

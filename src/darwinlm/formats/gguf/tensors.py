@@ -11,8 +11,10 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from darwinlm.formats.gguf.pooled_outputs import SCORES, score_row, score_rows
 from darwinlm.formats.gguf.quirks import quirks
 from darwinlm.formats.gguf.rope import rope_tensors
+from darwinlm.formats.gguf.score_basis import ScoreBasis
 from darwinlm.formats.gguf.stock_layout import Layout
 from darwinlm.formats.gguf.tensor_places import FUSED, group_of, groups_of, place_in_block, place_of
 from darwinlm.model.families.expert_tensors import by_rows, row_axis
@@ -21,6 +23,8 @@ from darwinlm.model.layer_sizes import BlockSizes
 from darwinlm.model.surgery.padding import Tensors, split_rows
 from darwinlm.model.surgery.reshape import Reshaper
 from darwinlm.runtime.errors import ExportError
+
+LAST_NORM = "output_norm.weight"
 
 
 def permute_rows(tensor: Tensor, heads: int, turned: int | None = None) -> Tensor:
@@ -47,23 +51,37 @@ def gguf_tensors(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tens
     Raises:
         ExportError: The model has a tensor that the architecture doesn't support.
     """
-    yield from _outside(reshaper, layout)
+    basis = _score_basis(reshaper, layout)
+    for name, tensor in _outside(reshaper, layout):
+        yield name, tensor if basis is None else basis.last_gains() if name == LAST_NORM else basis.rows(tensor)
+    if layout.reading is not None and layout.reading.probabilities:
+        yield SCORES, score_rows(reshaper.checkpoint)
     yield from rope_tensors(layout.rope, whole_heads=layout.architecture.whole_heads).items()
     for number, target in enumerate(layout.targets):
-        for name, tensor in block_tensors(reshaper, layout, target).items():
+        tensors = block_tensors(reshaper, layout, target)
+        for name, tensor in (tensors if basis is None else basis.block(tensors)).items():
             yield f"blk.{number}.{name}", tensor.contiguous()
+
+
+def _score_basis(reshaper: Reshaper, layout: Layout) -> ScoreBasis | None:
+    """The basis of the residual stream in which the file holds a model; None for the model's own."""
+    if layout.reading is None or not layout.reading.in_basis:
+        return None
+    gains = next(tensor for name, tensor in _outside(reshaper, layout) if name == LAST_NORM)
+    return ScoreBasis.of(score_row(reshaper.checkpoint), gains)
 
 
 def _outside(reshaper: Reshaper, layout: Layout) -> Iterator[tuple[str, Tensor]]:
     config = reshaper.checkpoint.config
-    tied = bool(getattr(config, "tie_word_embeddings", False))
+    reads = layout.reading is not None  # llama.cpp then needs no output, and takes the embedding where it asks for one
+    tied = reads or bool(getattr(config, "tie_word_embeddings", False))
     for name, raw in reshaper.outside():
         place, tensor = place_of(name, reshaper.family, layout), raw.float()
         if tied and name == f"{reshaper.family.head}.weight":
             continue
         if place is None:
             raise _no_place(name, layout)
-        if place == "output_norm.weight":
+        if place == LAST_NORM:
             yield place, _norm(tensor, layout)
         elif place == "token_embd.weight":
             yield place, _apply_quirks(tensor, "token_embd", reshaper, layout)

@@ -78,6 +78,11 @@ def read_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, vocabulary:
     return keys | ({TEMPLATE: template} if template else {})
 
 
+def rerank_template(template: str) -> TokenizerKeys:
+    """Keys for the template in which llama.cpp's server puts a pair; {query} and {document} stand for the two."""
+    return {f"{TEMPLATE}.rerank": template, f"{TEMPLATE}s": ["rerank"]}
+
+
 def copy_tokenizer(path: Path, vocabulary: int) -> TokenizerKeys:
     """Copy the tokenizer's keys from another GGUF file.
 

@@ -7,6 +7,7 @@ import os
 import sys
 
 import numpy as np
+from numpy.typing import NDArray
 
 from darwinlm.formats.gguf.engine import REQUESTS, Engine, Generated, engine_class
 from darwinlm.runtime.json_values import JsonObject
@@ -25,10 +26,11 @@ def answer(engine: Engine, name: str, request: JsonObject) -> Generated | list[i
     """Answer one request to a loaded engine."""
     if name not in REQUESTS:
         raise ValueError(f"an engine answers {', '.join(REQUESTS)}")
-    if name == "logits":
-        np.save(request.pop("path"), engine.logits(**request))
+    path = request.pop("path", None)
+    result: Generated | list[int] | NDArray[np.float32] = getattr(engine, name)(**request)
+    if isinstance(result, np.ndarray):
+        np.save(path, result)
         return None
-    result: Generated | list[int] = getattr(engine, name)(**request)
     return result
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from darwinlm.formats.format import DEFAULT, Format, Say, WriteOptions, silent
+from darwinlm.formats.inputs import Inputs
 from darwinlm.formats.logits_check import REPORT, ExportReport, text_tokens
 from darwinlm.formats.transformers.saved import check_saved, save_model, saved_bytes, saved_digests, unchecked
 from darwinlm.model.families.checkpoint import Checkpoint
@@ -56,7 +57,7 @@ class Transformers(Format):
         weights = sum(checkpoint.cast(name, tensor, checkpoint.dtype).nbytes for name, tensor in parameters)
         return {name: weights + checkpoint.buffer_bytes}
 
-    def check(self, checkpoint: Checkpoint, path: Path) -> ExportReport:
+    def check(self, checkpoint: Checkpoint, path: Path, inputs: Inputs | None = None) -> ExportReport:
         """Load a folder as transformers does and compare its weights and logits with the model's."""
         check_saved(checkpoint.load(checkpoint.dtype), path, text_tokens(checkpoint)[None])
         files = {name: digest for name, digest in saved_digests(path).items() if name != REPORT}

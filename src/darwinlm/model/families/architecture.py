@@ -73,6 +73,9 @@ class Architecture(Closed):
     """Norms, by their names in the file, that are stored as they are in spite of `unit_norms`."""
     layer_norms: bool = False
     """Whether its norms are LayerNorms with biases."""
+    scores: Literal["first", "softmax"] | None = None
+    """How it gives the score of a model that judges texts: as the first number of the last state, or by a matrix of its
+    own and a softmax. None gives none."""
     own_head: bool = False
     """Whether it reads an output projection even if the model ties it to the embedding."""
     tensors: dict[str, str] = Field(default_factory=dict)

@@ -47,7 +47,7 @@ class ItemEncoder:
     def query(self, sample: Sample) -> list[int]:
         """Tokens of the query of a pair, as an input of its own."""
         assert sample.query is not None
-        return self._one(self._prompt(QUERY_PROMPTS), sample.query)
+        return self._one(self.prompt(QUERY_PROMPTS), sample.query)
 
     def text(self, sample: Sample) -> list[int]:
         """Tokens of a text, or of a pair as one input. Raises DataError, ModelError."""
@@ -59,7 +59,7 @@ class ItemEncoder:
                         "document"
                     )
                 return self._in_template("", sample.text)
-            return self._one(self._prompt(DOCUMENT_PROMPTS), sample.text)
+            return self._one(self.prompt(DOCUMENT_PROMPTS), sample.text)
         if self.template is not None:
             if QUERY not in self.template:
                 raise DataError(
@@ -67,7 +67,7 @@ class ItemEncoder:
                     "alone, as in pairs.jsonl#document"
                 )
             return self._in_template(sample.query, sample.text)
-        prompt, pair = self._prompt(()), [("query", sample.query), ("document", sample.text)]
+        prompt, pair = self.prompt(()), [("query", sample.query), ("document", sample.text)]
         if self.messages is not None:
             return self._in_messages(self.messages, prompt, pair)
         if self._has_roles():
@@ -77,9 +77,10 @@ class ItemEncoder:
     def used_prompts(self) -> set[str]:
         """The prompts that stand in front of inputs."""
         names = (QUERY_PROMPTS, DOCUMENT_PROMPTS) if self.apart else ((), DOCUMENT_PROMPTS)
-        return {self._prompt(of_kind) for of_kind in names} - {""}
+        return {self.prompt(of_kind) for of_kind in names} - {""}
 
-    def _prompt(self, names: tuple[str, ...]) -> str:
+    def prompt(self, names: tuple[str, ...]) -> str:
+        """The prompt with one of these names, or the default one; empty without."""
         names = (*names, *([self.default] if self.default else ()))
         return next((self.prompts[name] for name in names if name in self.prompts), "")
 

@@ -177,8 +177,8 @@ def check_reader(model: Checkpoint, recipe: Sections) -> None:
         )
     if objective.reads and recipe.section(BudgetSettings).kind == "file":
         raise RecipeError(
-            f"budget.file is the size of a GGUF file, and {model.source} gives {objective.words()}, so it is saved as "
-            "a folder alone: choose --keep, --params, --bytes or --speedup"
+            f"budget.file is for models that write, and {model.source} gives {objective.words()}: choose --keep, "
+            "--params, --bytes or --speedup, and see the sizes of its GGUF files in the report"
         )
 
 
