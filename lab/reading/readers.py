@@ -9,9 +9,13 @@ from pathlib import Path
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
+from darwinlm.formats.gguf.header import read_header
+from darwinlm.formats.inputs import DOCUMENT, QUERY
 from lab.reading.boolq import Ranking
 
 BATCH = 32
+AT_ONCE = 512
+"""Most tokens of a pair in llama.cpp."""
 
 
 class Reader(ABC):
@@ -67,8 +71,28 @@ class Embedder(Reader):
         ]
 
 
+class RerankerFile(Reader):
+    """A GGUF file of a reranker in llama.cpp, which puts pairs in the file's template as its server does."""
+
+    def __init__(self, path: Path) -> None:
+        from darwinlm.formats.gguf.pooling_llama_cpp import PoolingLlamaCpp
+
+        self.template = str(read_header(path).keys.get("tokenizer.chat_template.rerank", QUERY + DOCUMENT))
+        self.engine = PoolingLlamaCpp(str(path), threads=torch.get_num_threads())
+
+    def scores(self, rankings: Sequence[Ranking]) -> list[list[float]]:
+        """Scores of the pairs."""
+        return [[self._score(ranking.question, passage) for passage in ranking.candidates] for ranking in rankings]
+
+    def _score(self, question: str, passage: str) -> float:
+        pair = self.template.replace(QUERY, question).replace(DOCUMENT, passage)
+        return float(self.engine.outputs([self.engine.tokenize(pair, written=True)[:AT_ONCE]])[0, 0])
+
+
 def open_reader(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Reader:
-    """The reader in a folder of sentence-transformers, by the classes that its files name."""
+    """The reader in a folder of sentence-transformers, by the classes that its files name, or in a GGUF file."""
+    if folder.suffix == ".gguf":
+        return RerankerFile(folder)
     named = folder / "config_sentence_transformers.json"
     kind = Reranker if '"CrossEncoder"' in named.read_text(encoding="utf-8") else Embedder
     return kind(folder, dtype)

@@ -3,6 +3,8 @@
     python -m lab.reading.speed dense=DENSE half=RUN/model --data BOOLQ --tokenizer TOKENIZER --out speed.json
     python -m lab.reading.speed dense=dense.gguf half=half.gguf --data BOOLQ --tokenizer TOKENIZER --out gguf.json
 
+GGUF files are those of `darwinlm export`.
+
 Time is that of the processor, of one thread, so that a busy machine counts little: the figures are documents per second
 of one core. The first model is the one that the others are compared with.
 """
@@ -19,7 +21,6 @@ from pathlib import Path
 import torch
 
 from lab.reading.boolq import HELD_OUT, read_questions
-from lab.reading.pooled_gguf import PooledGguf
 from lab.reading.readers import open_reader
 
 Read = Callable[[list[list[int]]], object]
@@ -38,9 +39,11 @@ def in_pytorch(folder: Path) -> Read:
     return read
 
 
-def in_llama_cpp(path: Path, *, documents: int, tokens: int) -> Read:
+def in_llama_cpp(path: Path) -> Read:
     """Reads documents with a GGUF file."""
-    return PooledGguf(path, documents=documents, tokens=tokens).vectors
+    from darwinlm.formats.gguf.pooling_llama_cpp import PoolingLlamaCpp
+
+    return PoolingLlamaCpp(str(path), threads=1).outputs
 
 
 def documents_of(data: Path, tokenizer: Path, *, number: int, tokens: int) -> list[list[int]]:
@@ -68,12 +71,13 @@ def timed(readers: dict[str, Read], documents: list[list[int]], rounds: int) -> 
 
 
 def show(found: dict[str, dict[str, list[float]]]) -> None:
-    """Print medians and the medians of the ratios to the first model, round by round."""
+    """Print medians, and of the ratios to the first model, round by round, also the range."""
     for batch, rates in found.items():
         first = next(iter(rates.values()))
         for name, rate in rates.items():
-            ratio = statistics.median(one / other for one, other in zip(rate, first, strict=True))
-            print(f"{batch}, {name}: {statistics.median(rate):.2f} documents/s, {ratio:.2f} times the first")
+            ratios = sorted(one / other for one, other in zip(rate, first, strict=True))
+            times = f"{statistics.median(ratios):.2f} times the first ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            print(f"{batch}, {name}: {statistics.median(rate):.2f} documents/s, {times}")
 
 
 def measure(models: Sequence[tuple[str, Path]], given: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
@@ -82,12 +86,7 @@ def measure(models: Sequence[tuple[str, Path]], given: argparse.Namespace) -> di
     found = {}
     for size in given.batches:
         documents = documents_of(given.data, given.tokenizer, number=size, tokens=given.tokens)
-        readers = {
-            name: in_llama_cpp(path, documents=size, tokens=given.tokens)
-            if path.suffix == ".gguf"
-            else in_pytorch(path)
-            for name, path in models
-        }
+        readers = {name: in_llama_cpp(path) if path.suffix == ".gguf" else in_pytorch(path) for name, path in models}
         found[f"batch {size}"] = timed(readers, documents, given.rounds)
     return found
 
