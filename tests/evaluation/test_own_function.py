@@ -96,6 +96,21 @@ def test_what_a_function_changes_in_the_process_is_put_back(function):
     assert state() == before
 
 
+def test_hooks_of_all_modules_are_removed(function):
+    """Else all later results would be those of another model, without a word."""
+    import torch
+
+    linear = torch.nn.Linear(2, 2)
+    expected = linear(torch.ones(2))
+    body = (
+        "from torch.nn.modules import module\n"
+        "module.register_module_forward_hook(lambda m, i, o: 2 * o)\n"
+        "module.register_module_forward_pre_hook(lambda m, i: (2 * i[0],))\nyield 1"
+    )
+    assert scores(function(body)) == [1.0]
+    assert torch.equal(linear(torch.ones(2)), expected)
+
+
 STREAMS = {
     "closed": "sys.stdout.close(); sys.stderr.close()",
     "replaced": "sys.stdout = sys.stderr = io.StringIO()",

@@ -56,10 +56,14 @@ def put_back() -> Iterator[None]:
     gradients, device, threads = torch.is_grad_enabled(), torch.get_default_device(), torch.get_num_threads()
     casting = {kind: torch.is_autocast_enabled(kind) for kind in CASTING}
     deterministic = torch.are_deterministic_algorithms_enabled()
+    hooks = {name: dict(value) for name, value in _hooks_of_all_modules().items()}
     try:
         with process_state():
             yield
     finally:
+        for name, value in _hooks_of_all_modules().items():
+            value.clear()
+            value.update(hooks[name])
         for kind, enabled in casting.items():
             torch.set_autocast_enabled(kind, enabled)
         if torch.are_deterministic_algorithms_enabled() != deterministic:
@@ -71,6 +75,12 @@ def put_back() -> Iterator[None]:
             torch.set_default_device(None if device == torch.device("cpu") else device)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+
+
+def _hooks_of_all_modules() -> dict[str, dict[int, object]]:
+    """The dictionaries of hooks that PyTorch calls for every module of the process, which has no public name."""
+    named = vars(torch.nn.modules.module)
+    return {name: value for name, value in named.items() if name.startswith("_global_") and isinstance(value, dict)}
 
 
 def in_usual_state(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
