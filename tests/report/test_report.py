@@ -107,6 +107,16 @@ def test_rows_of_the_comparison():
     assert rows[3][1:] == ("81.3 M", "53.0 M (49.9 %)", "163 MB", "48.4", "0.871", "541 (×2.1)", "24.6 (×1.8)")
 
 
+def test_a_speed_within_the_noise_has_no_factor():
+    tree = searched()
+    saved = list(tree["models"].values())[-1]["metrics"]
+    saved |= {"tokens_per_second": 230.0, "decode_tokens_per_second": 24.6}  # the dense model has 254 and 13.3
+    table = comparison(made(tree))
+    assert table.rows[-1][-2:] == ("230", "24.6 (×1.8)")
+    assert table.remarks[-1].startswith("A speed without a factor doesn't differ from the dense model's")
+    assert not any("factor" in remark for remark in comparison(made(searched())).remarks)
+
+
 FULL = "searched + refit + recovery"
 
 

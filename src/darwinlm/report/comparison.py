@@ -10,7 +10,7 @@ from darwinlm.runtime import amounts
 from darwinlm.runtime.figures import Passage
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.evaluate.metric import columns, directions
-from darwinlm.steps.evaluate.metrics import speed_beside, speed_heading
+from darwinlm.steps.evaluate.metrics import reference, same_speed, speed_beside, speed_heading
 from darwinlm.steps.evaluate.model_figures import DENSE, ModelFigures, copying_passage, reading_passage
 
 
@@ -25,7 +25,10 @@ def model_table(models: Mapping[str, ModelFigures], *, final: bool = False) -> T
         (
             name,
             *(
-                metric.cell(model.metrics.get(metric.name), None if model is dense else dense.metrics.get(metric.name))
+                metric.cell(
+                    model.metrics.get(metric.name),
+                    None if model is dense else reference(metric, model.metrics, dense.metrics),
+                )
                 for metric in metrics
             ),
         )
@@ -35,9 +38,15 @@ def model_table(models: Mapping[str, ModelFigures], *, final: bool = False) -> T
     return Table(("model", *(metric.heading for metric in metrics)), rows, [sentence] if sentence else [], final)
 
 
+SAME_SPEED = "A speed without a factor doesn't differ from the dense model's by more than the noise of the measurement."
+
+
 def comparison(summary: Summary) -> Table:
     """A row for each measured model, the dense one first and the saved one last."""
-    return model_table({summary.name(key): model for key, model in summary.models.items()}, final=True)
+    table = model_table({summary.name(key): model for key, model in summary.models.items()}, final=True)
+    if same_speed(summary.saved.metrics, summary.dense.metrics):
+        return replace(table, remarks=[*table.remarks, SAME_SPEED])
+    return table
 
 
 SWEEP_SPEEDS = (
@@ -84,7 +93,7 @@ def file_table(summary: Summary) -> Table | None:
         over = [kind for kind, n_bytes in file.predicted.items() if n_bytes > summary.budget.upper]
         if over:
             remarks.append(f"Larger than the bound of {amounts.size(summary.budget.upper)}: {', '.join(over)}.")
-    named = {DENSE: file.dense, summary.name(summary.saved_key): file.predicted}
+    named = {summary.name(DENSE): file.dense, summary.name(summary.saved_key): file.predicted}
     rows = [(name, *(amounts.size(sizes[kind]) for kind in file.predicted)) for name, sizes in named.items()]
     return Table(("GGUF file", *file.predicted), rows, remarks, final=True)
 

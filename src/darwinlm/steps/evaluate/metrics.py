@@ -255,6 +255,22 @@ def differs(saved: Values, dense: Values, metric: Metric) -> bool:
     return abs(rate / before - 1) > max(NOISE, sum(spread for spread in spreads if spread is not None))
 
 
+def reference(metric: Metric, own: Values, dense: Values) -> Value:
+    """The dense model's value, with which a cell compares a model's; None for a speed that isn't told apart from it."""
+    if isinstance(metric, _Rate) and not differs(own, dense, metric):
+        return None
+    return dense.get(metric.name)
+
+
+def same_speed(own: Values, dense: Values) -> bool:
+    """Whether some speed of a model was measured, and isn't told apart from the dense model's."""
+    return any(
+        own.get(metric.name) is not None and reference(metric, own, dense) is None
+        for metric in speed_metrics()
+        if isinstance(metric, _Rate)
+    )
+
+
 def speed_beside(metric: Metric, saved: Values, dense: Values | None) -> str | None:
     """A speed as a factor of the dense model's, which was timed in turn with it, and the spread of the rounds.
 
