@@ -125,7 +125,7 @@ def test_a_reader_is_made_cut_distilled_and_measured(kind, reader, data, run, tm
 
 def test_a_file_is_measured_as_a_folder(data, run, tmp_path, monkeypatch):
     """In llama.cpp, as darwinlm exports it: the same scores, and documents at a rate."""
-    pytest.importorskip("llama_cpp_py_sync", reason="llama.cpp with pooling comes with the extra gguf")
+    pytest.importorskip("llama_cpp_py_sync", reason="llama.cpp with pooling comes with the extra reading")
     monkeypatch.setattr(training, "base_folder", lambda _: plain_checkpoint(tmp_path / "base", "llama"))
     run(training, "reranker", "--data", data, "--pool", 80, "--out", tmp_path, "--questions", 4, "--length", 64)
     model, file = tmp_path / "model", tmp_path / "model.gguf"

@@ -27,7 +27,7 @@ from darwinlm.model.families.family import families
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import CheckpointError, EngineError, ExportError, MissingExtraError
 
-pytest.importorskip("llama_cpp_py_sync", reason="llama.cpp with pooling comes with the extra gguf")
+pytest.importorskip("llama_cpp_py_sync", reason="llama.cpp with pooling comes with the extra reading")
 
 TEXTS = ["river stone bridge", "light winter garden and a long way to the harbour", "silver", "music in the forest"]
 PAIRS = [("river stone", text) for text in TEXTS] + [("garden", text) for text in TEXTS]

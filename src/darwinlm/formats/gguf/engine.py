@@ -99,7 +99,7 @@ POOLING = "llama.cpp with pooling"
 """llama.cpp for files of models that read; the package of the other one doesn't give pooled outputs."""
 ENGINES: dict[str, EngineEntry] = {
     LLAMA_CPP: EngineEntry("darwinlm.formats.gguf.llama_cpp:LlamaCpp", "cyllama", "gguf"),
-    POOLING: EngineEntry("darwinlm.formats.gguf.pooling_llama_cpp:PoolingLlamaCpp", "llama_cpp_py_sync", "gguf"),
+    POOLING: EngineEntry("darwinlm.formats.gguf.pooling_llama_cpp:PoolingLlamaCpp", "llama_cpp_py_sync", "reading"),
 }
 """Every engine by its name."""
 
