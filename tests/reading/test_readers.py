@@ -413,6 +413,14 @@ def test_the_first_layers_are_shown_and_evaluated(kind, tmp_path, command):
     assert [each["metrics"] for each in again["models"]] == [each["metrics"] for each in text["models"]]
 
 
+def test_a_stage_that_first_layers_do_not_need_is_not_claimed(tmp_path, command):
+    model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl", queries=160)
+    given = ("--keep", "60%", "--layers", "first", "--until", "database", "--text", pairs, "--out", tmp_path / "run")
+    ended = command("prune", model, *given, *sets(READING)).succeeded()
+    assert not (tmp_path / "run" / "stages" / "database").exists()
+    assert f"stopped where --until database says; the results are in {tmp_path / 'run'}" in ended.out
+
+
 @pytest.mark.parametrize(("budget", "kept"), [({"keep": "74%"}, 2), ({"keep": "75%"}, 3), ({"params": 70_522}, 2)])
 def test_as_many_first_layers_as_the_budget_allows(budget, kept, tmp_path):
     model, pairs = tiny_checkpoint(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
