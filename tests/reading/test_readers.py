@@ -418,7 +418,7 @@ def test_a_stage_that_first_layers_do_not_need_is_not_claimed(tmp_path, command)
     given = ("--keep", "60%", "--layers", "first", "--until", "database", "--text", pairs, "--out", tmp_path / "run")
     ended = command("prune", model, *given, *sets(READING)).succeeded()
     assert not (tmp_path / "run" / "stages" / "database").exists()
-    assert f"stopped where --until database says; the results are in {tmp_path / 'run'}" in ended.out
+    assert f"stopped by --until database; the results are in {tmp_path / 'run'}" in ended.out
 
 
 @pytest.mark.parametrize(("budget", "kept"), [({"keep": "74%"}, 2), ({"keep": "75%"}, 3), ({"params": 70_522}, 2)])

@@ -93,7 +93,7 @@ def prune(
             within=within,
         )
     if last_stage != REPORT:
-        console.print(f"stopped where --until {until} says; the results are in {out}", soft_wrap=True)
+        console.print(f"stopped by --until {until}; the results are in {out}", soft_wrap=True)
     elif len(recipes) > 1:
         _show_sweep(console, sweep, out)
     else:
