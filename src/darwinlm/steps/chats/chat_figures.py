@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -11,9 +11,6 @@ from darwinlm.runtime.figures import Figures, ModelNames, Passage, StepFigures
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.evaluate.metric import token_metrics
 from darwinlm.steps.evaluate.metrics import Agreement, Divergence
-
-if TYPE_CHECKING:
-    pass
 
 
 class AnswerFigures(Figures):

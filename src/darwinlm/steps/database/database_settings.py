@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from darwinlm.runtime.section import Section
 from darwinlm.steps.database.removal_metrics import REMOVAL_METRICS, LossError, RemovalMetric
-
-if TYPE_CHECKING:
-    pass
 
 
 class DatabaseSettings(Section):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydantic import field_validator
 
@@ -23,10 +22,6 @@ from darwinlm.steps.evaluate.metrics import (
     PromptRate,
     SpeedSpread,
 )
-
-if TYPE_CHECKING:
-    pass
-
 
 DENSE, UNIFORM, STITCHED, BEFORE, RECOVERED = "dense", "uniform", "stitched", "before", "recovered"
 """Names of measured models: `before` is what `darwinlm recover` was given. A corrected model goes by the name that the

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from darwinlm.runtime.figures import StepFigures
-
-if TYPE_CHECKING:
-    pass
 
 
 class ExportFigures(StepFigures):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from darwinlm.runtime.amounts import nats, size
 from darwinlm.runtime.figures import Figures, StepFigures
 from darwinlm.runtime.shell import word
-
-if TYPE_CHECKING:
-    pass
 
 
 class QuantisedFile(Figures):

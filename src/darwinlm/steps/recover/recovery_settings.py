@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from darwinlm.runtime.quantities import Count, Repeats, Share
 from darwinlm.runtime.section import Section
 from darwinlm.steps.recover.recovery_losses import RECOVERY_LOSSES, ForwardKL, NextToken, RecoveryLoss
-
-if TYPE_CHECKING:
-    pass
-
 
 SAVED_EVERY, CHECKPOINTS = 10_000_000, 20
 """Fewest tokens between two checkpoints of a training, and their largest number."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 from darwinlm.runtime.amounts import NATS, loss, nats
 from darwinlm.runtime.figures import StepFigures
-
-if TYPE_CHECKING:
-    pass
 
 
 class RefitFigures(StepFigures):

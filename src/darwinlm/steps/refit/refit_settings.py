@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from darwinlm.runtime.quantities import Whole
 from darwinlm.runtime.section import Section
-
-if TYPE_CHECKING:
-    pass
 
 
 class RefitSettings(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -12,10 +12,6 @@ from darwinlm.runtime.charts import Axis, Chart, Curve, Level, Picture, whole
 from darwinlm.runtime.figures import ModelNames, Passage, StepFigures
 from darwinlm.runtime.tables import Table
 from darwinlm.steps.vocabulary.scripts import FEW, ScriptFigures
-
-if TYPE_CHECKING:
-    pass
-
 
 SIZES = ("tokens kept", "of the blocks", "bits per byte")
 SCRIPTS = ("script", "tokens kept", "of", "text grows by")

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import Field, model_validator
 
 from darwinlm.runtime.quantities import Part
 from darwinlm.runtime.section import Section
-
-if TYPE_CHECKING:
-    pass
 
 AUTO = "auto"
 WHOLE_MODEL = ("params", "bytes", "file", "speedup", "latency")
