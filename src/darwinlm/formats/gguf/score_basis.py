@@ -3,7 +3,7 @@
 llama.cpp reads a head of scores in few architectures. In the others, its pooling for rerankers returns the first number
 of the state after the last norm. A norm divides by the length of the stream alone, once its gains are multiplied into
 the matrices behind it. So the stream may be given in any orthonormal basis, and a reflection that takes the score's
-direction to the first axis makes a file that any build of llama.cpp runs, at no cost. With the score w·(g ∘ x / |x|),
+direction to the first axis makes a file that llama.cpp runs as it is, at no cost. With the score w·(g ∘ x / |x|),
 
     v = w ∘ g,   H = 1 - 2 u uᵀ,   H v = ±|v| e₁,
 
