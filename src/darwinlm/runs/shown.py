@@ -11,6 +11,7 @@ from darwinlm.report import wording
 from darwinlm.report.pictures.blocks import blocks_picture
 from darwinlm.report.pictures.sizes import compared_picture
 from darwinlm.runtime.errors import ArtifactError
+from darwinlm.steps.evaluate.model_figures import DENSE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,7 @@ class Shown(ABC):
     def models(self) -> dict[str, ModelFigures]:
         """The measured models by their names, the dense one first and the saved one last."""
         summary = self.summary
-        return {summary.name(key): model for key, model in summary.models.items()}
+        return {key if key == DENSE else summary.name(key): model for key, model in summary.models.items()}
 
     @property
     def loss(self) -> str:
