@@ -58,8 +58,8 @@ def evaluate(
 ) -> None:
     """Measure a model: benchmarks (EleutherAI's lm-evaluation-harness), perplexity, and KL to the original model.
 
-    A finished run is compared with its dense model on texts, chats and measures. To measure without
-    this comparison, give RUN/model.
+    A finished run is compared with its dense model on texts, chats and measures. To measure without this
+    comparison, give RUN/model.
     """
     from darwinlm.evaluation.evaluate_model import EvaluationRequest, evaluate_model
     from darwinlm.evaluation.measures.named import MeasureRequest

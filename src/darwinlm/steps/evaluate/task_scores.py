@@ -80,27 +80,26 @@ def f1(count: int) -> Callable[[Labelled], float]:
 
     A label that no text has doesn't count, even if a model chooses it, so that all models are scored on the same ones.
     """
+    from sklearn.metrics import f1_score
 
     def score(labelled: Labelled) -> float:
-        classes = np.array([1.0]) if count == 2 else np.unique(labelled.labels)
-        own, chosen = labelled.labels == classes[:, None], labelled.chosen == classes[:, None]  # [classes, i]
-        known = own.any(1)
-        both, either = 2.0 * (own & chosen).sum(1), own.sum(1) + chosen.sum(1)
-        return float((both[known] / either[known]).mean()) if known.any() else math.nan
+        known = np.unique(labelled.labels)
+        known = known[known == 1] if count == 2 else known
+        if not len(known):
+            return math.nan
+        mean = f1_score(labelled.labels, labelled.chosen, labels=known, average="macro", zero_division=0)
+        return float(mean)
 
     return score
 
 
 def auc(labelled: Labelled) -> float:
-    """Area under the ROC curve of two labels, from ranks; NaN if there is only one in the texts."""
-    from scipy.stats import rankdata
+    """Area under the ROC curve of two labels; NaN if there is only one in the texts."""
+    from sklearn.metrics import roc_auc_score
 
     if len(np.unique(labelled.labels)) != 2:
         return math.nan
-    higher = labelled.labels > labelled.labels.min()
-    count, others = int(higher.sum()), int((~higher).sum())
-    above = rankdata(labelled.scores)[higher].sum() - count * (count + 1) / 2  # pairs in the right order
-    return float(above / (count * others))
+    return float(roc_auc_score(labelled.labels > labelled.labels.min(), labelled.scores))
 
 
 def spearman(labelled: Labelled) -> float:
