@@ -218,7 +218,7 @@ def test_the_line_of_prune_is_planned_with_another_verb(
         (("--answers", "river,"), "text.answers: must be two words such as yes,no"),
         (("--answers", "river,river"), "text.answers: must be two words such as yes,no"),
         (("--answers", "river stone light,no"), "text.answers: 'river stone light' is"),
-        (("--answers", "a,b", "--vocab", "50%"), "--vocab is for models that write"),
+        (("--answers", "a,b", "--vocab", "auto", "--params", "50k", "--text", "hf:a/b"), "--vocab auto compares bits"),
     ],
 )
 def test_a_plan_refuses_what_a_run_refuses_of_answers(command: Command, tiny_llama: Path, options, message) -> None:
@@ -295,7 +295,7 @@ def test_a_large_embedding_is_named(tiny_llama: Path, tmp_path: Path) -> None:
     assert not any("--vocab" in note for note in notes_of(cut))
     scorer = plan_card(STEPS, sizes_of(tiny_scorer(tmp_path / "scorer", vocab_size=4096), "budget.keep=50%"), "h100")
     assert scorer.sizes.outside / scorer.sizes.params > 0.2
-    assert not any("--vocab" in note for note in notes_of(scorer)), "the vocabulary of a model that reads isn't cut"
+    assert any("--vocab 50%" in note for note in notes_of(scorer)), "the same holds for a model that reads"
     assert large_embedding(100, 81) is None
 
 

@@ -268,7 +268,6 @@ def test_folders_of_sentence_transformers_that_cannot_be_kept_are_refused(case, 
 
 REFUSED = {
     "its own text": ({"text": None}, RecipeError, r"gives its score and can't write the text .*--text pairs\.jsonl"),
-    "a vocabulary": ({"vocab": 0.5}, RecipeError, r"--vocab is for models that write"),
     "answers": ({"answers": "yes,no"}, RecipeError, r"--answers is for language models that judge texts"),
 }
 

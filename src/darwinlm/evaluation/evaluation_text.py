@@ -70,6 +70,10 @@ def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: in
     return EvaluationText(source, sequences, tuple(hashes), special[0] / max(special[1], 1), n_bytes)
 
 
+SAME_TOKENS = "cut to the same tokens"
+"""What is said of a dense model that was given the tokens of a smaller one."""
+
+
 def share_vocabulary(model: Opened, dense: Opened) -> bool:
     """Give a dense model the tokens of a smaller model.
 

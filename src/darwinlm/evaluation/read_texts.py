@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
-from darwinlm.evaluation.evaluation_text import EvaluationText
+from darwinlm.evaluation.evaluation_text import SAME_TOKENS, EvaluationText
 from darwinlm.evaluation.seen_text import HELD_OUT, Overlap, RunText, without_run
 from darwinlm.formats.transformers.saved import RECORD
 from darwinlm.model.objective.chosen import objective_of
@@ -65,6 +65,8 @@ class ReadText:
             remarks.append(first.reading.remark or "no scores: the texts have no labels")
         elif self.compared:
             remarks.append(READING_MEANS)
+        if self.compared and SAME_TOKENS in [*self.models][-1]:
+            remarks.append(f"dense: the original model, {SAME_TOKENS}")
         remarks += self.overlap.remarks(self.source)
         return Table(("figure", "model", "dense")[: 1 + len(qualities)], rows, remarks)
 
@@ -102,7 +104,8 @@ def as_reader(opened: Opened, settings: TextSettings) -> bool:
     """Whether a model gives scores or embeddings; it then gets the tokens that it answers with. Raises RecipeError."""
     if opened.checkpoint is None:
         return False
-    opened.checkpoint = with_answers(opened.checkpoint, settings)
+    if not opened.checkpoint.answers:
+        opened.checkpoint = with_answers(opened.checkpoint, settings)
     return objective_of(opened.checkpoint).reads
 
 
@@ -128,8 +131,7 @@ def measure_reading(
     objective = cast("ItemObjective", objective_of(checkpoint))
     for dense_name, dense in others:
         reads = as_reader(dense, settings)
-        same = reads and objective_of(cast("Checkpoint", dense.checkpoint)) == objective
-        if not same or dense.tokenizer.get_vocab() != opened.tokenizer.get_vocab():
+        if not reads or objective_of(cast("Checkpoint", dense.checkpoint)) != objective:
             raise ModelError(
                 f"{dense_name} doesn't give the same as {name}, {objective.words()}, for the same tokens: --against "
                 "must be the model from which the other was pruned"

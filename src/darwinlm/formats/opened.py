@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,10 +56,22 @@ class Opened:
         return self.in_llama_cpp if self.checkpoint is None else self.checkpoint.load(self.dtype, self.device)
 
     def cut(self, rows: Sequence[int]) -> None:
-        """Keep only the tokens with these numbers, in this order. Raises CheckpointError, StorageError."""
+        """Keep only the tokens with these numbers, in this order.
+
+        Raises:
+            CheckpointError, StorageError: The smaller model can't be written.
+            ModelError: The model answers with other tokens.
+        """
         assert self.checkpoint is not None
+        answers = self.checkpoint.answers
+        if not {*answers} <= {*rows}:
+            raise ModelError(
+                f"{self.source} answers with tokens that the smaller model lacks: --against must be the model from "
+                "which the other was pruned"
+            )
         cut_weights(self.checkpoint, rows, self.work / "cut")
-        self.checkpoint = Checkpoint.open(self.work / "cut", self.source)
+        cut = Checkpoint.open(self.work / "cut", self.source)
+        self.checkpoint = replace(cut, answers=tuple(rows.index(answer) for answer in answers))
 
     def decoder(self, tokens: Tensor) -> StreamedDecoder | PreTrainedModel:
         """The model to read these tokens with: block by block if PyTorch runs it."""

@@ -9,9 +9,9 @@ from darwinlm.report.summary import BlockFigures, Summary
 from darwinlm.runtime.amounts import count, duration, factor, nats, percent, plural, size
 from darwinlm.runtime.figures import TimeFigures
 from darwinlm.runtime.published import hub_id, short_source
-from darwinlm.steps.evaluate.item_metrics import item_metrics
+from darwinlm.steps.evaluate.item_metrics import kept_words
 from darwinlm.steps.evaluate.metrics import speed_gains
-from darwinlm.steps.evaluate.model_figures import ModelFigures, ReadingFigures, main_score
+from darwinlm.steps.evaluate.model_figures import ModelFigures, ReadingFigures, main_score, score_words
 from darwinlm.steps.file.file_figures import BoundedFileFigures
 from darwinlm.steps.recover.recovery_figures import RecoveryFigures
 from darwinlm.steps.search.search_figures import SearchFigures
@@ -89,13 +89,21 @@ def loss(summary: Summary) -> str:
     it is told in bits per byte.
     """
     final, cut = summary.saved, summary.of(VocabularyFigures)
-    if final.reading is not None:
-        return _reading_loss(final, final.reading)
     if cut is not None and only_tokens(summary):
         return f"{cut.lost}: all of it from the smaller vocabulary, since all blocks are kept"
+    if final.reading is not None:
+        lost = _reading_loss(final, final.reading)
+        return lost if cut is None else f"{lost}, compared with the smaller vocabulary alone, which has {cut.lost}"
     parts = [] if final.agreement is None else [f"picks the original's next token {final.agreement:.0%} of the time"]
     reference = "" if cut is None else " to the original with the smaller vocabulary"
     return "; ".join([*parts, f"KL {nats(final.kl)} nats per token{reference}, where 0 means the same predictions"])
+
+
+def cost_of_tokens(summary: Summary) -> str:
+    """What a smaller vocabulary costs that is all that was lost, as a sentence; empty for other models."""
+    if not only_tokens(summary):
+        return ""
+    return f"{'It needs' if summary.saved.reading is None else 'On held-out texts:'} {loss(summary)}."
 
 
 def only_tokens(summary: Summary) -> bool:
@@ -106,15 +114,7 @@ def only_tokens(summary: Summary) -> bool:
 
 def _reading_loss(final: ModelFigures, reading: ReadingFigures) -> str:
     """What a model lost that reads texts one by one: its score with labels if there is one, and what it kept."""
-    parts = []
-    score = main_score(reading)
-    if score is not None and score.value is not None and score.difference is not None:
-        error = "" if score.error is None else f" ± {score.error:.3f}"
-        before = score.value - score.difference
-        parts.append(f"{score.name} {score.value:.3f} instead of {before:.3f} ({score.difference:+.3f}{error})")
-    kept = [metric for metric in item_metrics() if not metric.smaller_is_better and metric.name in final.metrics]
-    parts += [f"{metric.heading} {metric.words(final.metrics[metric.name])}" for metric in kept]
-    return "; ".join(parts) or "not measured"
+    return "; ".join([*score_words(main_score(reading)), *kept_words(final.metrics)]) or "not measured"
 
 
 def faster(summary: Summary) -> str:

@@ -10,7 +10,6 @@ from typing import Unpack
 import torch
 
 from darwinlm.formats.resolve import describe_model
-from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.units.space import kept_whole
 from darwinlm.pipeline import ORDER, REPORT, steps_of
 from darwinlm.planning.measured_speed import measure_speed
@@ -137,7 +136,7 @@ def notes_of(plan: Plan) -> list[str]:
     """What is never cut, whether layers are equal, widths that don't fit, and a large embedding."""
     sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
     budget, has_other_parts = recipe.section(BudgetSettings), checkpoint.whole_config is not None
-    uncut = not recipe.section(VocabularySettings).cut and not objective_of(checkpoint).reads
+    uncut = not recipe.section(VocabularySettings).cut
     notes = (
         _limit_of(plan),
         f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",

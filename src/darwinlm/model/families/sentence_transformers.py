@@ -29,6 +29,8 @@ POOLINGS = {
 }
 """Fields of a pooling's settings, as releases before 5.4 write them."""
 
+LOGIT_SCORE = "LogitScore"
+"""Module of a language model that answers, which names the tokens of its answers."""
 MOST_MODULES = 64
 INPUT_WIDTHS = {
     "Pooling": ("embedding_dimension", "word_embedding_dimension"),
@@ -61,7 +63,7 @@ def is_cross_encoder(folder: Path) -> bool:
     path = folder / SETTINGS
     if path.is_file() and _read(path).get("model_type") == "CrossEncoder":
         return True
-    return any(module.kind == "LogitScore" for module in modules_of(folder))
+    return any(module.kind == LOGIT_SCORE for module in modules_of(folder))
 
 
 def modules_of(folder: Path) -> list[Module]:
@@ -281,7 +283,7 @@ def answers_in(folder: Path) -> tuple[int, ...]:
     Raises CheckpointError if the folder of a reranker doesn't name both.
     """
     for module in modules_of(folder):
-        if module.kind == "LogitScore":
+        if module.kind == LOGIT_SCORE:
             settings = module.settings()
             tokens = [settings.get(name) for name in ("true_token_id", "false_token_id")]
             if not all(type(token) is int and token >= 0 for token in tokens):

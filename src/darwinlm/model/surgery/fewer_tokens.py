@@ -18,6 +18,7 @@ from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.families.files import GENERATION
 from darwinlm.model.families.generation import renumber_words
 from darwinlm.model.families.origin import RECORD, carry, origin_of
+from darwinlm.model.families.sentence_transformers import LOGIT_SCORE, modules_of
 from darwinlm.model.families.stored import INDEX
 from darwinlm.runtime.artifact import write_json, write_tensors
 from darwinlm.runtime.errors import CheckpointError
@@ -44,7 +45,9 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
         StorageError: The disk is full.
     """
     family, index = checkpoint.family, torch.tensor(rows)
-    names = [f"{family.embedding}.weight", f"{family.head}.weight", f"{family.head}.bias"]
+    names = [f"{family.embedding}.weight"]
+    if family.ending == "language":
+        names += [f"{family.head}.weight", f"{family.head}.bias"]
     sizes = {"vocab_size": len(rows)}
     if family.tail is not None:
         names.append(f"{family.tail.embedding}.weight")
@@ -69,6 +72,7 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
         settings = _renumbered(load_json(folder / GENERATION), new_numbers)
         renumber_words(settings, new_numbers)
         write_json(folder / GENERATION, settings)
+    _renumber_answers(folder, new_numbers)
     write_json(folder / RECORD, vars(origin_of(checkpoint.folder, checkpoint.source)))
     for shard in sorted(set(checkpoint.stored.shards.values())):
         try:
@@ -79,6 +83,14 @@ def cut_weights(checkpoint: Checkpoint, rows: Sequence[int], folder: Path) -> No
         write_tensors(folder / shard, tensors, {"format": "pt"})
     if (checkpoint.folder / INDEX).is_file():
         write_json(folder / INDEX, {"metadata": {}, "weight_map": checkpoint.stored.shards})
+
+
+def _renumber_answers(folder: Path, new_numbers: Mapping[int, int]) -> None:
+    """Give the answers of a reranker, which a module of its folder names, their new numbers."""
+    for module in modules_of(folder):
+        path = module.folder / "config.json"
+        if module.kind == LOGIT_SCORE and path.is_file():
+            write_json(path, _renumbered(load_json(path), new_numbers))
 
 
 def write_tokenizer(
@@ -117,8 +129,8 @@ def _renumbered(settings: JsonObject, new_numbers: Mapping[int, int]) -> JsonObj
 
 
 def special_numbers(checkpoint: Checkpoint) -> set[int]:
-    """Numbers of the tokens that the model's settings name, which must be kept."""
-    numbers: set[int] = set()
+    """Numbers of the tokens that the model's settings name, or that it answers with, which must be kept."""
+    numbers: set[int] = {*checkpoint.answers}
     for name in ("config.json", GENERATION):
         path = checkpoint.folder / name
         settings: JsonObject = load_json(path) if path.is_file() else {}

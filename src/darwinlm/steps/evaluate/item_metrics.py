@@ -8,6 +8,7 @@ Letters: i texts, c outputs of each.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,12 @@ class ItemMetric(Metric, ABC):
 def item_metrics() -> list[ItemMetric]:
     """The metrics of outputs for texts."""
     return [metric for metric in METRICS.all() if isinstance(metric, ItemMetric)]
+
+
+def kept_words(values: Mapping[str, float | None]) -> list[str]:
+    """What is kept of the dense model's outputs, in words: the metrics of which more is better."""
+    kept = [metric for metric in item_metrics() if not metric.smaller_is_better and metric.name in values]
+    return [f"{metric.heading} {metric.words(values[metric.name])}" for metric in kept]
 
 
 @register

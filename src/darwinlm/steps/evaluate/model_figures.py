@@ -203,6 +203,15 @@ def task_cell(score: TaskScore, dense: bool) -> str:
     return f"{score.value:.3f} ({score.difference:+.3f}{error})"
 
 
+def score_words(score: TaskScore | None) -> list[str]:
+    """A score beside the dense model's, as the only clause; none where it isn't defined."""
+    if score is None or score.value is None or score.difference is None:
+        return []
+    error = "" if score.error is None else f" ± {score.error:.3f}"
+    before = score.value - score.difference
+    return [f"{score.name} {score.value:.3f} instead of {before:.3f} ({score.difference:+.3f}{error})"]
+
+
 MAIN = ("nDCG@10", "accuracy", "Spearman", "AUC")
 """Scores in the order in which one is chosen to stand for all."""
 

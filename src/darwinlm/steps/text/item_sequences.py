@@ -8,7 +8,7 @@ Letters: B sequences, T tokens in a sequence, i complete items.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -70,12 +70,7 @@ class Filling:
         """Add samples; sequences are closed as they fill up."""
         for sample in samples:
             self.hashes[document_hash(sample.key)] = None
-            label = NO_LABEL if sample.label is None else sample.label
-            known = sample.key in self.groups
-            group = self.groups.setdefault(sample.key, len(self.groups))
-            if encoder.apart and sample.query is not None and not known:
-                self.waiting.append(Item(encoder.query(sample), group, QUERY_ROLE, NO_LABEL))
-            self.waiting.append(Item(encoder.text(sample), group, TEXT_ROLE, label))
+            self.waiting += items_of(sample, encoder, self.groups)
             while len(self.waiting) > WAITING and not self.full:
                 self.close_row()
 
@@ -92,9 +87,7 @@ class Filling:
             row.append(longest)
             room -= len(longest.tokens)
         # The rest is the beginning of some item: of one that waits, or of the sequence's own first one.
-        source = (self.waiting or row)[0].tokens
-        rest = (source * (room // len(source) + 1))[:room] if room else []
-        self.rows.append(sequence_of([item.tokens for item in row], incomplete=rest))
+        self.rows.append(_closed(row, room, (self.waiting or row)[0]))
         self.placed += row
 
     def finish(self) -> None:
@@ -105,12 +98,51 @@ class Filling:
     def sequences(self, source: str) -> TokenSequences:
         """The sequences, [B, T], with the labels of their items."""
         tokens = torch.tensor(self.rows, dtype=torch.int64).view(-1, self.length)
-        labels = ItemLabels(
-            group=torch.tensor([item.group for item in self.placed], dtype=torch.int64),
-            role=torch.tensor([item.role for item in self.placed], dtype=torch.int64),
-            label=torch.tensor([item.label for item in self.placed], dtype=torch.float64),
-        )
-        return TokenSequences(tokens, tuple(self.hashes), source, labels)
+        return TokenSequences(tokens, tuple(self.hashes), source, labels_of(self.placed))
+
+
+def items_of(sample: Sample, encoder: ItemEncoder, groups: dict[str, int]) -> list[Item]:
+    """The inputs of a sample: its text or pair, and its query if this is new and an input of its own.
+
+    `groups` are the numbers of the queries so far, to which that of the sample is added.
+    """
+    label = NO_LABEL if sample.label is None else sample.label
+    known = sample.key in groups
+    group = groups.setdefault(sample.key, len(groups))
+    text = Item(encoder.text(sample), group, TEXT_ROLE, label)
+    if encoder.apart and sample.query is not None and not known:
+        return [Item(encoder.query(sample), group, QUERY_ROLE, NO_LABEL), text]
+    return [text]
+
+
+def labels_of(items: Sequence[Item]) -> ItemLabels:
+    """What is known of items, in their order."""
+    return ItemLabels(
+        group=torch.tensor([item.group for item in items], dtype=torch.int64),
+        role=torch.tensor([item.role for item in items], dtype=torch.int64),
+        label=torch.tensor([item.label for item in items], dtype=torch.float64),
+    )
+
+
+def in_order(items: Iterable[Item], length: int) -> torch.Tensor:
+    """Sequences that hold all items in their order, [B, T] int64, with T = `length`; no item is longer."""
+    rows: list[list[int]] = []
+    row: list[Item] = []
+    room = length
+    for item in items:
+        if row and len(item.tokens) > room:
+            rows.append(_closed(row, room, row[0]))
+            row, room = [], length
+        row.append(item)
+        room -= len(item.tokens)
+    rows += [_closed(row, room, row[0])] if row else []
+    return torch.tensor(rows, dtype=torch.int64).view(-1, length)
+
+
+def _closed(row: Sequence[Item], room: int, filler: Item) -> list[int]:
+    """A sequence of items; the beginning of another one fills the room that is left."""
+    rest = (filler.tokens * (room // len(filler.tokens) + 1))[:room]
+    return sequence_of([item.tokens for item in row], incomplete=rest)
 
 
 def prepare_items(

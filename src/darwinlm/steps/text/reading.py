@@ -170,10 +170,10 @@ def check_reader(model: Checkpoint, recipe: Sections) -> None:
             f"--answers), and {model.source} writes text, of which its first layers alone keep next to nothing: "
             "leave --layers out, or choose equal"
         )
-    if objective.reads and recipe.section(VocabularySettings).cut:
+    if objective.reads and recipe.section(VocabularySettings).auto:
         raise RecipeError(
-            f"--vocab is for models that write, and {model.source} gives {objective.words()}: leave it out, or cut the "
-            "vocabulary of the language model that it was trained from"
+            f"--vocab auto compares bits per byte of text, and {model.source} gives {objective.words()}: say how many "
+            "tokens are kept, such as --vocab 50%"
         )
     if objective.reads and recipe.section(BudgetSettings).kind == "file":
         raise RecipeError(

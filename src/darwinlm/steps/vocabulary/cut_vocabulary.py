@@ -143,14 +143,19 @@ def write_cut(
     context: Context,
 ) -> VocabularyFigures:
     """Write the model with the tokens `rows` alone into `folder`, and measure it on documents for the evaluation."""
-    cut_weights(dense, rows, folder / "model")
-    write_tokenizer(choice.vocabulary.tokenizer, choice.vocabulary.tree.cut(rows), rows, folder / "model")
-    small = Checkpoint.open(folder / "model")
+    small = write_model(dense, choice, rows, folder)
     figures = _measure(context, settings, dense, small, rows, documents.held_out[EVALUATION], folder)
     figures = figures.model_copy(update={"scripts": scripts_of(choice.vocabulary, rows)})
     for clause in losses(figures.scripts):
         context.reporter.say(f"vocabulary: {clause}")
     return figures
+
+
+def write_model(dense: Checkpoint, choice: TokenChoice, rows: Sequence[int], folder: Path) -> Checkpoint:
+    """Write the model with the tokens `rows` alone into `folder`, and open it."""
+    cut_weights(dense, rows, folder / "model")
+    write_tokenizer(choice.vocabulary.tokenizer, choice.vocabulary.tree.cut(rows), rows, folder / "model")
+    return Checkpoint.open(folder / "model")
 
 
 def scripts_of(vocabulary: ModelTokens, rows: Sequence[int]) -> dict[str, ScriptFigures]:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.objective.chosen import objective_of
 from darwinlm.steps.text.shares import named_parts
 from darwinlm.steps.text.sources import read_domains
 from darwinlm.steps.text.text_settings import TextSettings
 from darwinlm.steps.vocabulary.cut_vocabulary import scripts_of
+from darwinlm.steps.vocabulary.reader_vocabulary import count_inputs
 from darwinlm.steps.vocabulary.scripts import FEW, losses, script_of
 from darwinlm.steps.vocabulary.token_choice import ModelTokens
 from darwinlm.steps.vocabulary.vocabulary_settings import VocabularySettings
@@ -41,8 +43,11 @@ def preview(model: Checkpoint, vocabulary: VocabularySettings, text: TextSetting
             "machine",
         )
     tokens = ModelTokens.of(model)
-    documents = read_domains(text.source or "", CHARACTERS, seed=text.seed, tokenizer=tokens.tokenizer)
-    uses = tokens.count(document for _, document in documents)
+    if objective_of(model).reads:
+        uses = count_inputs(model, tokens, text.source or "", text, CHARACTERS)
+    else:
+        documents = read_domains(text.source or "", CHARACTERS, seed=text.seed, tokenizer=tokens.tokenizer)
+        uses = tokens.count(document for _, document in documents)
     if vocabulary.keep is None:
         return _unused(tokens, uses)
     rows = tokens.choice(uses).rows(tokens.size(vocabulary.keep))

@@ -40,12 +40,12 @@ class Vocabulary(Step[CutVocabulary]):
     """
 
     name = "vocabulary"
-    version = 6
+    version = 7
     writes = "the dense model with fewer tokens, and what they cost"
     Settings = VocabularySettings
     section = "vocabulary"
     Figures = VocabularyFigures
-    settings = (Uses(VocabularySettings), DOCUMENTS)
+    settings = (Uses(VocabularySettings), DOCUMENTS, Uses(TextSettings, only=("answers",)))
     arithmetic = True
 
     original: Checkpoint
@@ -56,19 +56,24 @@ class Vocabulary(Step[CutVocabulary]):
         """Identity of the text."""
         from darwinlm.steps.text.text_source import fingerprint, given_source
 
-        return {"text": fingerprint(given_source(task.settings(TextSettings)))}
+        settings = task.settings(TextSettings)
+        template = {} if settings.template is None else {"template": settings.template}
+        return {"text": fingerprint(given_source(settings)), **template}
 
     def work(self, task: Task) -> None:
         """Choose the tokens, write the smaller model, and measure it on held-out text."""
+        from darwinlm.model.objective.chosen import objective_of
         from darwinlm.runtime.artifact import write_json
         from darwinlm.steps.text.text_source import check_source, given_source, with_own_text
         from darwinlm.steps.vocabulary.cut_vocabulary import cut_vocabulary
+        from darwinlm.steps.vocabulary.reader_vocabulary import cut_reader_vocabulary
 
         settings, keep = task.settings(TextSettings), task.settings(VocabularySettings).keep
         assert keep is not None, "the vocabulary is cut"
         check_source(given_source(settings))
         source = with_own_text(given_source(settings), self.own_text)
-        figures = cut_vocabulary(self.original, keep, source, self.shares, settings, task.folder, task.context)
+        cut = cut_reader_vocabulary if objective_of(self.original).reads else cut_vocabulary
+        figures = cut(self.original, keep, source, self.shares, settings, task.folder, task.context)
         write_json(task.folder / FIGURES, figures.as_json())
         task.context.reporter.say(
             f"vocabulary: {figures.tokens:,} of {figures.dense_tokens:,} tokens kept; held-out text takes "
@@ -79,21 +84,25 @@ class Vocabulary(Step[CutVocabulary]):
         """The smaller model and its figures."""
         from darwinlm.model.families.checkpoint import Checkpoint
         from darwinlm.runtime.artifact import read_as
+        from darwinlm.steps.text.reading import with_answers
 
-        checkpoint = Checkpoint.open(task.folder / "model", self.original.source)
+        opened = Checkpoint.open(task.folder / "model", self.original.source)
+        checkpoint = with_answers(opened, task.settings(TextSettings))
         return CutVocabulary(checkpoint, read_as(task.folder / FIGURES, VocabularyFigures), task.stage.digest)
 
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:
         """What the tokens are chosen and measured by, and the model with fewer tokens. None without a cut."""
+        from darwinlm.model.objective.chosen import objective_of
         from darwinlm.steps.vocabulary.cut_vocabulary import EVALUATION, PREDICTED_TOKENS
 
         settings = load.settings(VocabularySettings)
         if settings.auto or not settings.cut:
             return None
         sizes, held_out = load.sizes, load.shares.get(EVALUATION, 0)
-        work = sizes.operations(PREDICTED_TOKENS + 2 * held_out, heads=1)
-        memory = load.reading(max(PREDICTED_TOKENS, held_out), 1)
+        predicted = 0 if objective_of(sizes.checkpoint).reads else PREDICTED_TOKENS
+        work = sizes.operations(predicted + 2 * held_out, heads=1)
+        memory = load.reading(max(predicted, held_out), 1)
         return Cost(work, memory, disk=sizes.params * sizes.stored)
 
     def figures(self, task: Task, result: CutVocabulary) -> VocabularyFigures:

@@ -76,10 +76,14 @@ class ModelTokens:
     def count(self, documents: Iterable[str]) -> Counter[int]:
         """Uses of each token in a text."""
         texts = list(documents)
+        batches = (texts[start : start + BATCH_DOCUMENTS] for start in range(0, len(texts), BATCH_DOCUMENTS))
+        return self.counted(ids for batch in batches for ids in token_ids(self.tokenizer, batch))
+
+    def counted(self, texts: Iterable[Sequence[int]]) -> Counter[int]:
+        """Uses of each token in texts that are given as tokens."""
         counted: Counter[int] = Counter()
-        for start in range(0, len(texts), BATCH_DOCUMENTS):
-            for ids in token_ids(self.tokenizer, texts[start : start + BATCH_DOCUMENTS]):
-                counted.update(ids)
+        for tokens in texts:
+            counted.update(token for token in tokens if token in self.tree.tokens)
         return counted
 
     def choice(self, uses: Mapping[int, float]) -> TokenChoice:

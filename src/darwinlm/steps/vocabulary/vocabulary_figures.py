@@ -9,8 +9,10 @@ from pydantic import Field
 
 from darwinlm.runtime.amounts import count, percent
 from darwinlm.runtime.charts import Axis, Chart, Curve, Level, Picture, whole
-from darwinlm.runtime.figures import ModelNames, Passage, StepFigures
+from darwinlm.runtime.figures import Figures, ModelNames, Passage, StepFigures
 from darwinlm.runtime.tables import Table
+from darwinlm.steps.evaluate.item_metrics import kept_words
+from darwinlm.steps.evaluate.model_figures import TaskScore, score_words
 from darwinlm.steps.vocabulary.scripts import FEW, ScriptFigures
 
 SIZES = ("tokens kept", "of the blocks", "bits per byte")
@@ -45,10 +47,30 @@ class SizeFigures:
     growth: float = 1.0
 
 
+class GivenFigures(Figures):
+    """What a model that reads gives with the smaller vocabulary, compared with the whole one, on held-out inputs.
+
+    Attributes:
+        texts: Number of inputs.
+        values: Metrics of its outputs by name.
+        score: Its most telling score with labels, if the inputs have labels.
+    """
+
+    texts: int
+    values: dict[str, float]
+    score: TaskScore | None = None
+
+    @property
+    def words(self) -> str:
+        """Score, and what is kept."""
+        return "; ".join([*score_words(self.score), *kept_words(self.values)])
+
+
 class VocabularyFigures(StepFigures):
     """The smaller vocabulary; each `dense_` figure is of the whole one. Parameters and bits are the dense model's.
 
-    `domains` are lengths of held-out text, by file or data set. `tried` are the sizes among which the budget chose, by
+    A model that writes text has `bits_per_byte`, and one that reads texts has what it gives (`given`). `domains` are
+    lengths of held-out text, by file or data set. `tried` are the sizes among which the budget chose, by
     ascending numbers of tokens, and `whole_bits_per_byte` is what the dense model needs on the same text. `scripts` are
     the tokens by script.
     """
@@ -60,8 +82,9 @@ class VocabularyFigures(StepFigures):
     params: int
     dense_params: int
     domains: dict[str, Spelling]
-    bits_per_byte: float
-    dense_bits_per_byte: float
+    bits_per_byte: float | None = None
+    dense_bits_per_byte: float | None = None
+    given: GivenFigures | None = None
     tried: tuple[SizeFigures, ...] = ()
     whole_bits_per_byte: float | None = None
     scripts: dict[str, ScriptFigures] = Field(default_factory=dict)
@@ -85,6 +108,10 @@ class VocabularyFigures(StepFigures):
     @property
     def lost(self) -> str:
         """What the smaller vocabulary alone costs, in words."""
+        if self.given is not None:
+            return self.given.words
+        assert self.bits_per_byte is not None, "a model that writes has bits per byte"
+        assert self.dense_bits_per_byte is not None, "a model that writes has bits per byte"
         more = self.bits_per_byte / self.dense_bits_per_byte - 1
         return (
             f"{self.bits_per_byte:.3f} bits per byte of held-out text instead of {self.dense_bits_per_byte:.3f} "
@@ -93,6 +120,10 @@ class VocabularyFigures(StepFigures):
 
     def lines(self) -> tuple[tuple[str, str], ...]:
         """The size of the vocabulary, and what it costs before blocks are pruned."""
+        if self.given is not None:
+            return (("tokens", f"{self._kept()}; this alone: {self.given.words}"),)
+        assert self.bits_per_byte is not None, "a model that writes has bits per byte"
+        assert self.dense_bits_per_byte is not None, "a model that writes has bits per byte"
         bits = f"this alone raises its bits per byte from {self.dense_bits_per_byte:.3f} to {self.bits_per_byte:.3f}"
         if self.bits_per_byte <= self.dense_bits_per_byte:
             bits = f"its bits per byte are {self.bits_per_byte:.3f}, and {self.dense_bits_per_byte:.3f} with all tokens"
@@ -181,13 +212,25 @@ class VocabularyFigures(StepFigures):
         )
 
     def _words(self) -> str:
-        return (
+        spelt = (
             f"{self._kept()}: {100 * self.affected:.1f} % of its tokens were removed from the vocabulary and "
-            "are now written as several. Logits of text whose tokens are all kept have not changed. Before its blocks "
+            "are now written as several. "
+        )
+        sizes = (
+            f"The dense model is measured with it too: it has {count(self.params)} parameters, and "
+            f"{count(self.dense_params)} with all tokens."
+        )
+        if self.given is not None:
+            return (
+                f"{spelt}What the model gives for a text whose tokens are all kept has not changed. Before its blocks "
+                f"were pruned, on {self.given.texts:,} held-out inputs, compared with all tokens: {self.given.words}. "
+                f"{sizes}"
+            )
+        return (
+            f"{spelt}Logits of text whose tokens are all kept have not changed. Before its blocks "
             f"were pruned, the model needed {self.bits_per_byte:.3f} bits per byte of held-out text, and "
             f"{self.dense_bits_per_byte:.3f} with all tokens. Perplexity, KL and speeds are per token of the smaller "
-            f"vocabulary. The dense model is measured with it too: it has {count(self.params)} parameters, and "
-            f"{count(self.dense_params)} with all tokens."
+            f"vocabulary. {sizes}"
         )
 
     def _total(self, name: str) -> int:
