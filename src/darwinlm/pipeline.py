@@ -90,7 +90,7 @@ def prune(run: Run[AnyRecipe], *, further: Sequence[type[AnyStep]] = ()) -> Summ
         inputs = read_inputs(run, further=further)
         fitted = run.recipe.section(VocabularySettings).auto
         problem = None if fitted else plan(run, inputs)
-        return make(run, *fit(run, inputs, problem, modules_of(run, inputs)))
+        return make(run, *fit(run, inputs, problem, modules_of(run, inputs, problem)))
     except Ended:
         return None
 
@@ -194,11 +194,15 @@ def plan(run: Run[AnyRecipe], inputs: Inputs) -> Problem:
     return problem
 
 
-def modules_of(run: Run[AnyRecipe], inputs: Inputs) -> Modules:
-    """What models are cut from: a database, unless layers stay whole. Raises DarwinLMError."""
+def modules_of(run: Run[AnyRecipe], inputs: Inputs, problem: Problem | None = None) -> Modules:
+    """What models are cut from: a database, unless layers stay whole. Raises DarwinLMError.
+
+    `problem` is that of the only size that is made; its allocation may be the only one.
+    """
     from darwinlm.model.units.modules import ModuleReader
 
-    if run.recipe.section(SearchAmounts).narrows:
+    chosen = problem is not None and problem.only is not None
+    if run.recipe.section(SearchAmounts).narrows and not chosen:
         return build(run, inputs)
     return Modules(ModuleReader(inputs.dense, run.recipe.section(UnitsSettings)))
 

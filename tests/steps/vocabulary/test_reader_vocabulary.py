@@ -6,10 +6,11 @@ import re
 
 import pytest
 import torch
+from tests.model.families.test_sentence_transformers import reranker
 from tests.reading.test_readers import READING
 from tests.tiny.checkpoint import WORDS
 from tests.tiny.readers import tiny_embedder, tiny_pairs, tiny_scorer
-from tests.tiny.vocabulary import byte_level, fast, wordy_checkpoint
+from tests.tiny.vocabulary import TOKENS, byte_level, fast, wordy_checkpoint
 
 import darwinlm
 from darwinlm.model.families.checkpoint import Checkpoint
@@ -108,6 +109,20 @@ def test_a_language_model_that_answers_keeps_its_answers(tmp_path, command):
     measured = command("evaluate", tmp_path / "run", "--against", dense, "--text", pairs)
     assert "cut to the same tokens" in measured.out
     assert re.search(r"same label as dense +100\.0", measured.out)
+
+
+def test_the_answers_that_a_folder_names_get_their_new_numbers(tmp_path):
+    dense = wordy_checkpoint(tmp_path / "dense")
+    tokenizer = Checkpoint.open(dense).tokenizer()
+    answers = {name: TOKENS - 4 - place for place, name in enumerate(("true_token_id", "false_token_id"))}
+    words = tokenizer.convert_ids_to_tokens([*answers.values()])
+    reranker(dense, **answers)
+    result = cut(dense, pairs_of(tmp_path / "pairs.jsonl", WORDS[:16]), tmp_path / "run", keep=1.0)
+    named = json.loads((result.model / "1_LogitScore" / "config.json").read_text())
+    assert named != answers
+    small = Checkpoint.open(result.model).tokenizer()
+    assert small.convert_ids_to_tokens([named[name] for name in answers]) == words
+    assert not (tmp_path / "run" / "stages" / "database").exists()  # all blocks are kept
 
 
 @pytest.mark.parametrize(

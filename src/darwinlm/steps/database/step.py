@@ -125,12 +125,17 @@ class Database(Step[PruningDatabase]):
         return PruningDatabase(reader, task.stage)
 
     @classmethod
-    def cost(cls, load: Workload) -> Cost:
-        """Second moments of inputs, and for every variant of every module a removal order, a factor and a target."""
+    def cost(cls, load: Workload) -> Cost | None:
+        """Second moments of inputs, and for every variant of every module a removal order, a factor and a target.
+
+        None if all blocks fit.
+        """
         from darwinlm.steps.database.sharing import factor_operations
         from darwinlm.steps.workload import largest
 
         sizes, r = load.sizes, float(load.sizes.width)
+        if sizes.whole:
+            return None
         tokens = load.settings(TextSettings).calibration_tokens
         weighted = load.settings(DatabaseSettings).metric.gradients
         work, alone, moments, module = sizes.operations(tokens), 0.0, dict[int, float](), 0.0

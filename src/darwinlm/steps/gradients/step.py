@@ -106,12 +106,12 @@ class Gradients(Step[GradientMoments]):
 
     @classmethod
     def cost(cls, load: Workload) -> Cost | None:
-        """Passes with gradients; none if the removal order doesn't use them."""
+        """Passes with gradients; none if the removal order doesn't use them, or if all blocks fit."""
         from darwinlm.steps.database.database_settings import DatabaseSettings
         from darwinlm.steps.workload import largest
 
         sizes, text = load.sizes, load.settings(TextSettings)
-        if not load.settings(DatabaseSettings).metric.gradients:
+        if sizes.whole or not load.settings(DatabaseSettings).metric.gradients:
             return None
         tokens = -(-gradient_tokens(text.calibration_tokens) // text.sequence_length) * text.sequence_length
         memory = largest({"heads": load.head}, load.backward | {"blocks": 2 * load.block})
