@@ -53,7 +53,7 @@ def test_answers_that_contain_or_are_the_expected_one(tmp_path, model, answers):
     path = written(
         tmp_path / "q.jsonl",
         {"question": "The capital of France?", "answer": "Paris"},
-        {"question": "The capital of France?", "answer": "Paris"},
+        {"question": "France's capital?", "answer": "Paris"},
         {"question": "The capital of France?", "answer": "Paris", "match": "exact"},
         {"question": "The capital of France?", "answer": ["Rome", "Paris"], "match": "exact"},
         {"prompt": "The days of a week: the ", "answer": ["7th", "seven"], "tokens": 64},
@@ -111,7 +111,7 @@ def test_code_is_run_only_where_it_is_allowed(tmp_path, model, answers):
         tmp_path / "code.jsonl",
         {"question": "Write double.", "tests": "assert double(2) == 4"},
         {"prompt": "def double(x):\n", "tests": "assert double(2) == 4"},
-        {"prompt": "def double(x):\n", "tests": "assert double(2) == 4"},
+        {"prompt": "def double(x):\n", "tests": "assert double(3) == 6"},
     )
     with pytest.raises(RecipeError, match=r"code\.jsonl: item 1 has tests.*no sandbox: allow it with --run-code"):
         FileMeasure(path, run_code=False)
@@ -241,3 +241,13 @@ def test_a_limit_takes_the_first_questions(tmp_path, model, answers):
     assert list(limited.score(model, tiny_tokenizer())) == [1.0, 0.0]
     assert len(asked) == 2
     assert limited.digest != FileMeasure(path, run_code=False).digest
+
+
+@pytest.mark.parametrize("again", [{"question": "x", "answer": "y"}, {"id": 7, "question": "x", "answer": "y"}])
+def test_an_item_that_occurs_twice_is_refused(tmp_path, again):
+    """It would count twice, and narrow the interval. Other answers or choices make it another item."""
+    other = [{"question": "x", "answer": "z"}, {"question": "x", "choices": ["y", "z"], "answer": "y"}]
+    path = written(tmp_path / "q.jsonl", {"question": "x", "answer": "y", "id": 1}, *other, again)
+    with pytest.raises(DataError, match=r"q\.jsonl, line 4: the same item as in line 1: keep one of them"):
+        FileMeasure(path, run_code=False)
+    assert len(FileMeasure(written(path, again, *other), run_code=False).questions) == 3

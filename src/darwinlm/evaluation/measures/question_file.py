@@ -117,13 +117,16 @@ class Question(BaseModel):
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a file. Raises DataError, which names the line."""
-    questions = []
+    """The questions of a file. Raises DataError, which names the line.
+
+    An item that occurs twice is refused: it would count twice, and make the intervals of the scores too narrow.
+    """
+    questions, places = [], dict[str, str]()
     for place, record in json_records(path):
         if not _is_unicode(record):
             raise DataError(f"{place}: half of a surrogate pair (\\ud800 to \\udfff) is no character: write it whole")
         try:
-            questions.append(Question.model_validate(dict(record)))
+            question = Question.model_validate(dict(record))
         except ValidationError as error:
             mistake = error.errors()[0]
             field = str(mistake["loc"][0]) if mistake["loc"] else ""
@@ -132,6 +135,10 @@ def read_questions(path: Path) -> list[Question]:
                 raise DataError(f"{place}: there is no field '{shorten(field)}': {hint}") from error
             message = str(mistake["msg"]).removeprefix("Value error, ")
             raise DataError(f"{place}: {f'{field}: ' if field else ''}{message}") from error
+        first = places.setdefault(question.model_dump_json(exclude={"id"}), place)
+        if first != place:
+            raise DataError(f"{place}: the same item as in {first.removeprefix(f'{path}, ')}: keep one of them")
+        questions.append(question)
     if not questions:
         raise DataError(f"{path} holds no questions: give one JSON object a line")
     return questions
