@@ -44,7 +44,8 @@ def test_it_imports_no_model_and_not_even_pytorch() -> None:
     values, log = said("register()\nsay(torch='torch' in sys.modules, loaded=loaded(), models=ModelRegistry.models)")
     assert not values["torch"]
     assert values["loaded"] == []
-    served = [family for family in families().values() if family.mixer is None and family.tail is None]
+    language = [family for family in families().values() if not family.bidirectional]
+    served = [family for family in language if family.mixer is None and family.tail is None]
     assert values["models"].keys() == {pruned_class(family) for family in served}
     assert values["models"]["DarwinLlamaForCausalLM"] == "darwinlm.formats.vllm.vllm_model:PrunedForCausalLM"
     assert values["models"]["DarwinMixtralForCausalLM"] == "darwinlm.formats.vllm.vllm_model:PrunedMoEForCausalLM"

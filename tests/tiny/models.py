@@ -197,8 +197,18 @@ FAMILIES["granitemoehybrid_experts"] = {
 """Where a family's tiny model differs from the sizes above: its own features are all switched on."""
 
 
+ENCODERS: dict[str, dict[str, Any]] = {
+    "modernbert": {"local_attention": 8, "layer_types": SLIDING["layer_types"], "norm_bias": True, "mlp_bias": True},
+}
+"""The same for families of encoders, which have no language models."""
+NOT_OF_ENCODERS = ("num_key_value_heads", "head_dim")
+
+
 def tiny_config(model_type: str, **overrides: Any) -> PreTrainedConfig:
-    return AutoConfig.for_model(**{"model_type": model_type, **SIZES, **FAMILIES[model_type], **overrides})
+    sizes, own = SIZES, FAMILIES.get(model_type, {})
+    if model_type in ENCODERS:
+        sizes, own = {name: sizes[name] for name in sizes.keys() - set(NOT_OF_ENCODERS)}, ENCODERS[model_type]
+    return AutoConfig.for_model(**{"model_type": model_type, **sizes, **own, **overrides})
 
 
 def randomised(make: Callable[[], Any], seed: int = 0, vectors: float = 0.1) -> Any:
@@ -215,7 +225,7 @@ def randomised(make: Callable[[], Any], seed: int = 0, vectors: float = 0.1) -> 
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            if "embed_tokens" in name or "lm_head" in name:
+            if any(part in name for part in ("embed_tokens", "tok_embeddings", "lm_head")):
                 weight.copy_(noise * 0.3)
             elif weight.ndim >= 2:
                 weight.copy_(noise * 1.2 / weight.shape[-1] ** 0.5)

@@ -44,6 +44,7 @@ UNEQUAL = {
 """Architectures for unequal layers: `deci`, a Llama with head counts and MLP widths for each layer, and `openelm`,
 which also normalises queries and keys."""
 UNKNOWN = "llama.cpp has no architecture for this family"
+ENCODER = "GGUF files of encoders aren't written"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     """
     config, stock = reshaper.checkpoint.config, reshaper.family.gguf
     if stock is None:
-        raise UnsupportedError(UNKNOWN)
+        raise UnsupportedError(ENCODER if reshaper.family.bidirectional else UNKNOWN)
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
     rope, context, window, remarks = _features(stock, reshaper.checkpoint, columns)
     rope = rope.with_rounded_bounds() if stock.rounds else rope

@@ -56,7 +56,7 @@ def _served() -> Iterator[tuple[str, Family]]:
     from darwinlm.model.families.family import families, pruned_class
 
     for family in families().values():
-        if family.mixer is not None or family.tail is not None:
+        if family.mixer is not None or family.tail is not None or family.bidirectional:
             continue
         try:
             yield pruned_class(family), family

@@ -129,7 +129,14 @@ class Checkpoint:
             )
         if has_other_parts:
             config, whole_config = text_config(config), config
-        family = with_ending(family_of(config), "language" if has_other_parts else ending_of(plain, folder))
+        family, ending = family_of(config), "language" if has_other_parts else ending_of(plain, folder)
+        if family.bidirectional and ending != "states":
+            raise ModelError(
+                f"{path}: encoders such as {family.title} can only be pruned as embedders, without a head, and "
+                f"architectures names {shorten(str(plain.get('architectures')))}: save what AutoModel loads of it, and "
+                "give that folder"
+            )
+        family = with_ending(family, ending)
         formats = formats_of(plain, path)
         if formats and whole_config is not None:
             raise CheckpointError(

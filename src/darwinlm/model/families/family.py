@@ -46,6 +46,8 @@ class Family(Closed):
     """Output projection to the vocabulary, or to scores; empty if the models have none."""
     ending: Ending = "language"
     """What its models end with; files describe those of language models."""
+    bidirectional: bool = False
+    """Whether a token sees those behind it too. Such models are encoders, and only those without a head are read."""
     attention: Attention
     """Names of the attention."""
     mixer: Mixer | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder-only models whose layers differ in size: head counts, MLP widths, missing sub-layers.
+"""Decoder-only models and encoders whose layers differ in size: head counts, MLP widths, missing sub-layers.
 
 This file is saved beside every such checkpoint and only needs transformers >= 5.16. One line defines a family, such as
 `define_classes(Definition("Llama", "llama"))`; it is the last line of a checkpoint's copy.
@@ -37,7 +37,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from transformers import Cache
 
-    Classes = tuple[type[PreTrainedConfig], type[PreTrainedModel], type[PreTrainedModel], type[PreTrainedModel] | None]
+    Optional = type[PreTrainedModel] | None
+    Classes = tuple[type[PreTrainedConfig], type[PreTrainedModel], Optional, Optional]
 
 SUBLAYERS = ("attention", "mlp")
 Norms = Sequence[Sequence[str]]  # of a layer: norms removed with its attention, norms removed with its MLP
@@ -200,7 +201,7 @@ class PrunedConfig(Saved):
             unknown = set(getattr(layer, "skip", ())) - set(SUBLAYERS)
             if unknown:
                 raise ValueError(f"layer {i} skips {sorted(unknown)}; only {list(SUBLAYERS)} can be skipped")
-            heads, groups = layer.num_attention_heads, layer.num_key_value_heads
+            heads, groups = layer.num_attention_heads, getattr(layer, "num_key_value_heads", None)
             groups = heads if groups is None else groups  # as some families' defaults say it
             if groups < 1 or heads < 1 or heads % groups:
                 raise ValueError(f"layer {i}: {heads} query heads can't be shared evenly by {groups} key-value heads")
@@ -394,28 +395,30 @@ def define_classes(definition: Definition) -> Classes:
     """Define a family's classes in this module; later calls return the same ones.
 
     Returns:
-        The configuration, the decoder, the causal language model, and the model with a head of scores; None for the
-        last one if transformers has none of the family.
+        The configuration, the model without a head, the causal language model, and the model with a head of scores;
+        None for one of the last two if transformers has none of the family that is only a head on such a model.
     """
     prefix, module, infix = definition[:3]
     config, model, causal, scores = (f"Darwin{prefix}{part}" for part in AUTOS.values())
-    if causal not in globals():
+    if model not in globals():
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
-        plain = getattr(family, f"{prefix}DecoderLayer", None) or getattr(family, f"{prefix}{infix}DecoderLayer")
+        names = (f"{prefix}DecoderLayer", f"{prefix}{infix}DecoderLayer", f"{prefix}EncoderLayer")
+        plain = next(getattr(family, name) for name in names if hasattr(family, name))
         members = {"model_type": f"darwinlm_{parent.model_type}", "_definition": definition}
         # Repeat the decorator, otherwise the family's checks would replace the ones above.
         config_class = strict(_derive(config, PrunedConfig, parent, **members))
-        pruned = _derive(f"Darwin{prefix}DecoderLayer", PrunedBlock, plain, _definition=definition)
+        pruned = _derive(f"Darwin{plain.__name__}", PrunedBlock, plain, _definition=definition)
         shared = {"config_class": config_class, "_definition": definition}
         parent = getattr(family, f"{prefix}{infix}Model")
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
-        parent = getattr(family, f"{prefix}ForCausalLM")
-        _show_server(_derive(causal, PrunedForCausalLM, parent, _parent=parent, _decoder=decoder, **shared))
-        parent = getattr(family, f"{prefix}{infix}ForSequenceClassification", None)
-        if parent is not None:
-            _derive(scores, PrunedForSequenceClassification, parent, _parent=parent, _decoder=decoder, **shared)
-    return globals()[config], globals()[model], globals()[causal], globals().get(scores)
+        heads = {"_decoder": decoder, **shared}
+        if parent := getattr(family, f"{prefix}ForCausalLM", None):  # encoders have none, and other heads of scores
+            _show_server(_derive(causal, PrunedForCausalLM, parent, _parent=parent, **heads))
+            parent = getattr(family, f"{prefix}{infix}ForSequenceClassification", None)
+            if parent is not None:
+                _derive(scores, PrunedForSequenceClassification, parent, _parent=parent, **heads)
+    return globals()[config], globals()[model], globals().get(causal), globals().get(scores)
 
 
 def define_whole(prefix: str, module: str, text: Classes) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:

@@ -32,7 +32,8 @@ def pruned_classes(family: Family) -> Classes:
     classes = config, model, causal, scores = define_classes(family.definition())
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
-    AutoModelForCausalLM.register(config, causal, exist_ok=True)
+    if causal is not None:
+        AutoModelForCausalLM.register(config, causal, exist_ok=True)
     if scores is not None:
         AutoModelForSequenceClassification.register(config, scores, exist_ok=True)
     return classes

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def objective_of(model: Checkpoint) -> Objective:
     """What of a dense model must be kept. Raises CheckpointError if its pooling isn't known."""
     if model.family.ending == "states":
-        return Embeddings(cast("Pooling", pooling_of(model.folder) or "lasttoken"))
+        default = "mean" if model.family.bidirectional else "lasttoken"
+        return Embeddings(cast("Pooling", pooling_of(model.folder) or default))
     if model.family.ending == "scores":
         count = int(model.config.num_labels)
         problem = getattr(model.config, "problem_type", None)

@@ -23,6 +23,7 @@ from darwinlm.model.families.ending import outputs_of
 from darwinlm.model.families.family import Family
 from darwinlm.model.families.parts import ModuleKind
 from darwinlm.model.walk import items
+from darwinlm.model.walk.apart import apart
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
 from darwinlm.runtime.compute import exact, to_device
 
@@ -240,16 +241,15 @@ class Decoder:
         names = list(inspect.signature(family_class.forward).parameters)[2:]  # after self and the residual stream
         with self._stand_ins({i: _Recorder(calls, names, last=i == count - 1) for i in range(count)}):
             try:
-                self.model(input_ids=to_device(items.ids(tokens), self.device), use_cache=False, **self._places(tokens))
+                ids = to_device(items.ids(tokens), self.device)
+                self.model(input_ids=ids, use_cache=False, **self._places(tokens))
             except _AllRecorded:
                 return calls
         raise AssertionError("the model's forward never reached its last block")
 
-    def _places(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Positions of tokens [b, t], if they are items; else the model counts them itself."""
-        if not items.is_marked(tokens):
-            return {}
-        return {"position_ids": to_device(items.positions(tokens), self.device)}
+    def _places(self, tokens: Tensor) -> dict[str, object]:
+        """What keeps items in tokens [b, t] apart, if they are items; else the model counts positions itself."""
+        return apart(self.model, to_device(tokens, self.device)) if items.is_marked(tokens) else {}
 
     def run_block(self, block: int, hidden: Tensor, arguments: BlockArguments) -> Tensor:
         """One block, [b, t, m] -> [b, t, m]."""
@@ -295,6 +295,8 @@ class Decoder:
         originals = {i: self.blocks[i] for i in stand_ins}
         try:
             for i, stand_in in stand_ins.items():
+                if (kind := getattr(originals[i], "attention_type", None)) is not None:
+                    stand_in.attention_type = kind  # by which some models choose a block's mask
                 self.blocks[i] = stand_in
             yield
         finally:

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from darwinlm.model.families.family import family_of
 from darwinlm.model.walk import items
+from darwinlm.model.walk.apart import apart
 from darwinlm.model.walk.chunks import chunked_loss, next_tokens
 from darwinlm.model.walk.decoder import KnownResult
 from darwinlm.steps.recover.losses import forward_kl, next_token_loss
@@ -94,7 +95,7 @@ def streams_of(model: PreTrainedModel, tokens: Tensor, *, marked: bool = False) 
 
     `marked` says whether the sequences hold items; to find out from tokens on a GPU, the host would wait for it.
     """
-    places = {"position_ids": items.positions(tokens)} if marked else {}
+    places = apart(model, tokens) if marked else {}
     ids = items.ids(tokens) if marked else tokens
     hidden: Tensor = decoder_of(model)(input_ids=ids, use_cache=False, **places).last_hidden_state
     return hidden
