@@ -21,7 +21,7 @@ from textwrap import wrap
 import yaml
 
 from darwinlm import pipeline
-from darwinlm.formats.gguf.stock_layout import UNKNOWN
+from darwinlm.formats.gguf.stock_layout import ENCODER, UNKNOWN
 from darwinlm.model.families.family import Family, families
 from darwinlm.recipe import Recipe
 from darwinlm.recipe.recipe import field_order
@@ -44,7 +44,7 @@ These models are refused, because their blocks have parts that the method doesn'
 - Attention and MLP in parallel on one stream: Command R, Pythia, Falcon.
 - Other mixtures of experts: Llama 4, Phi-3.5-MoE, Granite 3 MoE.
 - Text parts without a causal class of their own: Qwen3-VL.
-- Encoders: T5, BART.
+- Encoders other than ModernBERT: BERT and XLM-R, whose norms come after the sum with the residual stream; T5, BART.
 
 To prune PaliGemma or Kimi K2.5, save their text part separately first."""
 
@@ -174,7 +174,11 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
     square = [family for family, each in stock if each.square and not each.unequal]
     heads = [family for family in square if family.attention.cut == "heads"]
     return [
-        *(f"- {family.title}: no GGUF, because {UNKNOWN}." for family in known.values() if family.gguf is None),
+        *(
+            f"- {family.title}: no GGUF, because {ENCODER if family.bidirectional else UNKNOWN}."
+            for family in known.values()
+            if family.gguf is None
+        ),
         f"- {', '.join(_titles(heads))}: only if all heads are kept, because llama.cpp derives their number",
         "  from the hidden size.",
         f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (YaRN) in every GGUF file of these models, and",
@@ -259,6 +263,7 @@ def families_page() -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     known = families()
+    encoders = [family for family in known.values() if family.bidirectional]
     for family in sorted(known.values(), key=lambda family: family.title.lower()):
         equal = "no" if family.gguf is None else f"`{family.gguf.name}`"
         engines = ", ".join(ENGINES[engine] for engine in family.engines)
@@ -272,7 +277,10 @@ def families_page() -> str:
         "share its keys and values (some blocks of Gemma 4's E models). Other token mixers are always kept; the plan",
         "and the report name them.",
         "",
-        "The vocabulary of every family can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
+        "The vocabulary of every family of language models can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
+        "",
+        f"{', '.join(_titles(encoders))} is an encoder, and is pruned as an embedder without a head",
+        "([page](reading-models.md#encoders)).",
         "",
         "All families are tested with random weights. Trained weights were measured for Llama (SmolLM2), Qwen2.5,",
         "Gemma 3 and small Nemotron, OLMo 2, LFM2 and Mixtral models (see the notebook on the",

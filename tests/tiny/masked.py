@@ -26,11 +26,12 @@ def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
         kept = reader.kept(module.block, module.kind, level)
         if kept.weight is None:
             continue
-        block = model.model.layers[module.block]
+        block = getattr(model, "model", model).layers[module.block]
         if module.kind == "mlp":
             _mask_mlp(mlp_of(block), kept.columns, kept.weight, kept.experts)
         else:
-            _mask_attention(block.self_attn, kept.columns, kept.weight, shape.sizes.head_dim, shape.sizes.heads)
+            attention = block.attn if hasattr(block, "attn") else block.self_attn
+            _mask_attention(attention, kept.columns, kept.weight, shape.sizes.head_dim, shape.sizes.heads)
     return model
 
 
@@ -43,6 +44,8 @@ def _with_gates(attention: nn.Module, query: set[int], head_dim: int) -> set[int
 
 def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_dim: int, heads: int) -> None:
     _scatter(output_of(attention), columns, weight)
+    if not len(columns):
+        return
     per_group = attention.num_key_value_groups
     query = {int(column) for column in columns}
     if getattr(attention.config, "query_groups", None):  # its keys and values are shared: without queries they are idle
@@ -86,7 +89,7 @@ def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | No
     down = output_of(mlp)
     _scatter(down, columns, weight)
     stay = {int(column) for column in columns}
-    fused = getattr(mlp, "gate_up_proj", getattr(mlp, "input_linear", None))
+    fused = next((getattr(mlp, name) for name in ("gate_up_proj", "input_linear", "Wi") if hasattr(mlp, name)), None)
     if fused is not None:
         _zero_rows(fused, stay | {down.in_features + row for row in stay})
     else:
@@ -130,7 +133,9 @@ def _zero_rows(projection: nn.Linear, stay: set[int]) -> None:
 
 @torch.no_grad()
 def logits(model: Any, tokens: Tensor) -> Tensor:
-    return model(input_ids=tokens, use_cache=False).logits
+    """Logits of a language model, or the states of an encoder."""
+    outputs = model(input_ids=tokens, use_cache=False)
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
 def assert_equal_logits(model: Any, reference: Any, tokens: Tensor) -> None:

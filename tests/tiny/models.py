@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 SIZES: dict[str, Any] = {
     "vocab_size": 300,
@@ -240,8 +240,9 @@ def randomised(make: Callable[[], Any], seed: int = 0, vectors: float = 0.1) -> 
 
 
 def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A tiny random model of a family."""
-    return randomised(lambda: AutoModelForCausalLM.from_config(tiny_config(model_type, **overrides)), seed)
+    """A tiny random model of a family: a language model, or an encoder without a head."""
+    auto = AutoModel if model_type in ENCODERS else AutoModelForCausalLM
+    return randomised(lambda: auto.from_config(tiny_config(model_type, **overrides)), seed)
 
 
 def mlp_of(block: Any) -> Any:
@@ -255,5 +256,5 @@ def mlp_of(block: Any) -> Any:
 
 
 def output_of(part: nn.Module) -> Any:
-    names = ("o_proj", "out_proj", "down_proj", "w2", "output_linear")
+    names = ("o_proj", "out_proj", "down_proj", "w2", "output_linear", "Wo")
     return next(getattr(part, name) for name in names if hasattr(part, name))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.tiny.llama_cpp import LLAMA3, assert_checked_in_the_library, assert_same_as_transformers, exported
-from tests.tiny.models import FAMILIES
+from tests.tiny.models import ENCODERS, FAMILIES
 from tests.tiny.pruned import BESIDE, DELTA, GEMMA4, MIXED, SQUARE, any_checkpoint, plain_checkpoint, pruned_checkpoint
 from tests.tiny.stages import run_stages
 
@@ -145,7 +145,7 @@ CONTINUED = {architecture: name for name, (_, architecture, *_) in reversed(CASE
 def test_families_with_sizes_by_layer_and_without_an_architecture():
     """What the documentation says of GGUF comes from these constants."""
     assert [name for name, stock in STOCK.items() if stock.per_layer] == ["gemma4_text", "gemma4_text_experts"]
-    assert set(families()) - set(STOCK) == {"vaultgemma"}
+    assert set(families()) - set(STOCK) == {"vaultgemma", *ENCODERS}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -92,7 +92,8 @@ def for_other_engines(folder: Path, config: PreTrainedConfig) -> None:
     tree: JsonObject = read_json(path)
     if "text_config" in tree:
         tree["text_config"] |= older_rope(tree["text_config"].get("rope_parameters") or {})
-    tree |= older_rope(tree.get("rope_parameters") or {})
+    names = None if "text_config" in tree else family_of(config).older_rope
+    tree |= older_rope(tree.get("rope_parameters") or {}, names)
     for part in (tree, tree.get("text_config", {})):
         for name in FURTHER:
             if part.get(name):
@@ -109,12 +110,14 @@ def mlx_code() -> str:
     return (resources.files("darwinlm.formats.mlx") / MODEL_FILE).read_text(encoding="utf-8")
 
 
-def older_rope(rope: JsonObject) -> JsonObject:
+def older_rope(rope: JsonObject, names: Mapping[str, str] | None = None) -> JsonObject:
     """Settings of a rotary embedding under the names from before transformers 5.
 
     Engines that only know these would silently take their own base. Layers that differ in more than the base can't be
-    expressed in them, so the result is then empty.
+    expressed in them, so the result is then empty. `names` are a family's own names for the base, by type of layers.
     """
+    if names:
+        return {name: rope[kind]["rope_theta"] for kind, name in names.items()}
     if "rope_theta" in rope:
         scaling = {name: value for name, value in rope.items() if name not in ("rope_theta", "partial_rotary_factor")}
         plain = rope.get("rope_type", "default") == "default"

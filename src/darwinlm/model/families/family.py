@@ -47,7 +47,8 @@ class Family(Closed):
     ending: Ending = "language"
     """What its models end with; files describe those of language models."""
     bidirectional: bool = False
-    """Whether a token sees those behind it too. Such models are encoders, and only those without a head are read."""
+    """Whether a token sees those behind it too, as in encoders. Their model must take a mask for each type of layers,
+    and only models without a head are read."""
     attention: Attention
     """Names of the attention."""
     mixer: Mixer | None = None
@@ -63,6 +64,9 @@ class Family(Closed):
     """Other engines in which tests run its models of unequal layers. They are not taken from the family in `like`."""
     exact: tuple[str, ...] = ()
     """Name patterns of weights that transformers creates in float32 without listing them."""
+    older_rope: dict[str, str] | None = None
+    """Configuration fields, from before transformers 5, for the rotary base of each type of layers (`full_attention`),
+    if they aren't those of most families."""
     switch: str | None = None
     """Configuration field that is set in this family, and not in the other of its model type. Layers without an MLP
     set it to zero, so that they have no experts."""

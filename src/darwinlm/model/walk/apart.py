@@ -1,7 +1,7 @@
 """What keeps the items of a sequence apart, so that a model reads each as if it were alone.
 
-Models in which a token looks back find it in the positions, which begin anew with each item. Those in which a token sees
-all others get masks.
+Models in which a token looks back find it in the positions, which begin anew with each item. Those in which a token
+sees all others get masks.
 
 Letters: b sequences, t tokens.
 """
