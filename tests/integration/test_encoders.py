@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.model.families.test_without_package import run_elsewhere
-from tests.reading.test_readers import pruned
+from tests.reading.test_readers import READING, pruned
 from tests.tiny.cutting import cut_and_masked, near, tokens
 from tests.tiny.masked import assert_equal_logits, logits, masked
 from tests.tiny.models import ENCODERS, randomised, tiny_config, tiny_model
@@ -214,7 +214,12 @@ def test_an_encoder_with_a_head_is_refused(head, family, pairs, tmp_path, comman
 
 
 def test_what_is_not_done_for_encoders_is_refused(embedder, pairs, tmp_path):
-    with pytest.raises(RecipeError, match=r"--vocab is for models that write"):
+    with pytest.raises(RecipeError, match=r"--vocab is for models that look back, and .* is an encoder: leave it out"):
         pruned(embedder, pairs, tmp_path / "run", vocab=0.5)
+    given = (f"model={embedder}", f"text.source={pairs}", "budget.keep=60%", *READING)
+    recipe = darwinlm.load_recipe(None, [*given, "units.quantisation=q8_0"])
+    with pytest.raises(RecipeError, match=r"--for q8_0 prepares a GGUF file, and none is written of an encoder"):
+        darwinlm.prune(recipe=recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "stages").exists() or not any((tmp_path / "run" / "stages").iterdir())
     with pytest.raises(ExportError, match=r"GGUF files of encoders aren't written"):
         export_model(embedder, tmp_path / "model.gguf")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from darwinlm.model.families.sentence_transformers import answers_in, check_widths, is_cross_encoder, messages_of
 from darwinlm.model.objective.chosen import objective_of
 from darwinlm.model.objective.scores import Scores
+from darwinlm.model.quantisation import in_gguf
+from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.runtime.errors import DataError, RecipeError
 from darwinlm.runtime.limits import shorten
 from darwinlm.steps.budget.budget_settings import BudgetSettings
@@ -179,6 +181,13 @@ def check_reader(model: Checkpoint, recipe: Sections) -> None:
         raise RecipeError(
             f"budget.file is for models that write, and {model.source} gives {objective.words()}: choose --keep, "
             "--params, --bytes or --speedup, and see the sizes of its GGUF files in the report"
+        )
+    if model.family.bidirectional and recipe.section(VocabularySettings).cut:
+        raise RecipeError(f"--vocab is for models that look back, and {model.source} is an encoder: leave it out")
+    if model.family.bidirectional and in_gguf(recipe.section(UnitsSettings).quantisation):
+        raise RecipeError(
+            f"--for {recipe.section(UnitsSettings).quantisation} prepares a GGUF file, and none is written of an "
+            f"encoder such as {model.source}: leave it out"
         )
 
 
