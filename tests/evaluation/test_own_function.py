@@ -9,6 +9,7 @@ from typing import ClassVar
 import pytest
 from tests.tiny.process import forked
 
+from darwinlm.evaluation.measures.imported_files import imported_files
 from darwinlm.evaluation.measures.measured import scores_of
 from darwinlm.evaluation.measures.named import MeasureRequest
 from darwinlm.evaluation.measures.own_function import FunctionMeasure
@@ -178,6 +179,47 @@ def test_what_lies_beside_the_file_can_be_imported(tmp_path):
         "from items_beside import ITEMS\ndef score(model, tokenizer):\n    return ITEMS\n", encoding="utf-8"
     )
     assert scores(FunctionMeasure(tmp_path / "check.py", "score", 60)) == [1.0, 0.0]
+
+
+class Weights:
+    """A model to score."""
+
+    identity: ClassVar = {"weights": "x"}
+
+    def load(self) -> tuple[str, str]:
+        return "model", "tokenizer"
+
+    def release(self) -> None:
+        """It holds nothing."""
+
+
+def test_a_change_of_what_is_imported_is_another_measure(tmp_path):
+    """Scores by the old content must not be taken for those by the new one, also in the same process."""
+    for name, text in {
+        "check.py": "def score(model, tokenizer):\n    from rules.strict import weight\n    return [weight()]\n",
+        "rules/__init__.py": "",
+        "rules/strict.py": "from . import table\n\ndef weight():\n    return table.VALUE\n",
+        "rules/table.py": "VALUE = 0.5\n",
+        "other.py": "VALUE = 1\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    assert [file.name for file in imported_files(tmp_path / "check.py")] == ["__init__.py", "strict.py", "table.py"]
+    store = ScoreStore(tmp_path / "scores")
+    before = FunctionMeasure(tmp_path / "check.py", "score", 60)
+    assert store.scores(Weights(), before) == [0.5]  # type: ignore[arg-type]
+    (tmp_path / "other.py").write_text("VALUE = 22\n", encoding="utf-8")
+    assert FunctionMeasure(tmp_path / "check.py", "score", 60).digest == before.digest
+    (tmp_path / "rules" / "table.py").write_text("VALUE = 0.125\n", encoding="utf-8")
+    after = FunctionMeasure(tmp_path / "check.py", "score", 60)
+    assert after.digest != before.digest
+    assert store.scores(Weights(), after) == [0.125]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["from ... import far\n", "import nowhere\n", "def broken(:\n", "x = '\0'\n"])
+def test_imports_that_lead_nowhere_are_left_to_python(tmp_path, text):
+    (tmp_path / "check.py").write_text(text, encoding="utf-8")
+    assert imported_files(tmp_path / "check.py") == []
 
 
 def test_what_is_missing_is_named_before_any_work(tmp_path):

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
+from darwinlm.evaluation.measures.imported_files import imported_files
 from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.runtime import parallel
 from darwinlm.runtime.amounts import duration
@@ -37,6 +38,10 @@ MOST_SCORES, LARGEST_SCORE = 100_000, 1e12
 """More scores come from a loop without an end; larger ones are no scores, and their sums would lose digits."""
 AGAIN = 1.0
 """Seconds after which a function that has caught the end of its time is interrupted again, inside of its handler."""
+
+
+_loaded: dict[str, str] = {}
+"""Digests of imported files when a measure of this process loaded them last."""
 
 
 class _Overdue(BaseException):
@@ -61,7 +66,10 @@ class FunctionMeasure(Measure):
         self.path, self.function, self.seconds = path, function, seconds
         if not path.is_file():
             raise RecipeError(f"--measure {path}:{function}: there is no file {path}")
-        self._digest = digest_of([file_digest(path), function])
+        self._beside = {str(file): file_digest(file) for file in imported_files(path)}
+        names = [str(Path(file).relative_to(path.absolute().parent)) for file in self._beside]
+        beside = [[*pair] for pair in zip(names, self._beside.values(), strict=True)]
+        self._digest = digest_of([file_digest(path), function, *beside])
         found = getattr(self._module(), function, None)
         if not callable(found):
             raise RecipeError(f"--measure {path}:{function}: the file has no function '{function}'")
@@ -69,7 +77,7 @@ class FunctionMeasure(Measure):
 
     @property
     def digest(self) -> str:
-        """The file's content, without the modules that it imports."""
+        """Content of the file, and of the files beside it that it imports."""
         return self._digest
 
     def score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, known: int = 0) -> Iterator[float]:
@@ -158,6 +166,13 @@ class FunctionMeasure(Measure):
         module = importlib.util.module_from_spec(spec)
         if folder not in sys.path:  # as for a script, which imports what lies beside it
             sys.path.insert(0, folder)
+        if any(_loaded.get(file, digest) != digest for file, digest in self._beside.items()):
+            # One has changed since an earlier measure loaded it; the others may hold what it was.
+            for loaded, imported in [*sys.modules.items()]:
+                if str(getattr(imported, "__file__", None)) in self._beside:
+                    del sys.modules[loaded]
+        _loaded.update(self._beside)
+        importlib.invalidate_caches()
         with put_back(), self._guarded("when it was loaded"):
             spec.loader.exec_module(module)
         return module
