@@ -82,7 +82,9 @@ def choose_layout(reshaper: Reshaper, mlp_multiple: int = 32) -> Layout:
     """
     config, stock = reshaper.checkpoint.config, reshaper.family.gguf
     if stock is None:
-        raise UnsupportedError(ENCODER if reshaper.family.bidirectional else UNKNOWN)
+        if reshaper.family.bidirectional:
+            raise UnsupportedError(ENCODER, "transformers and sentence-transformers run it")
+        raise UnsupportedError(UNKNOWN)
     columns = max(map(reshaper.columns_of, range(reshaper.checkpoint.n_blocks)))
     rope, context, window, remarks = _features(stock, reshaper.checkpoint, columns)
     rope = rope.with_rounded_bounds() if stock.rounds else rope
