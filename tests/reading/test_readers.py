@@ -49,6 +49,8 @@ def test_a_scorer_is_pruned_and_loads_in_stock_libraries(labels, tmp_path):
     torch.testing.assert_close(scores[0].flatten(), loaded(**inputs).logits[0].flatten(), rtol=1e-4, atol=1e-4)
     page = result.report.read_text()
     assert "perplexity" not in page.lower()
+    assert "train it for minutes on a CPU; narrower layers gain little from it" in page
+    assert "--tokens 160k" in page
 
 
 def test_an_embedder_keeps_its_folder(tmp_path):
@@ -371,6 +373,7 @@ def test_the_first_layers_stay_as_they_are_and_nothing_is_calibrated(kind, tmp_p
         assert "equal layers" not in text
     assert "darwinlm recover teaches the first ones" in card
     assert told(result.summary)[-1][1].startswith("train it (darwinlm recover): the first layers alone then learn")
+    assert "train it for minutes on a CPU; first layers need it" in page
     assert "The method is that of DarwinLM" not in card
 
 

@@ -11,6 +11,7 @@ from darwinlm.runtime.errors import install
 from darwinlm.runtime.shell import word
 from darwinlm.steps.file.file_figures import BoundedFileFigures
 from darwinlm.steps.recover.recovery_figures import RecoveryFigures
+from darwinlm.steps.search.search_figures import SearchFigures
 from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
 from darwinlm.steps.vocabulary.vocabulary_settings import WHOLE_MODEL
 
@@ -88,10 +89,13 @@ def next_steps(
     kind = _file_type(summary)
     run, recovered, gguf = (word(path) for path in (run, f"{stem}-recovered", f"{stem}.gguf"))
     against = f" --against {word(model)}" if model else ""
-    train = (
-        "train it, which gains the most quality (needs a GPU; on a CPU try --tokens 1M)",
-        f"darwinlm recover {run} --tokens 300M --text TEXT --out {recovered}",
-    )
+    wish, tokens = "train it, which gains the most quality (needs a GPU; on a CPU try --tokens 1M)", "300M"
+    if summary.export.gives != "language":
+        search = summary.of(SearchFigures)
+        first = search is not None and search.first is not None
+        gains = "first layers need it" if first else "narrower layers gain little from it"
+        wish, tokens = f"train it for minutes on a CPU; {gains}", "160k"
+    train = (wish, f"darwinlm recover {run} --tokens {tokens} --text TEXT --out {recovered}")
     bounded = summary.of(BoundedFileFigures)
     file = (
         f"write a file for llama.cpp{_needs('gguf', on_this_machine=on_this_machine)}",
