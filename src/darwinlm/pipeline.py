@@ -197,7 +197,7 @@ def plan(run: Run[AnyRecipe], inputs: Inputs) -> Problem:
 def modules_of(run: Run[AnyRecipe], inputs: Inputs, problem: Problem | None = None) -> Modules:
     """What models are cut from: a database, unless layers stay whole. Raises DarwinLMError.
 
-    `problem` is that of the only size that is made; its allocation may be the only one.
+    `problem` is that of a run with one size: it needs no database if it has only one allocation.
     """
     from darwinlm.model.units.modules import ModuleReader
 

@@ -214,8 +214,9 @@ def test_an_encoder_with_a_head_is_refused(head, family, pairs, tmp_path, comman
 
 
 def test_what_is_not_done_for_encoders_is_refused(embedder, pairs, tmp_path):
-    with pytest.raises(RecipeError, match=r"--vocab is for models that look back, and .* is an encoder: leave it out"):
-        pruned(embedder, pairs, tmp_path / "run", vocab=0.5)
+    for vocab, budget in ((0.5, {"keep": 0.6}), ("auto", {"keep": None, "params": "20k"})):
+        with pytest.raises(RecipeError, match=r"--vocab can't cut the tokens of an encoder yet, which .* is: leave it"):
+            pruned(embedder, pairs, tmp_path / "run", vocab=vocab, **budget)
     given = (f"model={embedder}", f"text.source={pairs}", "budget.keep=60%", *READING)
     recipe = darwinlm.load_recipe(None, [*given, "units.quantisation=q8_0"])
     with pytest.raises(RecipeError, match=r"--for q8_0 prepares a GGUF file, and none is written of an encoder"):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from darwinlm.evaluation import harness, score_tables
-from darwinlm.evaluation.evaluation_text import SAME_TOKENS, EvaluationText, pack, share_vocabulary
+from darwinlm.evaluation.evaluation_text import EvaluationText, pack, share_vocabulary
 from darwinlm.evaluation.measures.item_measure import Measure
 from darwinlm.evaluation.measures.measured import MeasuredScore, measure_model, score_table
 from darwinlm.evaluation.measures.named import MeasureRequest
@@ -275,7 +275,8 @@ def _opened(request: EvaluationRequest) -> dict[str, Opened]:
         dense = request.open(request.against, dequantised=True)
         if _reads(request, opened):
             as_reader(dense, _reading_settings(request, opened))
-        cut = f", {SAME_TOKENS}" if share_vocabulary(opened, dense) else ""
+        share_vocabulary(opened, dense)
+        cut = ", cut to the same tokens" if dense.fewer_tokens else ""
         models[f"{dense.source} (dense{cut})"] = dense
     for model in models.values():
         if request.chat and model.engine != "PyTorch":

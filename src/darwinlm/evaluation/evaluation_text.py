@@ -70,25 +70,20 @@ def pack(source: str, tokenizer: PreTrainedTokenizerBase, *, sequence_length: in
     return EvaluationText(source, sequences, tuple(hashes), special[0] / max(special[1], 1), n_bytes)
 
 
-SAME_TOKENS = "cut to the same tokens"
-"""What is said of a dense model that was given the tokens of a smaller one."""
-
-
-def share_vocabulary(model: Opened, dense: Opened) -> bool:
+def share_vocabulary(model: Opened, dense: Opened) -> None:
     """Give a dense model the tokens of a smaller model.
 
     If the dense model has all tokens of the smaller one and more, its embedding and head are cut.
-    Returns whether it was cut. Raises ModelError if the vocabularies differ, and as `Opened.cut`.
+    Raises ModelError if the vocabularies differ, and as `Opened.cut`.
     """
     rows = rows_in(model.tokenizer, dense.tokenizer, model.vocabulary, dense.vocabulary)
     if rows is not None and dense.checkpoint is None:
         raise ModelError(f"{dense.source} has more tokens than {model.source}: give the folder or hub id --against")
     if rows is not None:
         dense.cut(rows)
-        return True
+        return
     if model.vocabulary != dense.vocabulary or model.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
         raise ModelError(
             f"{model.source} and {dense.source} have different vocabularies, so there is no KL between them: --against "
             "must be the model from which the other was pruned"
         )
-    return False

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, cast
 
-from darwinlm.evaluation.evaluation_text import SAME_TOKENS, EvaluationText
+from darwinlm.evaluation.evaluation_text import EvaluationText
 from darwinlm.evaluation.seen_text import HELD_OUT, Overlap, RunText, without_run
 from darwinlm.formats.transformers.saved import RECORD
 from darwinlm.model.objective.chosen import objective_of
@@ -42,12 +42,14 @@ class ReadText:
         tokens: Number of tokens that were read.
         models: Figures by the name of the model; the dense one is last, if there is one.
         compared: Whether there is a dense model.
+        fewer_tokens: Whether the dense model was cut to the tokens of the other one.
     """
 
     source: str
     tokens: int
     models: Mapping[str, ItemQuality]
     compared: bool
+    fewer_tokens: bool
     overlap: Overlap
 
     def table(self) -> Table:
@@ -65,8 +67,8 @@ class ReadText:
             remarks.append(first.reading.remark or "no scores: the texts have no labels")
         elif self.compared:
             remarks.append(READING_MEANS)
-        if self.compared and SAME_TOKENS in [*self.models][-1]:
-            remarks.append(f"dense: the original model, {SAME_TOKENS}")
+        if self.fewer_tokens:
+            remarks.append("dense: the original model, cut to the same tokens")
         remarks += self.overlap.remarks(self.source)
         return Table(("figure", "model", "dense")[: 1 + len(qualities)], rows, remarks)
 
@@ -152,7 +154,8 @@ def measure_reading(
         of_run = EvaluationText(source, text.tokens, text.document_hashes, 0.0, 0)
         overlap = without_run(of_run) if run is None else run.overlap(of_run)
         ordered = {key: quality[key] for key in models}
-        yield ReadText(source, text.n_tokens, ordered, compared=bool(others), overlap=overlap)
+        fewer = any(dense.fewer_tokens for _, dense in others)
+        yield ReadText(source, text.n_tokens, ordered, compared=bool(others), fewer_tokens=fewer, overlap=overlap)
 
 
 def _prepared(model: Checkpoint, source: str, settings: TextSettings, tokens: int) -> TokenSequences:

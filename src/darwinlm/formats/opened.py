@@ -39,6 +39,7 @@ class Opened:
         in_llama_cpp: The model, if llama.cpp runs it.
         checkpoint: Its files, if PyTorch runs it.
         work: Folder for weights that are computed from its files. It exists as long as the model is used.
+        fewer_tokens: Whether its vocabulary was cut to that of a smaller model.
     """
 
     source: str
@@ -49,6 +50,7 @@ class Opened:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     work: Path = Path()
+    fewer_tokens: bool = False
 
     @cached_property
     def model(self) -> PreTrainedModel:
@@ -72,6 +74,7 @@ class Opened:
         cut_weights(self.checkpoint, rows, self.work / "cut")
         cut = Checkpoint.open(self.work / "cut", self.source)
         self.checkpoint = replace(cut, answers=tuple(rows.index(answer) for answer in answers))
+        self.fewer_tokens = True
 
     def decoder(self, tokens: Tensor) -> StreamedDecoder | PreTrainedModel:
         """The model to read these tokens with: block by block if PyTorch runs it."""

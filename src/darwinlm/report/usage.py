@@ -6,7 +6,7 @@ import importlib.util
 import json
 
 from darwinlm.report.summary import BudgetFigures, Summary
-from darwinlm.report.wording import large_embedding
+from darwinlm.report.wording import large_embedding, only_tokens
 from darwinlm.runtime.errors import install
 from darwinlm.runtime.shell import word
 from darwinlm.steps.file.file_figures import BoundedFileFigures
@@ -93,9 +93,11 @@ def next_steps(
     if summary.export.gives != "language":
         search = summary.of(SearchFigures)
         first = search is not None and search.first is not None
-        gains = "first layers need it" if first else "narrower layers gain little from it"
-        wish, tokens = f"train it for minutes on a CPU; {gains}", "160k"
-    train = (wish, f"darwinlm recover {run} --tokens {tokens} --text TEXT --out {recovered}")
+        gains = "the first layers of a reranker need it" if first else "narrower layers gained little in our comparison"
+        wish, tokens = f"train it (minutes on one core for a 135M); {gains}", "160k"
+    train = [(wish, f"darwinlm recover {run} --tokens {tokens} --text TEXT --out {recovered}")]
+    if summary.of(RecoveryFigures) is not None or only_tokens(summary):  # which has nothing to learn from the original
+        train = []
     bounded = summary.of(BoundedFileFigures)
     file = (
         f"write a file for llama.cpp{_needs('gguf', on_this_machine=on_this_machine)}",
@@ -105,13 +107,13 @@ def next_steps(
         file = ("run the file that keeps the bound, in llama.cpp", f"llama-cli -m {run}/{word(bounded.file)}")
     if summary.export.gives != "language":
         return [
-            *([train] if summary.of(RecoveryFigures) is None else []),
+            *train,
             *([file] if summary.file is not None else []),
             ("publish it", f"hf upload OWNER/NAME {run}/model"),
         ]
     return [
         (f"talk to it{' beside the dense model' if model else ''}", f"darwinlm chat {run}{against}"),
-        *([train] if summary.of(RecoveryFigures) is None else []),
+        *train,
         *_fewer_tokens(summary, model, stem),
         (
             f"measure it on benchmarks{_needs('eval', on_this_machine=on_this_machine)}",

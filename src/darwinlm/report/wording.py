@@ -109,7 +109,8 @@ def cost_of_tokens(summary: Summary) -> str:
 def only_tokens(summary: Summary) -> bool:
     """Whether a model has fewer tokens than the original and is otherwise the same."""
     search = summary.of(SearchFigures)
-    return search is not None and not search.chose and summary.of(RecoveryFigures) is None
+    whole = search is not None and not search.chose and search.first is None
+    return whole and summary.of(VocabularyFigures) is not None and summary.of(RecoveryFigures) is None
 
 
 def _reading_loss(final: ModelFigures, reading: ReadingFigures) -> str:

@@ -136,7 +136,7 @@ def notes_of(plan: Plan) -> list[str]:
     """What is never cut, whether layers are equal, widths that don't fit, and a large embedding."""
     sizes, recipe, checkpoint = plan.sizes, plan.sizes.recipe, plan.sizes.checkpoint
     budget, has_other_parts = recipe.section(BudgetSettings), checkpoint.whole_config is not None
-    uncut = not recipe.section(VocabularySettings).cut
+    uncut = not recipe.section(VocabularySettings).cut and not checkpoint.family.bidirectional
     notes = (
         _limit_of(plan),
         f"budget.{budget.kind} is measured in the run: the sizes are a guess until then" if budget.timed else "",

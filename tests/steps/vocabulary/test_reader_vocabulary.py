@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,14 +14,16 @@ from tests.tiny.readers import tiny_embedder, tiny_pairs, tiny_scorer
 from tests.tiny.vocabulary import TOKENS, byte_level, fast, wordy_checkpoint
 
 import darwinlm
+from darwinlm.formats.opened import Opened
 from darwinlm.model.families.checkpoint import Checkpoint
 from darwinlm.model.walk import items
-from darwinlm.runtime.errors import DataError, RecipeError
+from darwinlm.report.wording import loss, only_tokens
+from darwinlm.runtime.errors import DataError, ModelError, RecipeError
 from darwinlm.steps.text.encoder import ItemEncoder
 from darwinlm.steps.text.item_sequences import in_order, items_of
 from darwinlm.steps.text.reading import answer_tokens
 from darwinlm.steps.text.samples import Sample
-from darwinlm.steps.vocabulary.vocabulary_figures import VocabularyFigures
+from darwinlm.steps.vocabulary.vocabulary_figures import GivenFigures, VocabularyFigures
 
 SIZE = 384
 
@@ -123,6 +126,9 @@ def test_the_answers_that_a_folder_names_get_their_new_numbers(tmp_path):
     small = Checkpoint.open(result.model).tokenizer()
     assert small.convert_ids_to_tokens([named[name] for name in answers]) == words
     assert not (tmp_path / "run" / "stages" / "database").exists()  # all blocks are kept
+    page = result.report.read_text()
+    assert "all of it from the smaller vocabulary, since all blocks are kept" in page
+    assert "darwinlm recover" not in page, "there is nothing to distil"
 
 
 @pytest.mark.parametrize(
@@ -137,6 +143,29 @@ def test_what_cannot_be_is_refused_before_any_work(tmp_path, vocab, message):
     assert not any((tmp_path / "run").rglob("model"))
 
 
+def test_first_layers_with_fewer_tokens_did_not_lose_all_by_the_tokens(tmp_path):
+    dense = tiny_scorer(tmp_path / "dense", tokenizer=wordy(), vocab_size=512, pad_token_id=2)
+    pairs = tiny_pairs(tmp_path / "pairs.jsonl")
+    summary = cut(dense, pairs, tmp_path / "run", keep=0.5, layers="first").summary
+    assert not only_tokens(summary)
+    assert "compared with the smaller vocabulary alone, which has nDCG@10" in loss(summary)
+
+
+def test_a_model_that_answers_with_tokens_that_are_gone_is_refused(tmp_path):
+    """As where --against is another model than the one that was pruned."""
+    checkpoint = replace(Checkpoint.open(wordy_checkpoint(tmp_path / "dense")), answers=(300, 301))
+    opened = Opened("dense", checkpoint.tokenizer(), checkpoint=checkpoint, work=tmp_path)
+    with pytest.raises(ModelError, match=r"dense answers with tokens that the smaller model lacks: --against must be"):
+        opened.cut([*range(300)])
+    assert not (tmp_path / "cut").exists()
+    opened.cut([*range(200), 301, 300])
+    assert opened.checkpoint.answers == (201, 200)
+
+
+def test_outputs_without_a_score_are_told_by_their_distance():
+    assert GivenFigures(texts=3, values={"distance": 0.25}).words == "distance to dense 0.25"
+
+
 def test_too_few_texts_are_refused(tmp_path):
     dense = tiny_scorer(tmp_path / "dense", tokenizer=wordy(), vocab_size=512, pad_token_id=2)
     with pytest.raises(DataError, match=r"too few texts or pairs to choose tokens"):
@@ -149,7 +178,7 @@ def test_a_plan_says_which_scripts_lose_tokens(tmp_path, command):
     planned = command(
         "plan", dense, "--text", pairs, "--vocab", SIZE, "--keep", "60%", "--set", "text.sequence_length=64"
     )
-    assert "Latin" in planned.out
+    assert re.search(r"vocabulary: Latin: \d+ of 229 tokens go", planned.out)
 
 
 def test_items_stay_in_their_order():

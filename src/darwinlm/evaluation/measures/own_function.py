@@ -67,8 +67,8 @@ class FunctionMeasure(Measure):
         if not path.is_file():
             raise RecipeError(f"--measure {path}:{function}: there is no file {path}")
         self._beside = {str(file): file_digest(file) for file in imported_files(path)}
-        names = [str(Path(file).relative_to(path.absolute().parent)) for file in self._beside]
-        beside = [[*pair] for pair in zip(names, self._beside.values(), strict=True)]
+        folder = path.absolute().parent
+        beside = [[str(Path(file).relative_to(folder)), digest] for file, digest in self._beside.items()]
         self._digest = digest_of([file_digest(path), function, *beside])
         found = getattr(self._module(), function, None)
         if not callable(found):

@@ -172,6 +172,8 @@ def check_reader(model: Checkpoint, recipe: Sections) -> None:
             f"--answers), and {model.source} writes text, of which its first layers alone keep next to nothing: "
             "leave --layers out, or choose equal"
         )
+    if model.family.bidirectional and recipe.section(VocabularySettings).cut:
+        raise RecipeError(f"--vocab can't cut the tokens of an encoder yet, which {model.source} is: leave it out")
     if objective.reads and recipe.section(VocabularySettings).auto:
         raise RecipeError(
             f"--vocab auto compares bits per byte of text, and {model.source} gives {objective.words()}: say how many "
@@ -182,8 +184,6 @@ def check_reader(model: Checkpoint, recipe: Sections) -> None:
             f"budget.file is for models that write, and {model.source} gives {objective.words()}: choose --keep, "
             "--params, --bytes or --speedup, and see the sizes of its GGUF files in the report"
         )
-    if model.family.bidirectional and recipe.section(VocabularySettings).cut:
-        raise RecipeError(f"--vocab is for models that look back, and {model.source} is an encoder: leave it out")
     if model.family.bidirectional and in_gguf(recipe.section(UnitsSettings).quantisation):
         raise RecipeError(
             f"--for {recipe.section(UnitsSettings).quantisation} prepares a GGUF file, and none is written of an "

@@ -49,11 +49,9 @@ class Text(Step["dict[str, TokenSequences]"]):
 
     def key(self, task: Task) -> Mapping[str, object]:
         """Identity of the text."""
-        from darwinlm.steps.text.text_source import fingerprint, given_source
+        from darwinlm.steps.text.text_source import text_identity
 
-        settings = task.settings(TextSettings)
-        template = {} if settings.template is None else {"template": settings.template}
-        return {"text": fingerprint(given_source(settings)), **template}
+        return text_identity(task.settings(TextSettings))
 
     def work(self, task: Task) -> None:
         """Read, split, repeat passages, and save."""

@@ -62,6 +62,12 @@ def documents_of(text: Mapping[str, TokenSequences]) -> tuple[str, ...]:
     return tuple(sorted({document for part in text.values() for document in part.document_hashes}))
 
 
+def text_identity(settings: TextSettings) -> Mapping[str, object]:
+    """Identity of the run's text for keys, and the template of its pairs if the recipe has one. Raises RecipeError."""
+    template = {} if settings.template is None else {"template": settings.template}
+    return {"text": fingerprint(given_source(settings)), **template}
+
+
 def fingerprint(source: str) -> list[dict[str, object]]:
     """Identity of a source for keys: hashes of local files, names of data sets of the hub, or `self`."""
     return [{SELF: True} if part == SELF else _fingerprint(part) for part in named_parts(source)]

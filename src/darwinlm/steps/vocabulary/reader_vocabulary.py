@@ -78,9 +78,7 @@ def cut_reader_vocabulary(
         params=sum(parameter.numel() for parameter in small.outline.parameters()),
         dense_params=sum(parameter.numel() for parameter in dense.outline.parameters()),
         domains={
-            in_words(source): measure_spelling(
-                list(_texts(samples.held_out)), vocabulary.tokenizer, small.tokenizer(), rows
-            )
+            in_words(source): measure_spelling(_texts(samples.held_out), vocabulary.tokenizer, small.tokenizer(), rows)
         },
         given=_measure(dense, small, samples.held_out, settings, folder, context),
         scripts=scripts_of(vocabulary, rows),
@@ -129,10 +127,9 @@ def _items(samples: Iterable[Sample], encoder: ItemEncoder) -> Iterator[Item]:
         yield from items_of(sample, encoder, groups)
 
 
-def _texts(samples: Iterable[Sample]) -> Iterator[str]:
+def _texts(samples: Iterable[Sample]) -> list[str]:
     """Queries and texts, each once."""
-    for sample in samples:
-        yield from filter(None, (sample.query, sample.text))
+    return list(dict.fromkeys(text for sample in samples for text in (sample.query, sample.text) if text))
 
 
 def _measure(

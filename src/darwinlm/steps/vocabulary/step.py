@@ -54,11 +54,9 @@ class Vocabulary(Step[CutVocabulary]):
 
     def key(self, task: Task) -> Mapping[str, object]:
         """Identity of the text."""
-        from darwinlm.steps.text.text_source import fingerprint, given_source
+        from darwinlm.steps.text.text_source import text_identity
 
-        settings = task.settings(TextSettings)
-        template = {} if settings.template is None else {"template": settings.template}
-        return {"text": fingerprint(given_source(settings)), **template}
+        return text_identity(task.settings(TextSettings))
 
     def work(self, task: Task) -> None:
         """Choose the tokens, write the smaller model, and measure it on held-out text."""

@@ -11,7 +11,7 @@ from darwinlm.runtime.amounts import count, percent
 from darwinlm.runtime.charts import Axis, Chart, Curve, Level, Picture, whole
 from darwinlm.runtime.figures import Figures, ModelNames, Passage, StepFigures
 from darwinlm.runtime.tables import Table
-from darwinlm.steps.evaluate.item_metrics import kept_words
+from darwinlm.steps.evaluate.item_metrics import Distance, kept_words
 from darwinlm.steps.evaluate.model_figures import TaskScore, score_words
 from darwinlm.steps.vocabulary.scripts import FEW, ScriptFigures
 
@@ -62,8 +62,9 @@ class GivenFigures(Figures):
 
     @property
     def words(self) -> str:
-        """Score, and what is kept."""
-        return "; ".join([*score_words(self.score), *kept_words(self.values)])
+        """Score, and what is kept; for outputs of which neither is known, their distance."""
+        parts = [*score_words(self.score), *kept_words(self.values)]
+        return "; ".join(parts) or f"{Distance.heading} {Distance().words(self.values[Distance.name])}"
 
 
 class VocabularyFigures(StepFigures):
@@ -110,23 +111,26 @@ class VocabularyFigures(StepFigures):
         """What the smaller vocabulary alone costs, in words."""
         if self.given is not None:
             return self.given.words
-        assert self.bits_per_byte is not None, "a model that writes has bits per byte"
-        assert self.dense_bits_per_byte is not None, "a model that writes has bits per byte"
-        more = self.bits_per_byte / self.dense_bits_per_byte - 1
+        before, after = self._bits
         return (
-            f"{self.bits_per_byte:.3f} bits per byte of held-out text instead of {self.dense_bits_per_byte:.3f} "
-            f"({100 * more:+.1f} %)"
+            f"{after:.3f} bits per byte of held-out text instead of {before:.3f} ({100 * (after / before - 1):+.1f} %)"
         )
+
+    @property
+    def _bits(self) -> tuple[float, float]:
+        """Bits per byte of a model that writes, with all tokens and with fewer."""
+        assert self.dense_bits_per_byte is not None, "a model that writes has bits per byte"
+        assert self.bits_per_byte is not None, "with fewer tokens too"
+        return self.dense_bits_per_byte, self.bits_per_byte
 
     def lines(self) -> tuple[tuple[str, str], ...]:
         """The size of the vocabulary, and what it costs before blocks are pruned."""
         if self.given is not None:
             return (("tokens", f"{self._kept()}; this alone: {self.given.words}"),)
-        assert self.bits_per_byte is not None, "a model that writes has bits per byte"
-        assert self.dense_bits_per_byte is not None, "a model that writes has bits per byte"
-        bits = f"this alone raises its bits per byte from {self.dense_bits_per_byte:.3f} to {self.bits_per_byte:.3f}"
-        if self.bits_per_byte <= self.dense_bits_per_byte:
-            bits = f"its bits per byte are {self.bits_per_byte:.3f}, and {self.dense_bits_per_byte:.3f} with all tokens"
+        before, after = self._bits
+        bits = f"this alone raises its bits per byte from {before:.3f} to {after:.3f}"
+        if after <= before:
+            bits = f"its bits per byte are {after:.3f}, and {before:.3f} with all tokens"
         return (("tokens", f"{self._kept()}; {bits}"),)
 
     def passages(self, name: ModelNames) -> tuple[Passage, ...]:
