@@ -83,10 +83,12 @@ def test_two_processes(tmp_path):
 
 
 def _one_leaves(rank):
+    """The other one's connection is lost only after there was one, which the first exchange makes sure of."""
     if rank == 1:
+        parallel.gather(0)
         parallel.shutdown()
         return None
-    return _failing(lambda: parallel.gather(0))
+    return _failing(lambda: [parallel.gather(0) for _ in range(2)])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo meets in a file on POSIX systems only")
