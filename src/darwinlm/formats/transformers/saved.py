@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
+from transformers.core_model_loading import revert_weight_conversion
 
 from darwinlm.model.families.checkpoint import FURTHER
 from darwinlm.model.families.ending import AUTOS, ending_of, outputs_of
@@ -19,9 +22,12 @@ from darwinlm.model.families.family import family_of, is_custom
 from darwinlm.model.families.files import CARD
 from darwinlm.model.families.loading import without_bars
 from darwinlm.model.families.origin import carry
+from darwinlm.model.families.shard_reading import spans
+from darwinlm.model.families.stored import INDEX, SINGLE
 from darwinlm.model.families.whole import is_whole, put_inside
 from darwinlm.model.walk import items
 from darwinlm.runtime.artifact import (
+    await_files,
     damaged,
     folder_digests,
     fresh_folder,
@@ -29,6 +35,7 @@ from darwinlm.runtime.artifact import (
     read_record,
     share,
     write_json,
+    write_tensors,
     write_text,
 )
 from darwinlm.runtime.compute import all_finite
@@ -66,9 +73,7 @@ def save_model(
         NumericsError: A weight isn't finite.
         StorageError: The disk is full or the folder can't be written.
     """
-    for name, parameter in model.named_parameters():
-        if not bool(all_finite(parameter.detach())):
-            raise NumericsError(f"{name} holds numbers that aren't finite (NaN or infinity): {folder} isn't written")
+    check_numbers({name: parameter.detach() for name, parameter in model.named_parameters()}, folder)
     with unchecked(folder, "partial") as temporary, without_bars():
         model.config.dtype = next(model.parameters()).dtype
         if source is not None and is_whole(source):
@@ -81,6 +86,53 @@ def save_model(
         if source is not None:
             carry(source, temporary)
         share(temporary)
+
+
+def save_around(model: PreTrainedModel, outside: Mapping[str, Tensor], shard: Path) -> None:
+    """Write a shard with tensors of a model, and before it everything of the model beside weights into its folder.
+
+    `outside` are the tensors outside the blocks by name, tied ones included. Raises as `save_shard`.
+    """
+    check_numbers(outside, shard)
+    folder = shard.parent
+    try:
+        make_folder(folder)
+        with fresh_folder(folder / f".{shard.name}.{secrets.token_hex(8)}.tmp") as temporary, without_bars():
+            model.save_pretrained(temporary, state_dict=dict(outside))
+            for_other_engines(temporary, model.config)
+            share(temporary)
+            weights = temporary / SINGLE
+            for path in (*(path for path in sorted(temporary.iterdir()) if path != weights), weights):
+                path.replace(shard if path == weights else folder / path.name)
+    except (OSError, SafetensorError) as error:
+        raise storage_error(shard, error) from error
+
+
+def save_shard(model: PreTrainedModel, tensors: Mapping[str, Tensor], shard: Path) -> None:
+    """Write some tensors of a model by their names in it, such as those of a block, as transformers stores them.
+
+    Raises:
+        NumericsError: A number isn't finite.
+        StorageError: The disk is full or the file can't be written.
+    """
+    check_numbers(tensors, shard)
+    write_tensors(shard, revert_weight_conversion(model, dict(tensors)), {"format": "pt"})
+
+
+def save_index(folder: Path, shards: Sequence[Path]) -> None:
+    """Write the index of a model's shards, which other machines may have written. Raises StorageError."""
+    await_files(shards)
+    found = {shard.name: spans(shard) for shard in shards}
+    n_bytes = sum(prod(span.shape) * span.dtype.itemsize for inside in found.values() for span in inside.values())
+    places = {name: shard for shard, inside in found.items() for name in inside}
+    write_json(folder / INDEX, {"metadata": {"total_size": n_bytes}, "weight_map": dict(sorted(places.items()))})
+
+
+def check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse to write numbers that aren't finite. Raises NumericsError."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(all_finite(tensor)):
+            raise NumericsError(f"{name} holds numbers that aren't finite (NaN or infinity): {path} isn't written")
 
 
 def for_other_engines(folder: Path, config: PreTrainedConfig) -> None:

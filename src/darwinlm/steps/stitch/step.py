@@ -60,22 +60,18 @@ class Stitch(Step[Stitched]):
     """The smaller model of an allocation, in the dense checkpoint's element types."""
 
     name = "stitch"
-    version = 3
+    version = 4
     writes = "the smaller model"
+    together = True
 
     database: Modules
     search: SearchResult
 
     def work(self, task: Task) -> None:
-        """Build and save the model. Raises StorageError."""
-        from functools import partial
+        """Write the model, block by block. Raises NumericsError and StorageError."""
+        from darwinlm.steps.stitch.stitch import write_stitched
 
-        from darwinlm.formats.transformers.saved import save_model
-        from darwinlm.runtime.mapped import in_file
-        from darwinlm.steps.stitch.stitch import stitch
-
-        place = partial(in_file, folder=task.folder)
-        save_model(stitch(self.database.reader, self.search.allocation, place), task.folder / "model")
+        write_stitched(self.database.reader, self.search.allocation, task.folder / "model")
 
     def read(self, task: Task) -> Stitched:
         """The saved model."""
@@ -92,5 +88,9 @@ class Stitch(Step[Stitched]):
         squares = sum(max(shape.sizes.experts, 1) * float(shape.sizes.width) ** 2 for shape in sizes.shapes)
         factors = {"factors of one module": 4 * load.widest * (load.widest + 2 * r), "blocks": load.block}
         work, model = load.slow * squares * r * (2 + sizes.kept**2), float(sizes.saved_params * sizes.stored)
-        cut = load.cutting(sizes.kept) + load.unpacking() + Work(read=float(sizes.params * sizes.stored), copied=model)
-        return Cost(work, factors, disk=model, scratch=model, parts={"modules": cut, "writing": Work(written=model)})
+        share, outside = load.share(sizes.depth), float(sizes.outside * sizes.stored)  # which the first process writes
+        own = (model - outside) * share
+        cut = (load.cutting(sizes.kept) + load.unpacking()) * share
+        cut += Work(read=float(sizes.blocks * sizes.stored) * share + outside, copied=own)
+        parts = {"modules": cut, "writing": Work(written=own + outside)}
+        return Cost(work, factors, disk=model, parts=parts)

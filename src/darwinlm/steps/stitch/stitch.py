@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from darwinlm.formats.transformers.saved import save_around, save_index, save_shard
 from darwinlm.model.families.checkpoint import Checkpoint
+from darwinlm.model.families.shapes import module_shapes
 from darwinlm.model.layer_sizes import Place
 from darwinlm.model.surgery.layer_table import layer_table
 from darwinlm.model.surgery.shrink import shrink_tensors, split_block
@@ -16,6 +19,8 @@ from darwinlm.model.surgery.smaller_config import smaller_config
 from darwinlm.model.surgery.smaller_model import described, fill
 from darwinlm.model.units.levels import Level
 from darwinlm.model.units.modules import ModuleReader
+from darwinlm.runtime import parallel
+from darwinlm.steps.database.sharing import block_owner
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,6 +38,46 @@ def stitch(
     missing, _ = fill(model, tensors)
     assert not missing, f"stitching left {missing} without weights"
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def write_stitched(database: ModuleReader, allocation: tuple[int, ...], folder: Path) -> None:
+    """Write the smaller model of an allocation: a shard for each block and one for the rest, then the index.
+
+    Of several processes, the owner of a block cuts and writes it, and the first one writes the rest. The files don't
+    depend on their number. Finished shards of an interrupted run are kept; only the index makes the folder a model.
+
+    Raises:
+        NumericsError: A weight isn't finite.
+        StorageError: The disk is full.
+    """
+    smaller, weights = stitched_blocks(database, allocation)
+    checkpoint, model = database.checkpoint, smaller.skeleton()
+    layers = f"{checkpoint.family.layers}."
+    blocks = list(model.get_submodule(checkpoint.family.layers).children())
+    filled = [number for number, block in enumerate(blocks) if block.state_dict()]
+    first, *shards = (
+        folder / f"model-{part + 1:05d}-of-{len(filled) + 1:05d}.safetensors" for part in range(len(filled) + 1)
+    )
+    outputs = int(checkpoint.config.hidden_size)
+    owner = block_owner(module_shapes(checkpoint), database.units, outputs, checkpoint.n_blocks, parallel.size())
+    with parallel.agree():
+        if parallel.is_main() and not first.exists():
+            fill(model, {name: checkpoint.read(name)[""] for name in checkpoint.names_outside_blocks()})
+            outside = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(layers)}
+            save_around(model, _complete(outside), first)
+        for number, shard in zip(filled, shards, strict=True):
+            if owner(number) == parallel.place() and not shard.exists():
+                blocks[number].load_state_dict(weights(number), assign=True, strict=False)
+                of_block = blocks[number].state_dict(prefix=smaller.block_prefix(number))
+                save_shard(model, _complete(of_block), shard)
+                blocks[number].to("meta")
+    parallel.in_main(save_index, folder, [first, *shards])
+
+
+def _complete(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    missing = [name for name, tensor in tensors.items() if tensor.is_meta]
+    assert not missing, f"stitching left {missing} without weights"
+    return tensors
 
 
 def stitched_blocks(
