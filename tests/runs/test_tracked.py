@@ -194,6 +194,81 @@ def test_a_trackers_run_that_is_gone_can_be_replaced(monkeypatch: pytest.MonkeyP
         start_tracker("mlflow", tmp_path, {}, print)
 
 
+def models_sent() -> list[str]:
+    """Names of the figures of measured models that our trackers got."""
+    return sorted(name for noted in MADE for figures, _ in noted.figures for name in figures if "models/" in name)
+
+
+def test_a_finished_run_tells_its_figures_once(
+    tiny_llama: Path, tiny_text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, Noted)
+
+    def sweep(sizes: str) -> None:
+        overrides = {"model": str(tiny_llama), "text.source": str(tiny_text_file), "budget.keep": sizes}
+        recipes = darwinlm.load_recipes(None, SETTINGS, overrides)
+        darwinlm.prune_sweep(recipes, tmp_path / "sizes", track="wandb", reporter=Told())
+
+    sweep("80%,60%")
+    first = models_sent()
+    assert first
+    sweep("80%,60%")
+    assert models_sent() == first
+    sweep("80%,60%,70%")
+    added = [name for name in models_sent() if name.startswith("keep-70/")]
+    assert added
+    assert models_sent() == sorted(first + added)
+
+
+def test_figures_that_changed_or_were_not_received_are_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def send(kl: float, kind: type[Noted] = Noted, name: str = "wandb") -> int:
+        use(monkeypatch, kind, name)
+        start_tracker(name, tmp_path, {}, print).log_result("models/dense", {"kl": kl})
+        return len(MADE[0].figures)
+
+    assert (send(1.0, Failing), send(1.0), send(1.0), send(2.0), send(2.0)) == (1, 1, 0, 1, 0)
+    assert send(2.0, name="trackio") == 1, "another tracker has none yet"
+
+
+def test_a_deleted_folder_of_tensorboard_gets_all_figures_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Folder(Noted):
+        tracker = SimpleNamespace(add_hparams=lambda *_, **__: None)
+
+        def start(self) -> None:
+            (tmp_path / "tensorboard").mkdir(exist_ok=True)
+
+    def send() -> int:
+        use(monkeypatch, Folder, "tensorboard")
+        start_tracker("tensorboard", tmp_path, {}, print).log_result("models/dense", {"kl": 1.0})
+        return len(MADE[0].figures)
+
+    assert (send(), send()) == (1, 0)
+    (tmp_path / "tensorboard").rmdir()
+    assert send() == 1
+
+
+def test_passwords_in_a_trackers_address_are_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(monkeypatch, Noted, "mlflow")
+    said: list[str] = []
+    tracker = start_tracker("mlflow", tmp_path, {}, said.append)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no answer from https://anna:secret@tracker.example/api")
+
+    for name in ("log", "finish"):
+        monkeypatch.setattr(MADE[0], name, fail)
+    tracker.log("search", 0, {"kl": 1.0})
+    tracker.finish()
+    monkeypatch.setattr(Noted, "start", fail)
+    with pytest.raises(RecipeError, match="no answer from https://tracker") as raised:
+        start_tracker("mlflow", tmp_path, {}, said.append)
+    assert len(said) == 2
+    assert all("https://tracker.example/api" in words for words in said)
+    assert "secret" not in " ".join([*said, str(raised.value)])
+
+
 class Interrupted(Noted):
     """A tracker during whose first figure the user interrupts the run."""
 

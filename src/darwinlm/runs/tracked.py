@@ -38,10 +38,10 @@ def tracked(run: Run[Recipe], name: str | None) -> Iterator[None]:
 
 
 def tell_models(run: Run[Recipe], summary: Summary) -> None:
-    """Send the figures of the measured models, as the page's table has them."""
+    """Send the figures of the measured models, as the page's table has them. Raises StorageError."""
     tracker = run.context.reporter.tracker
     if tracker is None:
         return
     for key, model in summary.models.items():
         figures = {name: value for name, value in model.metrics.items() if value is not None}
-        tracker.log(f"models/{summary.name(key)}", 0, figures)
+        tracker.log_result(f"models/{summary.name(key)}", figures)

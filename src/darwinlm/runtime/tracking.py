@@ -14,7 +14,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -54,6 +54,9 @@ WANDB = {
 }
 """Settings of wandb that turn off what it collects besides figures."""
 
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+"""Name and password in an address, which errors of libraries repeat."""
+
 ANY = (Exception, SystemExit)
 """Errors of a tracker, of any kind, such as of a network; some libraries end the process where a login is missing."""
 
@@ -87,6 +90,8 @@ class Tracker:
     _given: GeneralTracker
     _say: Callable[[str], None]
     _heard: ExitStack
+    _record: Path
+    _tracked: _Tracked
     part: str = ""
     _failed: bool = False
 
@@ -94,13 +99,31 @@ class Tracker:
         """Send figures of a step of a stage. A tracker that fails is no longer used, and the run goes on."""
         if self._failed:
             return
-        names = {"/".join(filter(None, (self.part, stage, name))): value for name, value in figures.items()}
-        known = {_taken(name): value for name, value in names.items() if math.isfinite(value)}
+        known = self._named(stage, figures)
         try:
             self._given.log(known, step=step if self.name in COUNTING else None)
         except ANY as error:  # hours of work must not end with it
             self._failed = True
-            self._say(f"--track {self.name} failed, and the run goes on without it: {first_line(error)}")
+            self._say(f"--track {self.name} failed, and the run goes on without it: {_told(error)}")
+
+    def log_result(self, stage: str, figures: Values) -> None:
+        """Send figures of a result, unless the tracker's run has the same ones: a finished run tells them each time.
+
+        Raises StorageError if the record of what was sent can't be written.
+        """
+        known = self._named(stage, figures)
+        place, digest = "/".join(filter(None, (self.part, stage))), digest_of(known)
+        if self._failed or self._tracked.told.get(place) == digest:
+            return
+        self.log(stage, 0, figures)
+        if not self._failed:
+            self._tracked = replace(self._tracked, told={**self._tracked.told, place: digest})
+            write_json(self._record, asdict(self._tracked))
+
+    def _named(self, stage: str, figures: Values) -> Values:
+        """Finite figures by the names that they have in the tracker."""
+        names = {"/".join(filter(None, (self.part, stage, name))): value for name, value in figures.items()}
+        return {_taken(name): value for name, value in names.items() if math.isfinite(value)}
 
     def finish(self, *, failed: bool = False) -> None:
         """Send what is left, and say if the run was interrupted or has failed, where the tracker shows it."""
@@ -111,7 +134,7 @@ class Tracker:
                 self._given.tracker.finish(exit_code=1)
             self._given.finish()
         except ANY as error:  # the run's own results are there
-            self._say(f"--track {self.name} could not be closed: {first_line(error)}")
+            self._say(f"--track {self.name} could not be closed: {_told(error)}")
         finally:
             self._heard.close()
 
@@ -123,11 +146,13 @@ class _Tracked:
     Attributes:
         settings: Hash of the settings that it was given.
         run: Its id.
+        told: Hash of the figures of each result that it has.
     """
 
     tracker: str
     settings: str
     run: str
+    told: dict[str, str] = field(default_factory=dict)
 
 
 def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: Callable[[str], None]) -> Tracker:
@@ -146,6 +171,8 @@ def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: 
     earlier = read_as(record, _Tracked) if record.is_file() else None
     tracked = _Tracked(name, digest_of(given), secrets.token_hex(4))
     continues = earlier is not None and (earlier.tracker, earlier.settings) == (name, tracked.settings)
+    if name == "tensorboard":  # which may be deleted to begin anew
+        continues = continues and (folder / name).is_dir()
     if continues and earlier is not None:
         tracked = earlier
     heard = ExitStack()
@@ -166,7 +193,8 @@ def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: 
         else:
             tracker.store_init_configuration({**given, **OWN_SETTINGS.get(name, {})})
         if name == "mlflow":  # its server names runs
-            write_json(record, asdict(replace(tracked, run=tracker.tracker.info.run_id)))
+            tracked = replace(tracked, run=tracker.tracker.info.run_id)
+            write_json(record, asdict(tracked))
     except StorageError:
         heard.close()
         raise
@@ -175,8 +203,8 @@ def start_tracker(name: str, folder: Path, settings: Mapping[str, object], say: 
         remedy = f"set {name} up, or leave --track out"
         if continues:
             remedy += f"; if its run was deleted there, delete {record}"
-        raise RecipeError(f"--track {name} can't be started ({first_line(error)}): {remedy}") from error
-    return Tracker(name, tracker, say, heard)
+        raise RecipeError(f"--track {name} can't be started ({_told(error)}): {remedy}") from error
+    return Tracker(name, tracker, say, heard, record, tracked)
 
 
 @contextmanager
@@ -217,6 +245,11 @@ def _options(name: str, folder: Path, run: str, *, continues: bool) -> dict[str,
         return {"name": title, **options}
     # It continues runs by their names, which must therefore differ.
     return {"name": f"{title}-{run}", "resume": "allow", "auto_log_cpu": False, "auto_log_gpu": False}
+
+
+def _told(error: BaseException) -> str:
+    """The first line of a library's error, without passwords."""
+    return CREDENTIALS.sub("", first_line(error))
 
 
 def _taken(name: str) -> str:
