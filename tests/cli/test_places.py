@@ -101,6 +101,19 @@ def test_names_that_are_not_utf_8(command, prune, model_copy, tiny_text_file, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("place", ["model", "text.source", "recovery.text"])
+def test_names_with_a_zero_byte(command, model_copy, tiny_text_file, tmp_path, place):
+    section, _, field = place.partition(".")
+    named = '"a\\0b"'
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{section}: {f'{{{field}: {named}}}' if field else named}\n", encoding="utf-8")
+    model = () if place == "model" else (model_copy,)
+    text = () if place == "text.source" else ("--text", tiny_text_file)
+    line = ("prune", *model, "--recipe", recipe, *text, "--out", tmp_path / "out")
+    command(*line).refused("no name can hold a zero byte: correct it")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
 @pytest.mark.parametrize("place", ["text", "a text in a folder", "recipe"])
 def test_names_in_utf_8_where_python_expects_none(model_copy, tiny_text_file, tmp_path, place):

@@ -119,6 +119,9 @@ def test_a_file_then_assignments_then_overrides(tmp_path):
         (b"\xff\xfe\x00binary", "isn't YAML"),
         ("- budget\n", "must be a mapping of sections, but it is a list"),
         ("on: 3\n", "strings"),
+        ("budget: {keep: 50%}\nbudget: {keep: 60%}\n", "the key 'budget' occurs twice: keep one of them.*line 2"),
+        ("search:\n  seed: 1\n  'seed': 2\n", "the key 'seed' occurs twice"),
+        ("search: {offspring: yes}\n", r"search\.offspring: must be a number \(it is True\)"),
     ],
 )
 def test_a_file_that_is_no_recipe(tmp_path, text, said):
@@ -149,13 +152,26 @@ def test_a_file_that_is_not_there(tmp_path):
         ("a..b=1", "unknown field 'a'"),
         ("budget.keep.more=1", r"budget\.keep: "),
         ("model.name=x", "model: "),
-        ("text=5 text.source=a.txt", r"'text\.source': 'text' isn't a section"),
+        ("text=5 text.source=a.txt", r"'text\.source': 'text' isn't a section of the recipe, but 5: give its fields"),
+        ("a=5 a.b=1", r"'a\.b': 'a' isn't a section of the recipe: sections are compute, vocabulary, text"),
+        ("search.rounds=[{tokens: 64, tokens: 32}]", r"--set search\.rounds: .* the key 'tokens' occurs twice"),
     ],
 )
 def test_an_assignment_that_is_none(assignment, said):
     with pytest.raises(RecipeError, match=said) as caught:
-        load_recipe(None, assignment.split() if assignment.startswith("text") else [assignment])
+        load_recipe(None, assignment.split() if re.search("=5 ", assignment) else [assignment])
     assert "\n" not in str(caught.value)
+
+
+def test_a_section_without_lines_has_its_defaults(tmp_path):
+    path = written(tmp_path / "r.yaml", "search:\n  # generations: 3\nbudget:\ntime:\n")
+    assert load_recipe(path) == load_recipe(None)
+    assert load_recipe(path, ["search.generations=3"]).search.generations == 3
+
+
+def test_merged_mappings_may_replace_what_they_merge(tmp_path):
+    path = written(tmp_path / "r.yaml", "search: &a {seed: 3}\nrefit: {}\ntext: {<<: *a, seed: 4}\n")
+    assert load_recipe(path).text.seed == 4
 
 
 def test_values_of_assignments_are_yaml():

@@ -130,7 +130,7 @@ def _assembled(
                 f"--set {shorten(others[0])}"
             )
         try:
-            value = parse_yaml(text)
+            value = parse_yaml(text, distinct=True)
         except ValueError as error:
             raise RecipeError(
                 f"--set {shorten(name)}: '{shorten(text)}' isn't a YAML value: {shorten(error, 300)}"
@@ -183,9 +183,9 @@ def find_recipe(recipe: str | Path) -> Path:
 
 
 def read_yaml(path: Path) -> JsonObject:
-    """The tree of a recipe file; empty for an empty file. Raises RecipeError."""
+    """The tree of a recipe file; empty for an empty file, and without empty sections. Raises RecipeError."""
     try:
-        tree = parse_yaml(read_text(path, YAML_BYTES))
+        tree = parse_yaml(read_text(path, YAML_BYTES), distinct=True)
     except OSError as error:
         raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
     except ValueError as error:
@@ -194,7 +194,7 @@ def read_yaml(path: Path) -> JsonObject:
         return {}
     if not isinstance(tree, dict):
         raise RecipeError(f"the recipe {path} must be a mapping of sections, but it is a {type(tree).__name__}")
-    return tree
+    return {name: value for name, value in tree.items() if value is not None or not _is_section(name)}
 
 
 def _assign(tree: JsonObject, name: str, value: object) -> None:
@@ -202,7 +202,12 @@ def _assign(tree: JsonObject, name: str, value: object) -> None:
     for section in sections:
         section_tree = tree.setdefault(section, {})
         if not isinstance(section_tree, dict):
-            raise RecipeError(f"'{name}': '{section}' isn't a section of the recipe")
+            given = shorten(repr(section_tree))
+            raise RecipeError(
+                f"'{name}': '{section}' isn't a section of the recipe, but {given}: give its fields one by one"
+                if _is_section(section)
+                else f"'{name}': '{section}' isn't a section of the recipe: sections are {', '.join(_sections())}"
+            )
         tree = section_tree
     tree[field] = value
 
@@ -235,6 +240,14 @@ def _fields_at(location: Sequence[str]) -> list[str]:
         annotation = section.model_fields[part].annotation
         section = annotation if isinstance(annotation, type) and issubclass(annotation, Section) else SelectionRound
     return list(section.settings_taken())
+
+
+def _sections() -> list[str]:
+    return [name for name, field in Recipe.model_fields.items() if _taken(field.annotation)]
+
+
+def _is_section(name: object) -> bool:
+    return name in _sections()
 
 
 def _taken(annotation: object) -> Collection[str]:

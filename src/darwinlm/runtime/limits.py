@@ -77,12 +77,30 @@ def parse_json(text: str) -> Any:
         raise ValueError(TOO_DEEP) from None
 
 
-def parse_yaml(text: str) -> Any:
-    """Parse YAML of bounded size. Raises ValueError."""
+class _DistinctLoader(yaml.SafeLoader):
+    """Refuses a key that occurs twice in a mapping, of which the plain one takes the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        """A mapping as it is written, before others are merged into it. Raises ConstructorError."""
+        node = super().compose_mapping_node(anchor)
+        keys = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{shorten(key.value)}' occurs twice: keep one of them", key.start_mark
+                )
+            keys.add(key.value)
+        return node
+
+
+def parse_yaml(text: str, *, distinct: bool = False) -> Any:
+    """Parse YAML of bounded size; `distinct` refuses mappings with a key that occurs twice. Raises ValueError."""
     if len(text) > YAML_BYTES:
         raise ValueError(f"it has {len(text):,} characters, more than the {YAML_BYTES:,} that it may have")
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _DistinctLoader if distinct else yaml.SafeLoader)  # noqa: S506 - both are safe
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
     # A tag such as !!int or a date that doesn't fit its value fails in the library without an error of its own.
@@ -91,10 +109,12 @@ def parse_yaml(text: str) -> Any:
 
 
 def wrong_name(name: str) -> str:
-    """Why the name of a file can't be written as text, and what to do; empty if it can. On Linux, it may be any bytes.
+    """Why the name of a file can't be used, and what to do; empty if it can. On Linux, it may be any bytes but zero.
 
     A name in UTF-8 can't be written either where Python doesn't expect UTF-8.
     """
+    if "\0" in name:
+        return "no name can hold a zero byte: correct it"
     if name.isascii() or not re.search("[\ud800-\udfff]", name):
         return ""
     try:
