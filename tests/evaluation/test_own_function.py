@@ -173,6 +173,32 @@ def test_an_endless_loop_ends(function, body, where):
     assert time.monotonic() - begun < 60
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C reaches this process; a background shell would let it be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+INTERRUPTS = "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(5)\n"
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"{INTERRUPTS}except: pass\nreturn [1.0]",
+        f"yield 1.0\n{INTERRUPTS}except BaseException: yield 0.0",
+        f"{INTERRUPTS}finally: return [1.0]",
+    ],
+)
+def test_an_interrupt_that_the_function_catches_interrupts_and_gives_no_score(function, body):
+    with pytest.raises(KeyboardInterrupt):
+        scores(function(body))
+
+
 def test_what_lies_beside_the_file_can_be_imported(tmp_path):
     (tmp_path / "items_beside.py").write_text("ITEMS = [1, 0]\n", encoding="utf-8")
     (tmp_path / "check.py").write_text(

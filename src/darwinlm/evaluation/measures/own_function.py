@@ -137,7 +137,7 @@ class FunctionMeasure(Measure):
     def _guarded(self, where: str) -> Iterator[None]:
         """Run a part of the function: its errors become one line, and it ends in time."""
         try:
-            with _limited(self.seconds):
+            with _interrupted_at_last(), _limited(self.seconds):
                 yield
         except _Overdue:
             raise MeasureError(
@@ -176,6 +176,37 @@ class FunctionMeasure(Measure):
         with put_back(), self._guarded("when it was loaded"):
             spec.loader.exec_module(module)
         return module
+
+
+@contextmanager
+def _interrupted_at_last() -> Iterator[None]:
+    """Interrupt after the body if it was interrupted, and a handler of the function such as `except:` took that.
+
+    What the function gives after that is no score. Only in the main thread, where signals arrive.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    arrived = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+        handler = before[signal.Signals(number)]
+        assert callable(handler), "only these are replaced"
+        handler(number, frame)
+
+    for number, handler in before.items():
+        if callable(handler):
+            signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is note:  # the command lets a second interrupt end the process
+                signal.signal(number, handler)
+    if arrived:
+        raise KeyboardInterrupt
 
 
 @contextmanager
