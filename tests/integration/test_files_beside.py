@@ -76,6 +76,18 @@ def test_a_chat_template_is_part_of_text_and_answers(rerun, model_copy: Path, tm
     assert rerun()[0] == set()
 
 
+@pytest.mark.parametrize("setting", [{"model_max_length": 333}, {"padding_side": "left"}])
+def test_settings_of_the_tokenizer_are_saved_again(rerun, model_copy: Path, tmp_path: Path, setting: dict) -> None:
+    path = model_copy / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **setting}))
+    redone, said = rerun()
+    assert "export" in redone
+    assert not redone & {"database", "search", "stitch"}, "the tokens of the text are the same"
+    assert "export: the tokenizer of" in said
+    assert setting.items() <= json.loads((tmp_path / "out" / "model" / "tokenizer_config.json").read_text()).items()
+    assert rerun()[0] == set()
+
+
 @dataclass
 class Given:
     """An input with a part that a step may read."""

@@ -45,6 +45,15 @@ VOCABULARIES = (
 )
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json")
 """Those whose fields become arguments of transformers' class."""
+SAVED_SETTINGS = (
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "clean_up_tokenization_spaces",
+    "model_input_names",
+    "response_schema",
+)
+"""Attributes of a tokenizer that are saved with it, beside its tokens and its template."""
 WORDS = ("backend", "tokenizer_class", "chat_template")
 """Fields that transformers never takes for a file, whatever lies in the current folder."""
 PROBE = "The river’s 3 banks, ├ 世界 🙂\n"
@@ -166,10 +175,11 @@ def load_tokenizer(
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What identifies a tokenizer: the tokens of any text, with special ones, and the text of any chat."""
+    """What identifies a tokenizer: the tokens of any text, with special ones, the text of any chat, and its settings."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     spelling = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
-    return digest_of([spelling, tokenizer.special_tokens_map, tokenizer.chat_template])
+    settings = {name: getattr(tokenizer, name, None) for name in SAVED_SETTINGS}
+    return digest_of([spelling, tokenizer.special_tokens_map, tokenizer.chat_template, settings])
 
 
 def _check_settings(folder: Path) -> None:
