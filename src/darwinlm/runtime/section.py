@@ -14,7 +14,7 @@ class Section(BaseModel):
     @classmethod
     def _no_truth_value_is_a_number(cls, value: object, info: ValidationInfo) -> object:
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
-            raise ValueError("must be a number")  # noqa: TRY004 - pydantic tells it as any wrong value
+            raise ValueError("must be a number")
         return value
 
     @classmethod

@@ -175,7 +175,7 @@ def load_tokenizer(
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What identifies a tokenizer: the tokens of any text, with special ones, the text of any chat, and its settings."""
+    """What identifies a tokenizer: the tokens of any text, with special ones, the text of any chat, and settings."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     spelling = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str()
     settings = {name: getattr(tokenizer, name, None) for name in SAVED_SETTINGS}
