@@ -187,18 +187,16 @@ def _interrupted_at_last() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = ((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
+    before = {int(number): handler for number, handler in handlers if callable(handler)}
     arrived = []
 
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append(number)
-        handler = before[signal.Signals(number)]
-        assert callable(handler), "only these are replaced"
-        handler(number, frame)
+        before[number](number, frame)
 
-    for number, handler in before.items():
-        if callable(handler):
-            signal.signal(number, note)
+    for number in before:
+        signal.signal(number, note)
     try:
         yield
     finally:
