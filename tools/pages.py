@@ -44,7 +44,7 @@ These models are refused, because their blocks have parts that the method doesn'
 - Attention and MLP in parallel on one stream: Command R, Pythia, Falcon.
 - Other mixtures of experts: Llama 4, Phi-3.5-MoE, Granite 3 MoE.
 - Text parts without a causal class of their own: Qwen3-VL.
-- Encoders other than ModernBERT: BERT and XLM-R, whose norms come after the sum with the residual stream; T5, BART.
+- Other encoders: DeBERTa, MPNet, DistilBERT, ALBERT, ELECTRA; models with an encoder and a decoder: T5, BART.
 
 To prune PaliGemma or Kimi K2.5, save their text part separately first."""
 
@@ -279,12 +279,14 @@ def families_page() -> str:
         "",
         "The vocabulary of every family of language models can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
-        f"{', '.join(_titles(encoders))} is an encoder, and is pruned as an embedder without a head",
+        f"{', '.join(_titles(encoders))} are encoders, and are pruned as embedders without a head,",
+        f"{' and '.join(_titles(family for family in encoders if family.encoder))} also as rerankers and classifiers",
         "([page](reading-models.md#encoders)).",
         "",
         "All families are tested with random weights. Trained weights were measured for Llama (SmolLM2), Qwen2.5,",
-        "Gemma 3 and small Nemotron, OLMo 2, LFM2 and Mixtral models (see the notebook on the",
-        "[database](notebook/database.md#2026-11-27-real-weights-beyond-llama) and on",
+        "Gemma 3, BERT (all-MiniLM-L6-v2) and small Nemotron, OLMo 2, LFM2 and Mixtral models (see the notebook on the",
+        "[database](notebook/database.md#2026-11-27-real-weights-beyond-llama), on",
+        "[models that read](notebook/reading.md#2026-12-04-a-published-embedder-at-half) and on",
         "[experts](notebook/experts.md#2026-11-27-dropping-narrowing-or-both-on-a-trained-mixture)).",
         "",
         *images_words(known.values()),

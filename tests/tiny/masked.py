@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from darwinlm.model.units.space import Allocation
 from darwinlm.steps.database.store import DatabaseReader
-from tests.tiny.models import mlp_of, output_of
+from tests.tiny.models import layers_of, mlp_of, output_of
 
 
 @torch.no_grad()
@@ -26,13 +26,23 @@ def masked(reader: DatabaseReader, allocation: Allocation) -> Any:
         kept = reader.kept(module.block, module.kind, level)
         if kept.weight is None:
             continue
-        block = getattr(model, "model", model).layers[module.block]
+        block = layers_of(model)[module.block]
         if module.kind == "mlp":
             _mask_mlp(mlp_of(block), kept.columns, kept.weight, kept.experts)
         else:
-            attention = block.attn if hasattr(block, "attn") else block.self_attn
+            names = ("attn", "self_attn", "attention")
+            attention = next(getattr(block, name) for name in names if hasattr(block, name))
             _mask_attention(attention, kept.columns, kept.weight, shape.sizes.head_dim, shape.sizes.heads)
+    _remove_empty(model, reader, allocation)
     return model
+
+
+def _remove_empty(model: Any, reader: DatabaseReader, allocation: Allocation) -> None:
+    """Take out the norms of blocks without any sub-layer, if they are applied to the stream itself."""
+    present = {module.block for module, index in zip(reader.modules, allocation, strict=True) if index}
+    for number, block in enumerate(layers_of(model)):
+        if number not in present and hasattr(block, "intermediate"):
+            block.attention.output.LayerNorm = block.output.LayerNorm = nn.Identity()
 
 
 def _with_gates(attention: nn.Module, query: set[int], head_dim: int) -> set[int]:
@@ -93,7 +103,7 @@ def _mask_mlp(mlp: nn.Module, columns: Tensor, weight: Tensor, kept: Tensor | No
     if fused is not None:
         _zero_rows(fused, stay | {down.in_features + row for row in stay})
     else:
-        for name in ("gate_proj", "up_proj", "w1", "w3"):
+        for name in ("gate_proj", "up_proj", "w1", "w3", "intermediate"):
             if hasattr(mlp, name):
                 _zero_rows(getattr(mlp, name), stay)
 

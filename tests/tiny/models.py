@@ -199,6 +199,9 @@ FAMILIES["granitemoehybrid_experts"] = {
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "modernbert": {"local_attention": 8, "layer_types": SLIDING["layer_types"], "norm_bias": True, "mlp_bias": True},
+    "bert": {},
+    "roberta": {"type_vocab_size": 1},
+    "xlm-roberta": {"type_vocab_size": 1},
 }
 """The same for families of encoders, which have no language models."""
 NOT_OF_ENCODERS = ("num_key_value_heads", "head_dim")
@@ -225,7 +228,7 @@ def randomised(make: Callable[[], Any], seed: int = 0, vectors: float = 0.1) -> 
     with torch.no_grad():
         for name, weight in model.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
-            if any(part in name for part in ("embed_tokens", "tok_embeddings", "lm_head")):
+            if any(part in name for part in ("embed_tokens", "_embeddings", "lm_head")):
                 weight.copy_(noise * 0.3)
             elif weight.ndim >= 2:
                 weight.copy_(noise * 1.2 / weight.shape[-1] ** 0.5)
@@ -252,9 +255,21 @@ def mlp_of(block: Any) -> Any:
         beside, mixture = (block.mlp, block) if mixture is None else (block.shared_mlp, mixture)
         tensors = [*mixture.experts.named_parameters(), *beside.named_parameters()]
         return SimpleNamespace(experts=mixture.experts, router=mixture.router, named_parameters=lambda: tensors)
+    if hasattr(block, "intermediate"):  # BERT
+        return nn.ModuleDict({"intermediate": block.intermediate.dense, "output": block.output.dense})
     return next(getattr(block, name) for name in ("mlp", "feed_forward", "shared_mlp") if hasattr(block, name))
 
 
+def layers_of(model: Any) -> Any:
+    """The blocks of a language model or of an encoder."""
+    inner = getattr(model, "model", model)
+    return inner.encoder.layer if hasattr(inner, "encoder") else inner.layers
+
+
 def output_of(part: nn.Module) -> Any:
+    if isinstance(part, nn.ModuleDict):
+        return part["output"]
+    if hasattr(part, "self"):  # BERT
+        return part.get_submodule("output.dense")
     names = ("o_proj", "out_proj", "down_proj", "w2", "output_linear", "Wo")
     return next(getattr(part, name) for name in names if hasattr(part, name))

@@ -19,6 +19,7 @@ from darwinlm.model.families.family import families
 from darwinlm.model.walk.expert_inputs import Routing
 from darwinlm.runtime import parallel
 from darwinlm.runtime.artifact import read_tensors
+from darwinlm.steps.database.block_files import block_file
 from darwinlm.steps.refit import expert_fit as fitted
 from darwinlm.steps.refit import projection_fit
 from darwinlm.steps.refit.expert_fit import Mixture, fit_experts
@@ -32,7 +33,7 @@ VALIDATION = torch.randint(3, 250, (12, 32), generator=GENERATOR)
 
 
 stream = partial(stream_over, batch_tokens=320)
-OUTPUTS = ("o_proj", "out_proj", "down_proj", "w2", "output_linear")
+OUTPUTS = ("o_proj", "out_proj", "down_proj", "w2", "output_linear", "output.dense")
 """Names of output projections of attentions, other mixers, MLPs and experts."""
 
 
@@ -112,6 +113,20 @@ def test_it_finds_damaged_output_projections_again(tiny_folder, tmp_path, model_
         difference = float((weight - dense[name]).norm() / dense[name].norm())
         assert difference < (0.2 if mixture else 0.02), f"{name} is {difference:.3f} away"
     assert found.after < (0.03 if mixture else 1e-3) * found.before
+
+
+def test_it_finds_damaged_output_projections_in_front_of_a_norm_of_the_sum_again(tiny_folder, tmp_path):
+    """The noise was 0.3 of each matrix; what is left grows with the depth."""
+    dense, small = tiny_folder("bert"), damaged(tmp_path / "small", "bert", 0.3)
+    streams = (Streams(stream(dense, text), stream(small, text)) for text in (FIT, VALIDATION))
+    with patch.object(projection_fit, "RIDGES", (1e-7,)):
+        ridges = refit(tmp_path, *streams)
+    assert ridges == [1e-7] * 8
+    whole = tiny_model("bert").state_dict()
+    for block in range(4):
+        for name, weight in read_tensors(tmp_path / block_file(block)).items():
+            of_dense = whole[f"encoder.layer.{block}.{name}"]
+            assert (weight - of_dense).norm() < 0.05 * of_dense.norm(), (block, name)
 
 
 SHARED = {"llama": 1, "gemma3_text": 12, "mixtral": 12}

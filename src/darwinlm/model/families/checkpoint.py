@@ -21,7 +21,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from darwinlm.model.families.config import open_config, read_config
 from darwinlm.model.families.empty_model import empty_model
 from darwinlm.model.families.ending import ending_of, name_without_head, with_ending
-from darwinlm.model.families.family import Family, family_of
+from darwinlm.model.families.family import Ending, Family, families, family_of
 from darwinlm.model.families.files import (
     CARD,
     GENERATION,
@@ -64,6 +64,8 @@ READING = "prompts and longest input"
 GENERATION_SETTINGS = "generation settings"
 CARRIED = "carried files"
 """Parts of a model that don't enter its digest."""
+POOLER = "pooler"
+"""Module of BERT's classes that no embedding is read from."""
 FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 """Settings that count the blocks which predict further tokens."""
 
@@ -130,12 +132,8 @@ class Checkpoint:
         if has_other_parts:
             config, whole_config = text_config(config), config
         family, ending = family_of(config), "language" if has_other_parts else ending_of(plain, folder)
-        if family.bidirectional and ending != "states":
-            raise ModelError(
-                f"{path}: encoders such as {family.title} can only be pruned as embedders, without a head, and "
-                f"architectures names {shorten(str(plain.get('architectures')))}: save what AutoModel loads of it, and "
-                "give that folder"
-            )
+        if family.bidirectional:
+            _check_encoder(family, ending, plain, path)
         family = with_ending(family, ending)
         formats = formats_of(plain, path)
         if formats and whole_config is not None:
@@ -449,7 +447,34 @@ class Checkpoint:
         `dtype` is that of its forward passes: Gemma's scale of embeddings is rounded to it. By default, it is the
         configuration's. Raises CheckpointError if the configuration describes no valid model.
         """
-        return empty_model(self.config, self.family.ending, self.folder, dtype)
+        model = empty_model(self.config, self.family.ending, self.folder, dtype)
+        if getattr(model, POOLER, None) is not None and not self._has_pooler:
+            setattr(model, POOLER, None)
+        return model
+
+    @cached_property
+    def _has_pooler(self) -> bool:
+        """Whether the weights of a pooler are stored, or none are at hand; many embedders are saved without theirs."""
+        stored = self.stored.plain if any(self.folder.glob(WEIGHTS[0])) else []
+        return not stored or any(name.startswith(f"{POOLER}.") for name in stored)
+
+
+def _check_encoder(family: Family, ending: Ending, plain: JsonObject, path: Path) -> None:
+    """Refuse an encoder with a head, and a decoder of a family of encoders. Raises ModelError."""
+    if ending == "language" or (ending == "scores" and not family.encoder):
+        scorers = " and ".join(known.title for known in families().values() if known.encoder)
+        raise ModelError(
+            f"{path}: encoders such as {family.title} can only be pruned as embedders, without a head (of {scorers} "
+            "rerankers and classifiers too), and "
+            f"architectures names {shorten(str(plain.get('architectures')))}: save what AutoModel loads of it, and "
+            "give that folder"
+        )
+    setting = next((name for name in ("is_decoder", "add_cross_attention") if plain.get(name)), None)
+    if setting is not None:
+        raise ModelError(
+            f"{path}: {setting} is true, but of {family.title} only models in which a token sees all others can be "
+            "pruned: use another model"
+        )
 
 
 class Outline(Checkpoint):

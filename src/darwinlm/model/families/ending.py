@@ -44,6 +44,9 @@ def ending_of(plain: Mapping[str, object], folder: Path) -> Ending:
 
 def with_ending(family: Family, ending: Ending) -> Family:
     """A family's description for models with another ending than that of a language model."""
+    if ending == "scores" and family.bidirectional:
+        names = {name: f"{family.encoder}.{getattr(family, name)}" for name in ("layers", "embedding")}
+        return family.model_copy(update={"ending": ending, **names})
     if ending == "scores":
         return family.model_copy(update={"ending": ending, "head": "score"})
     if ending == "states":
@@ -75,4 +78,19 @@ def outputs_of(model: PreTrainedModel, ending: Ending, **call: object) -> Tensor
         logits: Tensor = model(**call).logits
         return logits
     states: Tensor = model.base_model(**call).last_hidden_state
-    return states if ending == "states" else model.score(states)
+    return states if ending == "states" else scores_of(model, states)
+
+
+def gives_scores(model: PreTrainedModel) -> bool:
+    """Whether a model has a head of scores."""
+    return hasattr(model, "score") or hasattr(model, "classifier")
+
+
+def scores_of(model: PreTrainedModel, states: Tensor) -> Tensor:
+    """Scores [..., c] that a model's head would give for each of some states [..., m]."""
+    if hasattr(model, "score"):
+        scores: Tensor = model.score(states)
+        return scores
+    # An encoder's head reads the first token of a sequence.
+    of_sequences: Tensor = model.classifier(states.reshape(-1, 1, states.shape[-1]))
+    return of_sequences.view(*states.shape[:-1], -1)

@@ -47,8 +47,13 @@ class Family(Closed):
     ending: Ending = "language"
     """What its models end with; files describe those of language models."""
     bidirectional: bool = False
-    """Whether a token sees those behind it too, as in encoders. Their model must take a mask for each type of layers,
-    and only models without a head are read."""
+    """Whether a token sees those behind it too, as in encoders. Their model must take a mask of four dimensions, or one
+    for each type of layers. Only models without a head are read, or also those with scores (`encoder`)."""
+    before_positions: str | None = None
+    """Configuration field for the number before the first position, if positions don't begin with 0 (RoBERTa)."""
+    encoder: str = ""
+    """Name of the encoder inside the class that gives scores, if models of this class are pruned too. Its head,
+    `classifier`, reads the state of the first token (RoBERTa)."""
     attention: Attention
     """Names of the attention."""
     mixer: Mixer | None = None
@@ -89,16 +94,22 @@ class Family(Closed):
 
         if self.switch is not None:
             return families()[self.model_type].definition()
+        parts = (self.attention, self.mlp)
         return Definition(
             class_prefix(self.model_type),
             model_type_to_module_name(self.model_type),
             infix="Text" if self.model_type.endswith("_text") else "",
-            norms=(self.attention.norms, self.mlp.norms),
+            norms=tuple(tuple(norm for norm in part.norms if norm != part.sum_norm) for part in parts),
             names=(self.attention.name, self.mlp.name),
             pair=self.mlp.pair,
             shared=self.mlp.dependent,
             counts=self.attention.reused is not None,
             tail=self.tail.width if self.tail is not None else "",
+            layers=self.layers.removeprefix(f"{self.encoder or 'model'}."),
+            chains=(self.attention.chain, self.mlp.chain),
+            sum_norms=tuple(part.sum_norm for part in parts if part.sum_norm is not None),
+            heads=not self.bidirectional,
+            encoder=self.encoder,
         )
 
     def residual_scale(self, config: PreTrainedConfig) -> float:

@@ -67,6 +67,12 @@ class Definition(NamedTuple):
         shared: Name in a mixture of its shared expert, if its width follows from that of the others.
         counts: Whether the decoder's constructor counts its layers, so that it can't be built without any.
         tail: Field for the width of the layers' own inputs, which the decoder embeds.
+        layers: Name of the list of layers in the decoder.
+        chains: Modules that are a layer's attention, and those that are its MLP, if those of their names also add the
+            residual stream: the first computes, the others only change its result.
+        sum_norms: Norms behind the sums, which stay with one of the two sub-layers and go with both.
+        heads: Whether classes with a head are only a head on a decoder; those of encoders aren't.
+        encoder: Name of the encoder inside the class with a head of scores, if there is such a class.
     """
 
     prefix: str
@@ -78,6 +84,11 @@ class Definition(NamedTuple):
     shared: str = ""
     counts: bool = False
     tail: str = ""
+    layers: str = "layers"
+    chains: Sequence[Sequence[str]] = ((), ())
+    sum_norms: Sequence[str] = ()
+    heads: bool = True
+    encoder: str = ""
 
     def source(self) -> str:
         """Python source of this definition, without fields that have their default."""
@@ -299,26 +310,36 @@ class PrunedBlock:
     def __init__(self, config: PreTrainedConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
         attention_norms, mlp_norms = self._definition.norms
-        attention, mlp = self._definition.names
-        unused: list[str] = []
+        (attention, *behind_attention), (mlp, *behind_mlp) = self._sublayers()
+        unused = list(self._definition.sum_norms if set(config.skip) == set(SUBLAYERS) else ())
         counts = False
         if "attention" in config.skip:
             default = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
             types = getattr(config, "layer_types", None) or [default] * config.num_hidden_layers
             counts = types[layer_idx] not in types[:layer_idx] or types[layer_idx] == "sliding_attention"
-            setattr(self, attention, Absent((layer_idx, config.head_dim) if counts else None, pair=True))
-            unused += [*attention_norms, "resid_attn_dropout"]
+            self._put(attention, Absent((layer_idx, config.head_dim) if counts else None, pair=True))
+            unused += [*attention_norms, *behind_attention, "resid_attn_dropout"]
         elif config.query_groups is not None:
             share_kv_heads(getattr(self, attention), config)
         if "mlp" in config.skip:
-            setattr(self, mlp, Absent(pair=self._definition.pair))
-            unused += [*mlp_norms, "resid_mlp_dropout"]
+            self._put(mlp, Absent(pair=self._definition.pair))
+            unused += [*mlp_norms, *behind_mlp, "resid_mlp_dropout"]
         else:
             keep_shared_width(getattr(self, mlp), config, self._definition.shared)
         for name in unused:
-            if hasattr(self, name):
-                setattr(self, name, nn.Identity())
+            if "." in name or hasattr(self, name):
+                self._put(name, nn.Identity())
         self.empty = set(config.skip) == set(SUBLAYERS) and not counts and not self.state_dict()  # type: ignore[attr-defined]
+
+    @classmethod
+    def _sublayers(cls) -> list[Sequence[str]]:
+        """Names of the modules that are the attention, and of those that are the MLP."""
+        pairs = zip(cls._definition.names, cls._definition.chains, strict=True)
+        return [chain or (name,) for name, chain in pairs]
+
+    def _put(self, name: str, module: nn.Module) -> None:
+        owner, _, leaf = name.rpartition(".")
+        setattr(self.get_submodule(owner) if owner else self, leaf, module)  # type: ignore[attr-defined]
 
     def forward(
         self, hidden_states: torch.Tensor, *args: object, **kwargs: object
@@ -353,7 +374,8 @@ class PrunedModel(FromFamily):
             layer = config.layer(index)
             unlike = getattr(layer, "skip", ()) or (layer.query_groups, layer.shared_expert_width) != (None, None)
             blocks.append((pruned if unlike else plain)(layer, index))
-        self.layers = nn.ModuleList(blocks)
+        owner, _, name = self._definition.layers.rpartition(".")
+        setattr(self.get_submodule(owner) if owner else self, name, nn.ModuleList(blocks))  # type: ignore[attr-defined]
         self._no_split_modules = {type(block).__name__ for block in blocks}  # trainers look for each of them
         if isinstance(rotary := getattr(self, "rotary_emb", None), nn.Module):  # reads sizes that all layers share
             with _uniform(config):
@@ -391,19 +413,36 @@ class PrunedForSequenceClassification(FromFamily):
         self.post_init()  # type: ignore[attr-defined]
 
 
+class PrunedEncoderForSequenceClassification(FromFamily):
+    """Mixin for an encoder with the family's head of scores. It comes before the family's class."""
+
+    _definition: Definition
+    _decoder: type
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        with _uniform(config, **NO_LAYERS):
+            super().__init__(config)  # type: ignore[call-arg]
+        encoder = self._decoder(config)
+        if getattr(self, self._definition.encoder).pooler is None:
+            encoder.pooler = None
+        setattr(self, self._definition.encoder, encoder)
+        self._no_split_modules = set[str]()
+        self.post_init()  # type: ignore[attr-defined]
+
+
 def define_classes(definition: Definition) -> Classes:
     """Define a family's classes in this module; later calls return the same ones.
 
     Returns:
         The configuration, the model without a head, the causal language model, and the model with a head of scores;
-        None for one of the last two if transformers has none of the family that is only a head on such a model.
+        None for one of the last two if transformers has none of the family, or if an encoder's isn't supported.
     """
     prefix, module, infix = definition[:3]
     config, model, causal, scores = (f"Darwin{prefix}{part}" for part in AUTOS.values())
     if model not in globals():
         family = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
         parent = getattr(family, f"{prefix}{infix}Config")
-        names = (f"{prefix}DecoderLayer", f"{prefix}{infix}DecoderLayer", f"{prefix}EncoderLayer")
+        names = (f"{prefix}DecoderLayer", f"{prefix}{infix}DecoderLayer", f"{prefix}EncoderLayer", f"{prefix}Layer")
         plain = next(getattr(family, name) for name in names if hasattr(family, name))
         members = {"model_type": f"darwinlm_{parent.model_type}", "_definition": definition}
         # Repeat the decorator, otherwise the family's checks would replace the ones above.
@@ -413,7 +452,11 @@ def define_classes(definition: Definition) -> Classes:
         parent = getattr(family, f"{prefix}{infix}Model")
         decoder = _derive(model, PrunedModel, parent, _parent=parent, _blocks=(plain, pruned), **shared)
         heads = {"_decoder": decoder, **shared}
-        if parent := getattr(family, f"{prefix}ForCausalLM", None):  # encoders have none, and other heads of scores
+        if definition.encoder:
+            parent = getattr(family, f"{prefix}ForSequenceClassification")
+            _derive(scores, PrunedEncoderForSequenceClassification, parent, _parent=parent, **heads)
+        parent = getattr(family, f"{prefix}ForCausalLM", None) if definition.heads else None
+        if parent is not None:
             _show_server(_derive(causal, PrunedForCausalLM, parent, _parent=parent, **heads))
             parent = getattr(family, f"{prefix}{infix}ForSequenceClassification", None)
             if parent is not None:

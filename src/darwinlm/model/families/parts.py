@@ -31,6 +31,11 @@ def _by_name(projections: Iterable[tuple[str, RowUnit]]) -> dict[str, list[RowUn
     return segments
 
 
+def _is_in(name: str, modules: Iterable[str]) -> bool:
+    """Whether a tensor belongs to one of some modules, by names inside the block."""
+    return any(name.startswith(f"{module}.") for module in modules)
+
+
 class SubLayer(Closed):
     """Common part of attention and MLP: x + a * post_norm(output(...(norm(x)))), with a = 1 in most families."""
 
@@ -45,6 +50,14 @@ class SubLayer(Closed):
     """The last of `norms`, if it is applied to the output projection's result before this is added to the residual
     stream (Gemma 2 and 3; the only norm in OLMo 2). It maps zero to zero. Least-squares fits of the projection have
     their target before this norm."""
+    sum_norm: str | None = None
+    """The last of `norms`, if it is applied to the sum of the residual stream and the sub-layer's output, and gives the
+    stream behind the sub-layer (BERT). It stays when the sub-layer is removed, unless the block has none left.
+    Least-squares fits have their target before this norm."""
+    chain: tuple[str, ...] = ()
+    """Modules of the block that are the sub-layer, if the module of its name also adds the residual stream (BERT): the
+    first is called with the stream, and each of the others with the result of the one before. Empty if the module of
+    its name is the sub-layer."""
 
     pair: bool = False
     """Whether it returns a pair, of which its block ignores the second (gpt-oss); attentions do."""
@@ -62,11 +75,19 @@ class SubLayer(Closed):
     @property
     def modules(self) -> tuple[str, ...]:
         """Modules of the block that belong to it, without norms."""
-        return (self.name,)
+        return self.chain or (self.name,)
 
     def owns(self, name: str) -> bool:
         """Whether a tensor, by name inside the block, belongs to it; norms don't."""
-        return name.partition(".")[0] in self.modules
+        return _is_in(name, self.modules)
+
+    def norms_with(self, name: str) -> bool:
+        """Whether a tensor, by name inside the block, belongs to one of its norms."""
+        return _is_in(name, self.norms)
+
+    def stays(self, name: str) -> bool:
+        """Whether a tensor of its norms, by name inside the block, stays when the sub-layer is removed."""
+        return self.sum_norm is not None and _is_in(name, (self.sum_norm,))
 
 
 class Attention(SubLayer):
@@ -261,7 +282,7 @@ class Mlp(SubLayer):
     def modules(self) -> tuple[str, ...]:
         """Modules of the block that belong to it, without norms."""
         if self.name or self.experts is None:
-            return (self.name,)
+            return super().modules
         paths = (self.experts.router, self.experts.name, self.experts.shared or "")
         return tuple(dict.fromkeys(path.partition(".")[0] for path in paths if path))
 

@@ -95,7 +95,7 @@ def _module_shape(
 ) -> ModuleShape:
     family, columns = checkpoint.family, head_dim(checkpoint.config, block)
     part = family.module(kind)
-    names = [name for name in inside if part.owns(name) or name.partition(".")[0] in part.norms]
+    names = [name for name in inside if part.owns(name) or part.norms_with(name)]
     tensors = {name: shape_by_rows(part, name.removeprefix(part.prefix), inside[name]) for name in names}
     width = tensors[output][-1]
     plain = ModuleShape(block, kind, LayerSizes(kind, width), tensors, output)
@@ -110,7 +110,7 @@ def _module_shape(
     if not part.key_value:  # compressed keys and values
         heads = int(checkpoint.config.per_layer_config[block].num_attention_heads)
         return replace(plain, sizes=replace(plain.sizes, groups=heads, head_dim=width // heads))
-    key_shape = tensors.get(f"{part.name}.{part.key_value[0]}.weight")
+    key_shape = tensors.get(f"{part.prefix}{part.key_value[0]}.weight")
     if key_shape is None:  # reused keys and values
         groups = int(checkpoint.config.per_layer_config[block].num_key_value_heads)
     else:  # a fused tensor holds queries and values too
@@ -136,11 +136,11 @@ def _shared_width(part: Mlp, tensors: Shapes) -> int:
 def module_parameters(family: Family, shape: ModuleShape, sizes: LayerSizes) -> int:
     """Number of parameters of a module cut to other sizes, including norms.
 
-    A removed module has none, since its norms are removed too.
+    A removed module has only those of a norm that stays (`SubLayer.sum_norm`).
     """
-    if sizes.width == 0:
-        return 0
     part = family.module(shape.kind)
+    if sizes.width == 0:
+        return sum(prod(size) for name, size in shape.tensors.items() if part.stays(name))
     return sum(
         prod(resized(part, name.removeprefix(part.prefix), size, sizes, output=name == shape.output))
         for name, size in shape.tensors.items()

@@ -26,6 +26,8 @@ def objective_of(model: Checkpoint) -> Objective:
         labels: Labels = "score" if count == 1 else "numbers" if problem == "regression" else "one"
         if problem == "multi_label_classification":
             labels = "several"
+        if model.family.bidirectional:
+            return Scores("cls", labels=labels)
         return Scores(padding=getattr(model.config, "pad_token_id", None), labels=labels)
     if model.answers:
         return Scores(labels="one", answers=model.answers)

@@ -27,6 +27,8 @@ class CostModel:
         head: The part of `fixed` that is in proportion to the number of tokens in the vocabulary, if it was measured.
         saved: What tokens that were removed from the vocabulary save.
         longer: Factor by which text has more tokens without them.
+        left: Modules of a block, by their places in an allocation, and the cost of what goes only with the last of them
+            (`SearchSpace.left`). The sum over modules is too large by it in blocks without any.
     """
 
     unit: str
@@ -35,6 +37,7 @@ class CostModel:
     head: int = 0
     saved: int = 0
     longer: float = 1.0
+    left: tuple[tuple[tuple[int, ...], int], ...] = ()
 
     def with_tokens(self, share: float, longer: float) -> CostModel:
         """The costs with a share of the tokens of the vocabulary, without which text is longer by a factor."""
@@ -43,7 +46,8 @@ class CostModel:
 
     def of(self, allocation: Sequence[int]) -> int:
         """Cost of the whole model."""
-        return self.fixed + sum(row[level] for row, level in zip(self.costs, allocation, strict=True))
+        gone = sum(cost for places, cost in self.left if all(allocation[place] == 0 for place in places))
+        return self.fixed + sum(row[level] for row, level in zip(self.costs, allocation, strict=True)) - gone
 
     @property
     def dense(self) -> int:
@@ -58,7 +62,7 @@ class CostModel:
     @property
     def digest(self) -> str:
         """Hash of all costs."""
-        return digest_of([self.unit, self.costs, self.fixed, self.head, self.saved, self.longer])
+        return digest_of([self.unit, self.costs, self.fixed, self.head, self.saved, self.longer, *self.left])
 
     @property
     def smallest(self) -> int:
@@ -82,4 +86,6 @@ class CostModel:
 def parameter_costs(space: SearchSpace, *, fixed: int | None = None) -> CostModel:
     """Parameters of the blocks, or of the whole model if those outside the blocks are given as `fixed`."""
     costs = tuple(tuple(level.params for level in module.levels) for module in space.modules)
-    return CostModel("block parameters" if fixed is None else "parameters", costs, fixed or 0)
+    beside = sum(space.beside.values())
+    unit = "block parameters" if fixed is None else "parameters"
+    return CostModel(unit, costs, (fixed or 0) + beside, left=space.left)

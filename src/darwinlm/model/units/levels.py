@@ -32,6 +32,12 @@ class ModuleLevels(PlacedModule):
 
     levels: tuple[Level, ...]
 
+    @property
+    def removed(self) -> int:
+        """Parameters that stay when the module is removed: those of a norm behind its sum with the residual stream."""
+        smallest = self.levels[0]
+        return 0 if smallest.sizes.width else smallest.params
+
 
 def module_levels(family: Family, shape: ModuleShape, units: UnitsSettings) -> ModuleLevels:
     """All levels that the units allow.

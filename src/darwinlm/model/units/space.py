@@ -7,8 +7,9 @@ module that is never cut has a single level, the dense one.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 
 from darwinlm.model.families.checkpoint import Checkpoint
@@ -25,9 +26,15 @@ PerLevel = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Modules with their levels and costs. Modules are in the order of the allocation."""
+    """Modules with their levels and costs. Modules are in the order of the allocation.
+
+    Attributes:
+        modules: The modules.
+        beside: Number of parameters of a block, by its number, that belong to no module: norms that a removed one left.
+    """
 
     modules: tuple[ModuleLevels, ...]
+    beside: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def dense(self) -> Allocation:
@@ -44,13 +51,36 @@ class SearchSpace:
         return {module.place: level.sizes for module, level in pairs}
 
     def params(self, allocation: Sequence[int]) -> int:
-        """Block parameters of an allocation."""
-        return sum(level.params for level in self.levels(allocation))
+        """Block parameters of an allocation. A block without any module has none."""
+        total = sum(self.beside.values()) + sum(level.params for level in self.levels(allocation))
+        return total - sum(count for places, count in self.left if all(allocation[place] == 0 for place in places))
+
+    @cached_property
+    def left(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Modules of each block, by their places in an allocation, and parameters that go only with the last of them.
+
+        These are norms that the removed modules have left; blocks without any aren't listed.
+        """
+        places: dict[int, list[int]] = {}
+        for place, module in enumerate(self.modules):
+            places.setdefault(module.block, []).append(place)
+        counts = {
+            tuple(of_block): self.beside.get(block, 0) + sum(self.modules[place].removed for place in of_block)
+            for block, of_block in places.items()
+        }
+        return tuple((of_block, count) for of_block, count in counts.items() if count)
 
 
-def space_of(units: UnitsSettings, checkpoint: Checkpoint, shapes: Iterable[ModuleShape]) -> SearchSpace:
+def space_of(units: UnitsSettings, checkpoint: Checkpoint, shapes: Sequence[ModuleShape]) -> SearchSpace:
     """Modules and levels. Raises RecipeError if the units don't fit the model."""
-    return SearchSpace(tuple(module_levels(checkpoint.family, shape, units) for shape in shapes))
+    beside: Counter[int] = Counter()
+    for shape in {shape.block: shape for shape in shapes}.values():
+        prefix = checkpoint.block_prefix(shape.block)
+        inside = {f"{prefix}{name}" for other in shapes if other.block == shape.block for name in other.tensors}
+        parameters = checkpoint.outline.get_submodule(prefix.removesuffix(".")).named_parameters(prefix[:-1])
+        beside[shape.block] = sum(parameter.numel() for name, parameter in parameters if name not in inside)
+    levels = (module_levels(checkpoint.family, shape, units) for shape in shapes)
+    return SearchSpace(tuple(levels), {block: count for block, count in beside.items() if count})
 
 
 def kept_whole(space: SearchSpace, family: Family) -> str:

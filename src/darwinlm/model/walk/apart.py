@@ -24,23 +24,24 @@ from darwinlm.model.walk import items
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MASKS = {
-    "full_attention": create_bidirectional_mask,
-    "sliding_attention": create_bidirectional_sliding_window_mask,
-}
+FULL = {"full_attention": create_bidirectional_mask}
+MASKS = {**FULL, "sliding_attention": create_bidirectional_sliding_window_mask}
 """What makes the mask of each type of layer of a bidirectional model."""
 
 
 def apart(model: PreTrainedModel, tokens: Int64[Tensor, "b t"]) -> dict[str, object]:
     """Arguments of a model's call for sequences of items, on the model's device."""
-    places: dict[str, object] = {"position_ids": items.positions(tokens)}
-    if not family_of(model.config).bidirectional:
+    family, positions = family_of(model.config), items.positions(tokens)
+    if family.before_positions is not None:
+        positions = positions + int(getattr(model.config, family.before_positions)) + 1
+    places: dict[str, object] = {"position_ids": positions}
+    if not family.bidirectional:
         return places
     item = (tokens < 0).cumsum(1)
     shape = item.new_empty((*item.shape, 0), dtype=model.dtype)  # of which only the shape and the type are read
-    inside = packed_sequence_mask_function(item)
+    inside, types = packed_sequence_mask_function(item), getattr(model.config, "layer_types", None)
     masks = {
         kind: make(config=model.config, inputs_embeds=shape, attention_mask=None, and_mask_function=inside)
-        for kind, make in MASKS.items()
+        for kind, make in (MASKS if types else FULL).items()
     }
-    return {**places, "attention_mask": masks}
+    return {**places, "attention_mask": masks if types else masks["full_attention"]}

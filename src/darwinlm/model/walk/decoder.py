@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from darwinlm.model.families.block_parts import has_part, part_of, put_part
+from darwinlm.model.families.block_parts import chained, has_part, is_removed, part_of, put_part
 from darwinlm.model.families.ending import outputs_of
 from darwinlm.model.families.family import Family
-from darwinlm.model.families.parts import ModuleKind
+from darwinlm.model.families.parts import ModuleKind, Part
 from darwinlm.model.walk import items
 from darwinlm.model.walk.apart import apart
 from darwinlm.model.walk.hidden import HiddenMemory, HiddenStates
@@ -93,6 +93,12 @@ class KnownResult(nn.Module):
         return self.result
 
 
+def finished(part: Part, result: Tensor) -> nn.Module:
+    """A replacement of a sub-layer whose output [b, t, m] is known."""
+    known = KnownResult((result, None) if part.pair else result)
+    return chained(part, [known]) if part.chain else known
+
+
 class Decoder:
     """Access to the blocks of a causal LM of transformers in evaluation mode, which is never copied.
 
@@ -112,6 +118,7 @@ class Decoder:
         self.blocks: nn.ModuleList = model.get_submodule(family.layers)
         self.linked = family.linked(model.config)
         self._arguments: dict[tuple[int, int], list[BlockArguments]] = {}
+        self._norms: dict[tuple[int, str], nn.Module] = {}  # that were taken out of a block
 
     @property
     def device(self) -> torch.device:
@@ -330,3 +337,16 @@ class Decoder:
     def set_module(self, block: int, kind: ModuleKind, module: nn.Module) -> None:
         """Replace the module of this kind of a block."""
         put_part(self.blocks[block], self.family.module(kind), module)
+        self._settle_norms(block)
+
+    def _settle_norms(self, block: int) -> None:
+        """Take out the norms that removed sub-layers leave (`SubLayer.sum_norm`) while a block has none left."""
+        layer, parts = self.blocks[block], [self.family.module(kind) for kind in self.family.kinds]
+        empty = all(is_removed(part_of(layer, part)) for part in parts if part.sum_norm is not None)
+        for name in (part.sum_norm for part in parts if part.sum_norm is not None):
+            present = layer.get_submodule(name)
+            if empty and not isinstance(present, nn.Identity):
+                self._norms[block, name] = present
+                layer.set_submodule(name, nn.Identity())
+            elif not empty and (block, name) in self._norms:
+                layer.set_submodule(name, self._norms.pop((block, name)))

@@ -13,6 +13,9 @@ from darwinlm.model.families.parts import ModuleKind
 def output_projection(block: nn.Module, family: Family, kind: ModuleKind) -> nn.Linear | None:
     """The output projection of a module; None if the module is absent or a mixture of experts."""
     part = family.module(kind)
+    if part.chain:
+        output = block.get_submodule(f"{part.prefix}{part.output}")
+        return output if isinstance(output, nn.Linear) else None
     return getattr(getattr(block, part.name, None), part.output, None)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from darwinlm.model.families.block_parts import absent
 from darwinlm.model.families.parts import ModuleKind
-from darwinlm.model.walk.decoder import KnownResult, input_of
+from darwinlm.model.walk.decoder import finished, input_of
 from darwinlm.model.walk.outputs import output_projection
 from darwinlm.model.walk.stream import BlockStream
 from darwinlm.runtime.memory import memory_of
@@ -61,8 +61,8 @@ class BlockWalk:
             if x is None or output is None:
                 result = self._run_alone(kind, index, stream.hidden[index])
             else:
-                pair = stream.checkpoint.family.module(kind).pair
-                with self._replaced(kind, KnownResult((output(x), None) if pair else output(x))):
+                part = stream.checkpoint.family.module(kind)
+                with self._replaced(kind, finished(part, output(x))):
                     result = self._run_alone(kind, index, stream.hidden[index])
             stream.move(index, result)
         stream.check(self.block)
@@ -80,6 +80,7 @@ class BlockWalk:
             for unused in decoder.family.kinds:
                 if unused not in (kind, "tail") and decoder.has(self.block, unused):
                     replacements.enter_context(self._replaced(unused, absent(decoder.family.module(unused))))
+                    replacements.enter_context(self._without_norm(unused))
             if kind != "tail":
                 replacements.enter_context(decoder.without_tail(self.block))
             return decoder.run_block(self.block, hidden, self.stream.arguments(index, self.block))
@@ -93,3 +94,17 @@ class BlockWalk:
             yield
         finally:
             decoder.set_module(self.block, kind, original)
+
+    @contextmanager
+    def _without_norm(self, kind: ModuleKind) -> Iterator[None]:
+        """Let the residual stream pass the norm behind a sub-layer that would change it (`SubLayer.sum_norm`)."""
+        name, block = self.stream.decoder.family.module(kind).sum_norm, self.stream.decoder.blocks[self.block]
+        if name is None:
+            yield
+            return
+        norm = block.get_submodule(name)
+        block.set_submodule(name, nn.Identity())
+        try:
+            yield
+        finally:
+            block.set_submodule(name, norm)

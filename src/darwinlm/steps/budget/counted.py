@@ -60,7 +60,9 @@ def byte_costs(model: Counted) -> CostModel:
         costs.append(tuple(row))
     mixing = {module.block for module in modules if module.kind in ("attention", "mixer")}
     cached = sum(kv_bytes(block, 0) for block in range(model.checkpoint.n_blocks) if block not in mixing)
-    return CostModel("bytes", tuple(costs), model.outside * model.itemsize + cached + model.checkpoint.buffer_bytes)
+    fixed = (model.outside + sum(model.space.beside.values())) * model.itemsize
+    left = tuple((places, count * model.itemsize) for places, count in model.space.left)
+    return CostModel("bytes", tuple(costs), fixed + cached + model.checkpoint.buffer_bytes, left=left)
 
 
 def file_costs(model: Counted) -> CostModel:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from darwinlm.model.families.ending import gives_scores, scores_of
 from darwinlm.model.objective.item_objective import Bank, ItemObjective
 from darwinlm.steps.recover.trained_model import HeldOutSums, logits_of, run_dense, streams_of
 
@@ -49,10 +50,8 @@ class ReadingLosses(nn.Module):
         """Outputs for the texts, [i, c] float32, from states after the last norm."""
 
         def head(rows: Tensor) -> Tensor:
-            score = getattr(model, "score", None)
-            if isinstance(score, nn.Module):
-                scores: Tensor = score(rows)
-                return scores
+            if gives_scores(model):
+                return scores_of(model, rows)
             return rows if model.get_output_embeddings() is None else logits_of(model, rows)
 
         return self.objective.outputs(head, states, tokens)

@@ -38,7 +38,15 @@ def logit_tokens(vocabulary: int) -> int:
 
 
 def prepared(model: PreTrainedModel, settings: RecoverySettings) -> PreTrainedModel:
-    """The model with its trainable weights: all, or all but embedding and head."""
+    """The model with its trainable weights: all, or all but embedding and head; a pooler behind the states isn't read.
+
+    Dropouts are off: what the model shall give is known exactly.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
     if settings.gradient_checkpointing:
         options = {"use_reentrant": False}
         if hasattr(model, "activation_checkpointing_enable"):
@@ -46,10 +54,10 @@ def prepared(model: PreTrainedModel, settings: RecoverySettings) -> PreTrainedMo
         else:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     experts = family_of(model.config).mlp.experts
-    # It only changes the choice of experts, so it gets no gradient, for which DDP would wait.
+    # It only changes the choice of experts. Like a pooler, it gets no gradient, for which DDP would wait.
     still = experts.correction if experts is not None else None
     for name, weight in model.named_parameters():
-        weight.requires_grad = still is None or not name.endswith(still)
+        weight.requires_grad = not name.startswith("pooler.") and (still is None or not name.endswith(still))
     if not settings.trains_embeddings:
         for module in (model.get_input_embeddings(), model.get_output_embeddings()):
             if module is not None:

@@ -12,6 +12,9 @@ a large row of W for its target, and that row would shrink all others: gains of 
 constraint, the solution is W_i = c_i V_i / (c_i² + μ) for each row i. Errors on validation text are measured behind
 the norm.
 
+In BERT, a norm follows the sum of the stream and the increment. Fits and their errors are in front of it: the target is
+the sum in the dense model.
+
 Letters: b sequences, t tokens, r outputs, d inputs.
 """
 
@@ -170,13 +173,29 @@ def watched_spread(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
         yield spread
 
 
+@contextmanager
+def watched_sums(walk: BlockWalk, kind: ModuleKind) -> Iterator[list[Tensor]]:
+    """Collect the inputs of a norm behind the sum, [b, t, m] for each batch, while the dense stream finishes a module.
+
+    Empty if there is no such norm, or if the module is gone.
+    """
+    decoder, sums = walk.stream.decoder, list[Tensor]()
+    name, block = decoder.family.module(kind).sum_norm, decoder.blocks[walk.block]
+    if name is None or output_projection(block, decoder.family, kind) is None:
+        yield sums
+        return
+    with block.get_submodule(name).register_forward_pre_hook(lambda _, arguments: sums.append(arguments[0])):
+        yield sums
+
+
 def module_moments(
     walk: BlockWalk, kind: ModuleKind, targets: Iterable[Tensor], spread: list[Tensor], gain: Tensor | None
 ) -> Moments:
     """Moments of a module's inputs in the smaller stream and of the increments that would match the dense stream.
 
     The walk is the smaller stream, before the module, which must exist. `targets` are the dense residual stream after
-    the module, [b, t, m] for each batch; `spread` is s of each batch, empty if s is 1; `gain` is c, [r] or None.
+    the module, or what a norm behind the sum is applied to, [b, t, m] for each batch; `spread` is s of each batch,
+    empty if s is 1; `gain` is c, [r] or None.
     """
     stream = walk.stream
     output = output_projection(stream.decoder.blocks[walk.block], stream.checkpoint.family, kind)

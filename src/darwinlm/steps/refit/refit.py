@@ -7,7 +7,7 @@ towards the stitched weights and is chosen on validation text. If no fit is bett
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from darwinlm.steps.refit.projection_fit import (
     module_moments,
     output_gain,
     watched_spread,
+    watched_sums,
 )
 
 STRENGTHS = (0.5, 0.75, 1.0)
@@ -115,18 +116,19 @@ def _refit_block(block: int, fit: Streams, validation: Streams) -> tuple[dict[st
     for kind in checkpoint.family.kinds:
         part = checkpoint.family.module(kind)
         name = output_name(part, present) if kind != "tail" else None
-        spreads, stitched = [], dict[str, Tensor]()
+        spreads, targets, stitched = [], [], dict[str, Tensor]()
         with parallel.agree():
             for walk in dense:
-                with watched_spread(walk, kind) as spread:
+                with watched_spread(walk, kind) as spread, watched_sums(walk, kind) as sums:
                     walk.finish(kind)
                 spreads.append(spread)
+                targets.append(sums or walk.stream.hidden)
             if name is not None:
                 read = partial(checkpoint.read, prefix + name, dtype=torch.float32)
                 stitched = from_owner(block, read, fit.small.device)
         if name is not None:
             inner = name.removeprefix(part.prefix)
-            weight, ridge = _fit_module(kind, small, dense, spreads, by_rows(part, inner, stitched[""]))
+            weight, ridge = _fit_module(kind, small, targets, spreads, by_rows(part, inner, stitched[""]))
             chosen.append(ridge)
             if ridge is not None:
                 weights[name] = as_stored(part, inner, weight)
@@ -141,33 +143,33 @@ def _refit_block(block: int, fit: Streams, validation: Streams) -> tuple[dict[st
 def _fit_module(
     kind: ModuleKind,
     small: Sequence[BlockWalk],
-    dense: Sequence[BlockWalk],
+    targets: Sequence[Iterable[Tensor]],
     spreads: Sequence[list[Tensor]],
     W0: Tensor,
 ) -> tuple[Tensor, float | None]:
     """The best weights of an output projection on validation text, and their λ, as `fit_output`.
 
-    `small` are the smaller streams before the module, on the fitted text and on validation text; `dense` are the dense
-    streams after it, and `spreads` as in `watched_spread`, in the same order. W0 are the stitched weights, float32.
+    `small` are the smaller streams before the module, on the fitted text and on validation text; `targets` are as in
+    `module_moments`, and `spreads` as in `watched_spread`, in the same order. W0 are the stitched weights, float32.
     """
     walk = small[0]
     label = f"block {walk.block} {kind}"
     W0 = W0.to(walk.stream.device)
     if W0.ndim == 3:
-        triples = zip(small, dense, spreads, strict=True)
-        seen, held_out = (mixture_of(walk, goal.stream.hidden, outputs) for walk, goal, outputs in triples)
+        triples = zip(small, targets, spreads, strict=True)
+        seen, held_out = (mixture_of(walk, goal, outputs) for walk, goal, outputs in triples)
         return fit_experts(seen, held_out, W0, label)
     gain = output_gain(walk.stream.decoder.blocks[walk.block], walk.stream.checkpoint, kind)
-    fitted = module_moments(walk, kind, dense[0].stream.hidden, spreads[0], gain)
+    fitted = module_moments(walk, kind, targets[0], spreads[0], gain)
     if spreads[0]:
 
         def errors(candidates: Sequence[Tensor]) -> list[float]:
-            return errors_behind_norm(small[1], kind, dense[1].stream.hidden, candidates)
+            return errors_behind_norm(small[1], kind, targets[1], candidates)
 
     else:
 
         def errors(candidates: Sequence[Tensor]) -> list[float]:
-            unseen = module_moments(small[1], kind, dense[1].stream.hidden, [], gain)
+            unseen = module_moments(small[1], kind, targets[1], [], gain)
             return unseen.errors([W if gain is None else gain[:, None] * W for W in candidates])
 
     return fit_output(fitted, errors, W0, gain, label, normed=bool(spreads[0]))

@@ -28,7 +28,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from darwinlm.model.families.block_parts import Removed
+from darwinlm.model.families.block_parts import Removed, entry_of
 from darwinlm.model.objective.objective import Window
 from darwinlm.model.units.space import Allocation
 from darwinlm.model.walk.decoder import BlockArguments, input_of
@@ -167,8 +167,8 @@ class Gradients:
 
     def _output(self, index: int) -> nn.Linear:
         module = self.placed.space.modules[index]
-        output: nn.Linear = getattr(self.placed.dense[index], self.decoder.family.module(module.kind).output)
-        return output
+        output = self.placed.dense[index].get_submodule(self.decoder.family.module(module.kind).output)
+        return cast("nn.Linear", output)
 
     def _levels(self, index: int, slopes_of: _SlopesOf) -> Tensor:
         """Slope of every level of a module, float64, from those of some widths of a variant."""
@@ -262,12 +262,13 @@ class _Watched:
             zeros.register_hook(self._collect)  # type: ignore[no-untyped-call]
             return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
 
-        gone = isinstance(self.present, Removed)
-        last = self.norm or (self.present if gone else getattr(self.present, self.projection))
-        hooks.enter_context(self.present.register_forward_pre_hook(called, with_kwargs=True))
+        entry = entry_of(self.present)
+        gone = isinstance(entry, Removed)
+        last = self.norm or (entry if gone else self.present.get_submodule(self.projection))
+        hooks.enter_context(entry.register_forward_pre_hook(called, with_kwargs=True))
         hooks.enter_context(last.register_forward_hook(absent if gone else projected))
         if self.present is self.dense:
-            hooks.enter_context(getattr(self.dense, self.projection).register_forward_pre_hook(self._note))
+            hooks.enter_context(self.dense.get_submodule(self.projection).register_forward_pre_hook(self._note))
 
     def _note(self, _: nn.Module, given: tuple[Tensor]) -> None:
         self._input = given[0].detach()
@@ -276,6 +277,6 @@ class _Watched:
     def _collect(self, gradient: Tensor) -> None:
         if self._input is None:
             arguments, named = self._call
-            self._input = input_of(getattr(self.dense, self.projection), lambda: self.dense(*arguments, **named))
+            self._input = input_of(self.dense.get_submodule(self.projection), lambda: self.dense(*arguments, **named))
         self.inputs.append(self._input.flatten(0, 1))
         self.gradients.append(gradient.flatten(0, 1))

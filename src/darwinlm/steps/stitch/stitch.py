@@ -101,12 +101,15 @@ def _block_tensors(database: ModuleReader, chosen: Mapping[Place, Level], block:
     family, inside = database.checkpoint.family, database.tensors(block)
     if family.tail is not None and family.tail.scale in inside:
         yield family.tail.scale, inside[family.tail.scale]
+    if not any(level.sizes.width for (of, _), level in chosen.items() if of == block):
+        return
     for kind in family.kinds:
         part = family.module(kind)
         level = chosen.get((block, kind))
-        if level is None or level.sizes.width == 0:
-            continue
         tensors, norms = split_block(inside, part)
+        if level is None or level.sizes.width == 0:
+            yield from ((name, norm) for name, norm in norms.items() if part.stays(name))
+            continue
         units = database.kept(block, kind, level)
         for name, tensor in shrink_tensors(family, database.shapes[block, kind], tensors, units).items():
             yield f"{part.prefix}{name}", tensor
