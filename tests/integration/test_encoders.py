@@ -4,6 +4,7 @@ import copy
 import json
 from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.tiny.readers import tiny_embedder, tiny_pairs, tiny_scorer
 from tests.tiny.stages import run_stages
 from tests.tiny.tokenizer import tiny_tokenizer
 from tests.tiny.whole import Whole
-from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertTokenizer
 
 import darwinlm
 from darwinlm.model.families.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ from darwinlm.model.surgery.smaller_model import block_parameters
 from darwinlm.model.units.modules import ModuleReader
 from darwinlm.model.units.unit_settings import UnitsSettings
 from darwinlm.model.walk.decoder import Decoder
-from darwinlm.model.walk.items import sequence_of
+from darwinlm.model.walk.items import segments, sequence_of
 from darwinlm.model.walk.streamed import StreamedDecoder
 from darwinlm.runs.exporting import export_model
 from darwinlm.runtime.errors import ExportError, ModelError, RecipeError
@@ -235,6 +236,12 @@ def test_a_decoder_of_a_family_of_encoders_is_refused(setting, tmp_path):
         Checkpoint.open(embedder)
 
 
+def test_segments_begin_behind_the_first_separator_of_each_item():
+    rows = [sequence_of([[1, 9, 8, 9, 7, 9], [1, 5]], incomplete=[9, 4]), sequence_of([[1, 2, 9]], incomplete=[6] * 7)]
+    found = segments(torch.tensor(rows), 9).tolist()
+    assert found == [[0, 0, 1, 1, 1, 1, 0, 0, 0, 1], [0] * 10]
+
+
 PAIRS = [("river stone", "light winter garden"), ("a", "the river of the garden"), ("stone", "light")]
 SCORED_ELSEWHERE = """
 from sentence_transformers import CrossEncoder
@@ -265,8 +272,36 @@ def test_scores_of_pairs_are_those_of_cross_encoder(model_type, labels, tmp_path
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
 
+def pair_tokenizer() -> BertTokenizer:
+    """BERT's tokenizer, which numbers the texts of a pair, with letters for pieces."""
+    letters = (*ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase))
+    pieces = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters)
+    return BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, model_max_length=512)
+
+
+@torch.no_grad()
+def test_the_texts_of_a_pair_are_numbered_for_bert_in_a_smaller_model_too(pairs, tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    tokenizer = pair_tokenizer()
+    folder = tiny_scorer(tmp_path / "dense", "bert", tokenizer=tokenizer)
+    small = pruned(folder, pairs, tmp_path / "run", keep=0.5, layers="unequal").model
+    sequence = torch.tensor([sequence_of([tokenizer(*pair)["input_ids"] for pair in PAIRS])])
+    for saved in (folder, small):
+        checkpoint = Checkpoint.open(saved)
+        reference = CrossEncoder(str(saved), device="cpu", activation_fn=torch.nn.Identity(), trust_remote_code=True)
+        expected = torch.tensor(reference.predict(PAIRS)).view(len(PAIRS), -1)
+        model = checkpoint.load(torch.float32)
+        states = streams_of(model, sequence, marked=True)
+        found = objective_of(checkpoint).outputs(partial(scores_of, model), states, sequence)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+        model.config.sep_token_id = None
+        unnumbered = streams_of(model, sequence, marked=True)
+        assert (states - unnumbered).abs().max() > 0.01, "the numbers would have no effect"
+
+
 @pytest.mark.parametrize("layers", ["unequal", "equal", "first"])
-@pytest.mark.parametrize("model_type", ["xlm-roberta"])
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta"])
 def test_a_run_on_a_reranker_ends_in_a_folder_that_cross_encoder_loads_elsewhere(model_type, layers, pairs, tmp_path):
     from sentence_transformers import CrossEncoder
 
@@ -277,7 +312,7 @@ def test_a_run_on_a_reranker_ends_in_a_folder_that_cross_encoder_loads_elsewhere
     assert "score_correlation" in summary.saved.metrics
     assert bool(list(result.model.glob("*.py"))) == (layers == "unequal")
     here = CrossEncoder(str(result.model), device="cpu", trust_remote_code=True)
-    assert len(here.model.roberta.encoder.layer) == (2 if layers == "first" else 4)
+    assert len(here.model.base_model.encoder.layer) == (2 if layers == "first" else 4)
     found = torch.tensor(run_elsewhere(SCORED_ELSEWHERE, [str(result.model)], tmp_path))
     expected = torch.tensor(here.predict([PAIRS[0], PAIRS[2]]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -296,7 +331,9 @@ HEADS = {"ForMaskedLM": AutoModelForMaskedLM, "ForSequenceClassification": AutoM
 def test_an_encoder_with_another_head_is_refused(head, family, pairs, tmp_path, command):
     randomised(lambda: HEADS[head].from_config(tiny_config(family))).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
-    message = rf"as embedders, .* RoBERTa and XLM-RoBERTa .* names \['\w+{head}'\]: save what AutoModel loads"
+    message = (
+        rf"as embedders, .* BERT, RoBERTa and XLM-RoBERTa as rerankers .* names \['\w+{head}'\]: save what AutoModel"
+    )
     with pytest.raises(ModelError, match=message):
         Checkpoint.open(tmp_path / "model")
     given = ("--keep", "60%", "--text", pairs, "--out", tmp_path / "run")

@@ -33,7 +33,7 @@ from darwinlm.model.families.files import (
     model_files,
 )
 from darwinlm.model.families.generation import generation_of, left_behind
-from darwinlm.model.families.loading import check_finite, load_tokenizer, tokenizer_digest
+from darwinlm.model.families.loading import check_finite, load_tokenizer, separator_of, tokenizer_digest
 from darwinlm.model.families.origin import origin_of
 from darwinlm.model.families.quantised import WeightFormat, formats_of
 from darwinlm.model.families.sentence_transformers import (
@@ -64,6 +64,8 @@ READING = "prompts and longest input"
 GENERATION_SETTINGS = "generation settings"
 CARRIED = "carried files"
 """Parts of a model that don't enter its digest."""
+SEPARATOR = "sep_token_id"
+"""Field for the token behind the first text of a pair, if a model numbers the texts. Saved models keep it."""
 POOLER = "pooler"
 """Module of BERT's classes that no embedding is read from."""
 FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
@@ -134,6 +136,7 @@ class Checkpoint:
         family, ending = family_of(config), "language" if has_other_parts else ending_of(plain, folder)
         if family.bidirectional:
             _check_encoder(family, ending, plain, path)
+            _set_separator(config, family, ending, folder)
         family = with_ending(family, ending)
         formats = formats_of(plain, path)
         if formats and whole_config is not None:
@@ -462,10 +465,10 @@ class Checkpoint:
 def _check_encoder(family: Family, ending: Ending, plain: JsonObject, path: Path) -> None:
     """Refuse an encoder with a head, and a decoder of a family of encoders. Raises ModelError."""
     if ending == "language" or (ending == "scores" and not family.encoder):
-        scorers = " and ".join(known.title for known in families().values() if known.encoder)
+        *first, last = (known.title for known in families().values() if known.encoder)
         raise ModelError(
-            f"{path}: encoders such as {family.title} can only be pruned as embedders, without a head (of {scorers} "
-            "rerankers and classifiers too), and "
+            f"{path}: encoders such as {family.title} can only be pruned as embedders, without a head, or of "
+            f"{', '.join(first)} and {last} as rerankers and classifiers, and "
             f"architectures names {shorten(str(plain.get('architectures')))}: save what AutoModel loads of it, and "
             "give that folder"
         )
@@ -475,6 +478,12 @@ def _check_encoder(family: Family, ending: Ending, plain: JsonObject, path: Path
             f"{path}: {setting} is true, but of {family.title} only models in which a token sees all others can be "
             "pruned: use another model"
         )
+
+
+def _set_separator(config: PreTrainedConfig, family: Family, ending: Ending, folder: Path) -> None:
+    """Let a configuration say which token ends the first text of a pair, if it doesn't. Raises as `load_tokenizer`."""
+    if family.segments and ending == "scores" and not hasattr(config, SEPARATOR):
+        setattr(config, SEPARATOR, separator_of(load_tokenizer(folder, config)))
 
 
 class Outline(Checkpoint):

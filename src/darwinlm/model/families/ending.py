@@ -91,6 +91,8 @@ def scores_of(model: PreTrainedModel, states: Tensor) -> Tensor:
     if hasattr(model, "score"):
         scores: Tensor = model.score(states)
         return scores
-    # An encoder's head reads the first token of a sequence.
-    of_sequences: Tensor = model.classifier(states.reshape(-1, 1, states.shape[-1]))
+    # An encoder's head reads the first token of a sequence, and so does its pooler.
+    rows = states.reshape(-1, 1, states.shape[-1])
+    pooler = model.base_model.pooler
+    of_sequences: Tensor = model.classifier(rows if pooler is None else pooler(rows))
     return of_sequences.view(*states.shape[:-1], -1)

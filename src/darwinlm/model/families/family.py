@@ -53,7 +53,9 @@ class Family(Closed):
     """Configuration field for the number before the first position, if positions don't begin with 0 (RoBERTa)."""
     encoder: str = ""
     """Name of the encoder inside the class that gives scores, if models of this class are pruned too. Its head,
-    `classifier`, reads the state of the first token (RoBERTa)."""
+    `classifier`, reads the state of the first token, which in BERT passes the encoder's pooler first."""
+    segments: bool = False
+    """Whether tokens of the second text of a pair, behind the first separator, have another embedding added (BERT)."""
     attention: Attention
     """Names of the attention."""
     mixer: Mixer | None = None

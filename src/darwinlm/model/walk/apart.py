@@ -37,6 +37,9 @@ def apart(model: PreTrainedModel, tokens: Int64[Tensor, "b t"]) -> dict[str, obj
     places: dict[str, object] = {"position_ids": positions}
     if not family.bidirectional:
         return places
+    separator = getattr(model.config, "sep_token_id", None)
+    if family.segments and separator is not None:
+        places["token_type_ids"] = items.segments(tokens, int(separator))
     item = (tokens < 0).cumsum(1)
     shape = item.new_empty((*item.shape, 0), dtype=model.dtype)  # of which only the shape and the type are read
     inside, types = packed_sequence_mask_function(item), getattr(model.config, "layer_types", None)

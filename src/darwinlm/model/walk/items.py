@@ -72,6 +72,14 @@ def positions(tokens: Int64[Tensor, "b t"]) -> Int64[Tensor, "b t"]:
     return places - begins
 
 
+def segments(tokens: Int64[Tensor, "b t"], separator: int) -> Int64[Tensor, "b t"]:
+    """For each token whether it is behind the first separator of its item, 1 or 0."""
+    is_end = (ids(tokens) == separator).long()
+    before = is_end.cumsum(1) - is_end
+    begins = torch.arange(tokens.shape[1], device=tokens.device) - positions(tokens)
+    return (before > before.gather(1, begins)).long()
+
+
 def places(tokens: Int64[Tensor, "b t"]) -> Places:
     """The complete items of sequences."""
     begins: Bool[Tensor, "b t"] = tokens < 0
