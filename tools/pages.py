@@ -173,12 +173,11 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
     rounded = ", ".join(family.title for family, each in stock if each.rounds)
     square = [family for family, each in stock if each.square and not each.unequal]
     heads = [family for family in square if family.attention.cut == "heads"]
+    without = [family for family in known.values() if family.gguf is None]
+    encoders = [family for family in without if family.bidirectional]
     return [
-        *(
-            f"- {family.title}: no GGUF, because {ENCODER if family.bidirectional else UNKNOWN}."
-            for family in known.values()
-            if family.gguf is None
-        ),
+        f"- {_listed(_titles(encoders))}: no GGUF, because {ENCODER}.",
+        *(f"- {family.title}: no GGUF, because {UNKNOWN}." for family in without if not family.bidirectional),
         f"- {', '.join(_titles(heads))}: only if all heads are kept, because llama.cpp derives their number",
         "  from the hidden size.",
         f"- {rounded}: llama.cpp rounds the bounds of the rope scaling (YaRN) in every GGUF file of these models, and",
@@ -198,6 +197,10 @@ def gguf_words(known: dict[str, Family]) -> list[str]:
 
 def _titles(group: list[Family]) -> list[str]:
     return sorted((family.title for family in group), key=str.lower)
+
+
+def _listed(titles: list[str]) -> str:
+    return f"{', '.join(titles[:-1])} and {titles[-1]}"
 
 
 QUANTISED = """\
@@ -272,15 +275,15 @@ def families_page() -> str:
         lines.append("|".join(("", *cells, "")))
     lines += [
         "",
-        "Attention is only kept or removed as a whole if its norms span all heads, or if its output projection has a",
-        "fixed size. It is always kept in blocks with experts, if keys and values are compressed, and if other blocks",
-        "share its keys and values (some blocks of Gemma 4's E models). Other token mixers are always kept; the plan",
-        "and the report name them.",
+        "Attention is only kept or removed as a whole if its norms span all heads, if its output projection has a",
+        "fixed size, or if transformers derives the size of a head from the number of heads (encoders). It is always",
+        "kept in blocks with experts, if keys and values are compressed, and if other blocks share its keys and values",
+        "(some blocks of Gemma 4's E models). Other token mixers are always kept; the plan and the report name them.",
         "",
         "The vocabulary of every family of language models can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",
-        f"{', '.join(_titles(encoders))} are encoders, and are pruned as embedders without a head,",
-        f"{' and '.join(_titles(family for family in encoders if family.encoder))} also as rerankers and classifiers",
+        f"{_listed(_titles(encoders))} are encoders. They are pruned as embedders, and",
+        f"{_listed(_titles([family for family in encoders if family.encoder]))} also as rerankers and classifiers",
         "([page](reading-models.md#encoders)).",
         "",
         "All families are tested with random weights. Trained weights were measured for Llama (SmolLM2), Qwen2.5,",

@@ -295,7 +295,7 @@ def test_the_texts_of_a_pair_are_numbered_for_bert_in_a_smaller_model_too(pairs,
         states = streams_of(model, sequence, marked=True)
         found = objective_of(checkpoint).outputs(partial(scores_of, model), states, sequence)
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
-        model.config.sep_token_id = None
+        model.config.segment_separator = None
         unnumbered = streams_of(model, sequence, marked=True)
         assert (states - unnumbered).abs().max() > 0.01, "the numbers would have no effect"
 

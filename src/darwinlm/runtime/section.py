@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
@@ -13,7 +13,9 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_value_is_a_number(cls, value: object, info: ValidationInfo) -> object:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation in (int, float):
+        field = cls.model_fields[str(info.field_name)]
+        says_itself = any(isinstance(part, BeforeValidator) for part in field.metadata)
+        if isinstance(value, bool) and field.annotation in (int, float) and not says_itself:
             raise ValueError("must be a number")
         return value
 

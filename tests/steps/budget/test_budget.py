@@ -212,6 +212,23 @@ MLP = ModuleLevels(
 SPACE = SearchSpace((ATTENTION, MLP))
 
 
+def test_what_removed_modules_leave_goes_with_the_last_one_of_a_block():
+    """Norms of 5 and 7 parameters stay in block 0, and 3 of a module that was removed before in block 1."""
+    attention, mlp = (
+        ModuleLevels(0, kind, (Level(LayerSizes(kind), left), Level(LayerSizes(kind, 8), 100)))
+        for kind, left in (("attention", 5), ("mlp", 7))
+    )
+    kept = ModuleLevels(2, "attention", (Level(LayerSizes("attention", 8), 50),))  # level 0 is the whole module
+    space = SearchSpace((attention, mlp, MLP, kept), {1: 3, 2: 9})
+    for allocation, expected in {
+        (1, 1, 2, 0): 200 + 210 + 3 + 50 + 9,
+        (0, 1, 2, 0): 105 + 210 + 3 + 50 + 9,
+        (0, 0, 2, 0): 210 + 3 + 50 + 9,
+        (0, 0, 0, 0): 50 + 9,
+    }.items():
+        assert space.params(allocation) == parameter_costs(space).of(allocation) == expected
+
+
 def test_a_tolerance_below_one_level_is_one_level():
     bounds = resolve_budget(parameter_costs(SPACE), BudgetSettings(keep=0.5, tolerance=0.0001))
     assert (bounds.lower, bounds.upper) == (105, 205)

@@ -79,6 +79,18 @@ def test_a_short_training_warms_up_for_ten_steps_or_a_quarter(steps, expected):
     assert found[expected:] == sorted(found[expected:], reverse=True)
 
 
+def test_dropouts_are_off_and_a_pooler_is_not_trained():
+    """The pooler gets no gradient, for which DDP would wait."""
+    tokens = torch.arange(40).view(2, 20)
+    model = tiny_model("bert")
+    expected = model(input_ids=tokens).last_hidden_state
+    assert not torch.equal(model.train()(input_ids=tokens).last_hidden_state, expected)
+    trained = prepared(model, RecoverySettings(tokens=10_000_000)).train()
+    torch.testing.assert_close(trained(input_ids=tokens).last_hidden_state, expected)
+    frozen = {name for name, weight in trained.named_parameters() if not weight.requires_grad}
+    assert frozen == {"pooler.dense.weight", "pooler.dense.bias"}
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_embedding_and_head_stay_in_a_short_training(tied):
     model = tiny_model("llama", tie_word_embeddings=tied)

@@ -180,9 +180,9 @@ class FunctionMeasure(Measure):
 
 @contextmanager
 def _interrupted_at_last() -> Iterator[None]:
-    """Interrupt after the body if it was interrupted, and a handler of the function such as `except:` took that.
+    """Interrupt after the body if it was interrupted and the function swallowed that, as a bare `except:` does.
 
-    What the function gives after that is no score. Only in the main thread, where signals arrive.
+    What the function gives afterwards is no score. Only in the main thread, where signals arrive.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -20,8 +20,9 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from darwinlm.model.families.config import open_config, read_config
 from darwinlm.model.families.empty_model import empty_model
+from darwinlm.model.families.encoders import POOLER, check_encoder, set_separator
 from darwinlm.model.families.ending import ending_of, name_without_head, with_ending
-from darwinlm.model.families.family import Ending, Family, families, family_of
+from darwinlm.model.families.family import Family, family_of
 from darwinlm.model.families.files import (
     CARD,
     GENERATION,
@@ -33,7 +34,7 @@ from darwinlm.model.families.files import (
     model_files,
 )
 from darwinlm.model.families.generation import generation_of, left_behind
-from darwinlm.model.families.loading import check_finite, load_tokenizer, separator_of, tokenizer_digest
+from darwinlm.model.families.loading import check_finite, load_tokenizer, tokenizer_digest
 from darwinlm.model.families.origin import origin_of
 from darwinlm.model.families.quantised import WeightFormat, formats_of
 from darwinlm.model.families.sentence_transformers import (
@@ -64,10 +65,6 @@ READING = "prompts and longest input"
 GENERATION_SETTINGS = "generation settings"
 CARRIED = "carried files"
 """Parts of a model that don't enter its digest."""
-SEPARATOR = "sep_token_id"
-"""Field for the token behind the first text of a pair, if a model numbers the texts. Saved models keep it."""
-POOLER = "pooler"
-"""Module of BERT's classes that no embedding is read from."""
 FURTHER = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 """Settings that count the blocks which predict further tokens."""
 
@@ -135,8 +132,8 @@ class Checkpoint:
             config, whole_config = text_config(config), config
         family, ending = family_of(config), "language" if has_other_parts else ending_of(plain, folder)
         if family.bidirectional:
-            _check_encoder(family, ending, plain, path)
-            _set_separator(config, family, ending, folder)
+            check_encoder(family, ending, plain, path)
+            set_separator(config, family, ending, folder)
         family = with_ending(family, ending)
         formats = formats_of(plain, path)
         if formats and whole_config is not None:
@@ -460,30 +457,6 @@ class Checkpoint:
         """Whether the weights of a pooler are stored, or none are at hand; many embedders are saved without theirs."""
         stored = self.stored.plain if any(self.folder.glob(WEIGHTS[0])) else []
         return not stored or any(name.startswith(f"{POOLER}.") for name in stored)
-
-
-def _check_encoder(family: Family, ending: Ending, plain: JsonObject, path: Path) -> None:
-    """Refuse an encoder with a head, and a decoder of a family of encoders. Raises ModelError."""
-    if ending == "language" or (ending == "scores" and not family.encoder):
-        *first, last = (known.title for known in families().values() if known.encoder)
-        raise ModelError(
-            f"{path}: encoders such as {family.title} can only be pruned as embedders, without a head, or of "
-            f"{', '.join(first)} and {last} as rerankers and classifiers, and "
-            f"architectures names {shorten(str(plain.get('architectures')))}: save what AutoModel loads of it, and "
-            "give that folder"
-        )
-    setting = next((name for name in ("is_decoder", "add_cross_attention") if plain.get(name)), None)
-    if setting is not None:
-        raise ModelError(
-            f"{path}: {setting} is true, but of {family.title} only models in which a token sees all others can be "
-            "pruned: use another model"
-        )
-
-
-def _set_separator(config: PreTrainedConfig, family: Family, ending: Ending, folder: Path) -> None:
-    """Let a configuration say which token ends the first text of a pair, if it doesn't. Raises as `load_tokenizer`."""
-    if family.segments and ending == "scores" and not hasattr(config, SEPARATOR):
-        setattr(config, SEPARATOR, separator_of(load_tokenizer(folder, config)))
 
 
 class Outline(Checkpoint):

@@ -110,7 +110,7 @@ class Family(Closed):
             layers=self.layers.removeprefix(f"{self.encoder or 'model'}."),
             chains=(self.attention.chain, self.mlp.chain),
             sum_norms=tuple(part.sum_norm for part in parts if part.sum_norm is not None),
-            heads=not self.bidirectional,
+            causal=not self.bidirectional,
             encoder=self.encoder,
         )
 

@@ -174,11 +174,6 @@ def load_tokenizer(
     return tokenizer
 
 
-def separator_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token behind the first text of a pair, if the tokenizer numbers the texts; else None."""
-    return tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None
-
-
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """What identifies a tokenizer: the tokens of any text, with special ones, the text of any chat, and settings."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

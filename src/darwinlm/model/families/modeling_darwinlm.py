@@ -71,7 +71,7 @@ class Definition(NamedTuple):
         chains: Modules that are a layer's attention, and those that are its MLP, if those of their names also add the
             residual stream: the first computes, the others only change its result.
         sum_norms: Norms behind the sums, which stay with one of the two sub-layers and go with both.
-        heads: Whether classes with a head are only a head on a decoder; those of encoders aren't.
+        causal: Whether there is a causal language model, and a head of scores is only a projection; not in encoders.
         encoder: Name of the encoder inside the class with a head of scores, if there is such a class.
     """
 
@@ -87,7 +87,7 @@ class Definition(NamedTuple):
     layers: str = "layers"
     chains: Sequence[Sequence[str]] = ((), ())
     sum_norms: Sequence[str] = ()
-    heads: bool = True
+    causal: bool = True
     encoder: str = ""
 
     def source(self) -> str:
@@ -455,7 +455,7 @@ def define_classes(definition: Definition) -> Classes:
         if definition.encoder:
             parent = getattr(family, f"{prefix}ForSequenceClassification")
             _derive(scores, PrunedEncoderForSequenceClassification, parent, _parent=parent, **heads)
-        parent = getattr(family, f"{prefix}ForCausalLM", None) if definition.heads else None
+        parent = getattr(family, f"{prefix}ForCausalLM", None) if definition.causal else None
         if parent is not None:
             _show_server(_derive(causal, PrunedForCausalLM, parent, _parent=parent, **heads))
             parent = getattr(family, f"{prefix}{infix}ForSequenceClassification", None)

@@ -81,7 +81,7 @@ class SubLayer(Closed):
         """Whether a tensor, by name inside the block, belongs to it; norms don't."""
         return _is_in(name, self.modules)
 
-    def norms_with(self, name: str) -> bool:
+    def has_norm(self, name: str) -> bool:
         """Whether a tensor, by name inside the block, belongs to one of its norms."""
         return _is_in(name, self.norms)
 

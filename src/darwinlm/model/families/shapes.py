@@ -95,7 +95,7 @@ def _module_shape(
 ) -> ModuleShape:
     family, columns = checkpoint.family, head_dim(checkpoint.config, block)
     part = family.module(kind)
-    names = [name for name in inside if part.owns(name) or part.norms_with(name)]
+    names = [name for name in inside if part.owns(name) or part.has_norm(name)]
     tensors = {name: shape_by_rows(part, name.removeprefix(part.prefix), inside[name]) for name in names}
     width = tensors[output][-1]
     plain = ModuleShape(block, kind, LayerSizes(kind, width), tensors, output)

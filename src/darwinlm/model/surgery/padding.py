@@ -114,7 +114,7 @@ def zero_sublayer(template: Mapping[str, Tensor], part: Part, sizes: LayerSizes,
     output = output_name(part, template)
     tensors: Tensors = {}
     for name, tensor in template.items():
-        if not part.owns(name) and not part.norms_with(name):
+        if not part.owns(name) and not part.has_norm(name):
             continue
         inside = name.removeprefix(part.prefix)
         stock = shape_by_rows(part, inside, tuple(tensor.shape))

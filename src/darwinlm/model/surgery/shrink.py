@@ -110,5 +110,5 @@ def small_module(
 def split_block(inside: Mapping[str, Tensor], part: Part) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of one sub-layer by name inside it, and its norms by name inside the block."""
     tensors = {name.removeprefix(part.prefix): tensor for name, tensor in inside.items() if part.owns(name)}
-    norms = {name: tensor for name, tensor in inside.items() if part.norms_with(name)}
+    norms = {name: tensor for name, tensor in inside.items() if part.has_norm(name)}
     return tensors, norms

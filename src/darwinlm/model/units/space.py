@@ -67,6 +67,7 @@ class SearchSpace:
         counts = {
             tuple(of_block): self.beside.get(block, 0) + sum(self.modules[place].removed for place in of_block)
             for block, of_block in places.items()
+            if not any(self.modules[place].levels[0].sizes.width for place in of_block)  # else one always stays
         }
         return tuple((of_block, count) for of_block, count in counts.items() if count)
 

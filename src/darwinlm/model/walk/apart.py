@@ -18,14 +18,17 @@ from transformers.masking_utils import (
     packed_sequence_mask_function,
 )
 
+from darwinlm.model.families.encoders import SEPARATOR
 from darwinlm.model.families.family import family_of
 from darwinlm.model.walk import items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FULL = {"full_attention": create_bidirectional_mask}
-MASKS = {**FULL, "sliding_attention": create_bidirectional_sliding_window_mask}
+MASKS = {
+    "full_attention": create_bidirectional_mask,
+    "sliding_attention": create_bidirectional_sliding_window_mask,
+}
 """What makes the mask of each type of layer of a bidirectional model."""
 
 
@@ -37,14 +40,15 @@ def apart(model: PreTrainedModel, tokens: Int64[Tensor, "b t"]) -> dict[str, obj
     places: dict[str, object] = {"position_ids": positions}
     if not family.bidirectional:
         return places
-    separator = getattr(model.config, "sep_token_id", None)
+    separator = getattr(model.config, SEPARATOR, None)
     if family.segments and separator is not None:
         places["token_type_ids"] = items.segments(tokens, int(separator))
     item = (tokens < 0).cumsum(1)
     shape = item.new_empty((*item.shape, 0), dtype=model.dtype)  # of which only the shape and the type are read
-    inside, types = packed_sequence_mask_function(item), getattr(model.config, "layer_types", None)
-    masks = {
-        kind: make(config=model.config, inputs_embeds=shape, attention_mask=None, and_mask_function=inside)
-        for kind, make in (MASKS if types else FULL).items()
-    }
-    return {**places, "attention_mask": masks if types else masks["full_attention"]}
+    inside = packed_sequence_mask_function(item)
+
+    def mask(kind: str) -> object:
+        return MASKS[kind](config=model.config, inputs_embeds=shape, attention_mask=None, and_mask_function=inside)
+
+    has_types = getattr(model.config, "layer_types", None) is not None
+    return {**places, "attention_mask": {kind: mask(kind) for kind in MASKS} if has_types else mask("full_attention")}

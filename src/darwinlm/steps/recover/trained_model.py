@@ -40,7 +40,7 @@ def logit_tokens(vocabulary: int) -> int:
 def prepared(model: PreTrainedModel, settings: RecoverySettings) -> PreTrainedModel:
     """The model with its trainable weights: all, or all but embedding and head; a pooler behind the states isn't read.
 
-    Dropouts are off: what the model shall give is known exactly.
+    Dropouts are off: with BERT's, a distillation ended further from the dense model (docs/notebook/reading.md).
     """
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -132,6 +132,8 @@ class Refit(Step[Refitted]):
             work += load.exact * tokens * width * (width + 2 * r) + load.slow * 2 * (width**3 / 3 + 4 * width**2 * r)
         moments = {"moments of one module": d * (20 * d + 32 * r)}
         fitting = load.passing | {"blocks": (2 + 2 * k) * load.block} | moments
+        if sizes.checkpoint.family.mlp.sum_norm is not None:  # the dense model's sums in front of a norm
+            fitting["targets"] = float(tokens) / sizes.processes * r * sizes.size
         held = largest(fitting, {"heads": 2 * load.head, "logits": load.compared})
         written = sum(4.0 * k * max(shape.sizes.experts, 1) * shape.sizes.width * r for shape in sizes.shapes)
         return Cost(work, load.streams(tokens, 4) | held, disk=written, parts=cls._on_gpu(load, tokens, written))
