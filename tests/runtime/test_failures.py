@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from tests.tiny.process import start_together
+from tests.tiny.process import Forked, free_port, start_together
 
 from darwinlm.runtime import parallel
 from darwinlm.runtime.errors import ParallelError
@@ -50,6 +50,8 @@ def prune(kind: str, rank: int, where: str) -> None:
 def fail(kind):
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "interrupted":
+        os.kill(os.getpid(), signal.SIGINT)
     raise {"ours": NumericsError("block 3: NaN"), "unknown": RuntimeError("odd"), "memory": MemoryError()}[kind]
 
 main(app)
@@ -61,14 +63,16 @@ SAID = {
     "unknown": "RuntimeError: odd",
     "memory": "error: the machine ran out of memory",
     "killed": "error: the connection to another process is lost",
+    "interrupted": "interrupted; finished work is kept. Resume with: darwinlm prune interrupted ",
 }
+STATUS = {"killed": -signal.SIGKILL, "unknown": 1, "interrupted": 130}
 
 
 @POSIX
 @pytest.mark.parametrize(
     ("kind", "rank", "where"),
     [
-        *product(("ours", "unknown", "memory"), (0, 1), ("agreeing", "waiting", "on a GPU")),
+        *product(("ours", "unknown", "memory", "interrupted"), (0, 1), ("agreeing", "waiting", "on a GPU")),
         *product(("killed",), (0, 1), ("agreeing", "waiting")),
     ],
 )
@@ -77,11 +81,33 @@ def test_all_end_with_the_message_of_the_first(tmp_path: Path, kind: str, rank: 
     program.write_text(PROGRAM, encoding="utf-8")
     done = [process.wait(HANGS - 60) for process in start_together(program, "prune", kind, rank, where)]
     assert 0 not in [process.returncode for process in done]
-    assert done[rank].returncode == {"killed": -signal.SIGKILL, "unknown": 1}.get(kind, 2)
+    assert done[rank].returncode == STATUS.get(kind, 2)
     telling = done[1 - rank if kind == "killed" else rank]
     assert SAID[kind] in telling.stderr, done
-    assert telling.stderr.count("rror: ") == 1
+    assert telling.stderr.count("rror: ") + telling.stderr.count("interrupted; ") == 1
     assert [process.stderr for process in done if process is not telling] == [""]
+
+
+ALONE = """
+import os, signal, threading
+from datetime import timedelta
+from darwinlm.runtime import parallel
+
+parallel.GPU_PATIENCE = timedelta(seconds=%d)
+threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+"""
+
+
+@POSIX
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_waits_for_the_others_can_be_interrupted(tmp_path: Path, rank: int) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(ALONE % HANGS + PROGRAM, encoding="utf-8")
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": 2, "RANK": rank}
+    done = Forked(program, "prune", "ours", 0, "waiting", **where).wait(HANGS - 60)
+    assert done.returncode == 130
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("interrupted; finished work is kept. Resume with: darwinlm prune ours ")
 
 
 @POSIX

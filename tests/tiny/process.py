@@ -87,11 +87,15 @@ def together(
 
 def start_together(program: str | Path, *arguments: object, processes: int = 2, nodes: int = 1) -> list[Forked]:
     """Start a program in processes that find each other as torchrun's do, on pretended nodes of equal size."""
-    port = 20_000 + (100 * os.getpid() + next(MEETINGS)) % 12_000  # below those that systems hand out
-    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes}
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": processes}
     local = processes // nodes
     ranks = ({"RANK": rank, "LOCAL_RANK": rank % local, "LOCAL_WORLD_SIZE": local} for rank in range(processes))
     return [Forked(program, *arguments, **meet, **rank) for rank in ranks]
+
+
+def free_port() -> int:
+    """A port of this machine that no other test uses, below those that systems hand out."""
+    return 20_000 + (100 * os.getpid() + next(MEETINGS)) % 12_000
 
 
 def _run(words: list[str], script: bool, said: str, cwd: str, environment: dict[str, str]) -> None:

@@ -71,7 +71,7 @@ def main(app: typer.Typer = app, program: str = "darwinlm", shared: frozenset[st
     _listen(resume)
     code = _run(app, program, shared)
     if code == 130 and not _interrupted:  # by other people's code, not by a signal
-        _tell(resume)
+        _tell(resume, KeyboardInterrupt())
     status = code if isinstance(code, int) else 0
     if status:
         parallel.leave(status)
@@ -87,12 +87,13 @@ def _listen(resume: str) -> None:
 
     def interrupt(number: int, _: object) -> None:
         _interrupted.append(128 + number)
-        for interruption in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(interruption, signal.SIG_DFL)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
         sys.unraisablehook = lambda _: None  # of libraries that it disturbs
         threading.excepthook = lambda _: None
-        _tell(resume)
-        raise KeyboardInterrupt
+        interruption = KeyboardInterrupt()
+        _tell(resume, interruption)
+        raise interruption
 
     _interrupted.clear()
     if threading.current_thread() is not threading.main_thread():
@@ -131,7 +132,7 @@ def _run(app: typer.Typer, program: str, shared: frozenset[str]) -> object:
                 if parallel.tells(error):
                     sys.excepthook(type(error), error, error.__traceback__)
             elif message := shorten(_message(error), MESSAGE):  # it is empty if the help was printed
-                _tell(f"error: {message}", style="red", error=error)
+                _tell(f"error: {message}", error, style="red")
     finally:
         release_all()
     return _interrupted[0] if _interrupted else code
@@ -213,11 +214,11 @@ def _check_processes(words: list[str], program: str, shared: frozenset[str]) -> 
         )
 
 
-def _tell(message: str, *, style: str | None = None, error: BaseException | None = None) -> None:
-    """Print a line, in one of several processes: the first one, or the one that tells the error."""
+def _tell(message: str, error: BaseException, *, style: str | None = None) -> None:
+    """Print what ends the command, in one of several processes."""
     try:
-        quiet = not (parallel.is_main() if error is None else parallel.tells(error))
+        tells = parallel.tells(error)
     except ParallelError:  # which the message is about
-        quiet = False
-    console = Terminal(stderr=True, quiet=quiet)
+        tells = True
+    console = Terminal(stderr=True, quiet=not tells)
     console.print(message, highlight=False, markup=False, style=style, soft_wrap=True)

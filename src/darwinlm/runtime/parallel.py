@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from darwinlm.runtime.errors import DarwinLMError, ParallelError, first_line
 from darwinlm.runtime.failures import Failures
+from darwinlm.runtime.interruptible import interruptible
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +101,8 @@ def init_from_environment() -> None:
         raise ParallelError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start several processes with torchrun")
     distributed: Any = dist  # whose stubs lack some of its names
     on_gpus = torch.cuda.is_available()
-    try:
+
+    def connect() -> Any:
         store, rank, size = next(distributed.rendezvous("env://", timeout=GPU_PATIENCE))
         store.set_timeout(PATIENCE)
         dist.init_process_group(
@@ -110,10 +112,19 @@ def init_from_environment() -> None:
             world_size=size,
             timeout=PATIENCE,
         )
+        return store
+
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store = interruptible(
+            connect,
+            f"process {rank()} of {expected()} is still waiting for the others at {where!r}: if one of them has ended, "
+            "stop this one with Ctrl-C",
+        )
     except (RuntimeError, ValueError) as error:
         raise ParallelError(f"the processes can't connect to each other: {error}; start them with torchrun") from error
     global _failures  # noqa: PLW0603 - as the process group, it is the process's
-    _failures = Failures(distributed.PrefixStore("failures", store), hosts=rank == 0, n_others=size - 1)
+    _failures = Failures(distributed.PrefixStore("failures", store), hosts=is_main(), n_others=size() - 1)
     if on_gpus:
         distributed.group.WORLD._get_backend(torch.device("cuda"))._set_default_timeout(GPU_PATIENCE)
         with agree():
@@ -146,9 +157,12 @@ def connected() -> bool:
 
 
 def tells(error: BaseException) -> bool:
-    """Whether this process prints the error that ends it: the first one that fails does."""
+    """Whether this process prints the error that ends it: the first one that fails does.
+
+    Before they are connected, the main process does, and each one that is interrupted.
+    """
     if _failures is None:
-        return is_main()
+        return is_main() or isinstance(error, KeyboardInterrupt)
     return _failures.is_first(of_another=isinstance(error, DarwinLMError) and error.of_another)
 
 
