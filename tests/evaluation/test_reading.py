@@ -97,6 +97,20 @@ def test_labels_that_models_with_several_scores_cannot_be_compared_with(problem,
     assert "no labels" not in ended.out
 
 
+def test_contradictory_labels_are_named(scorer, tmp_path, command):
+    """Each pair counts once, with the label that was read first."""
+    made = tiny_pairs(tmp_path / "pairs.jsonl", queries=20).read_text().splitlines()
+    path = tmp_path / "twice.jsonl"
+    path.write_text("\n".join([*made, made[4], made[5].replace('"label": 0', '"label": 1')]))
+    ended = command("evaluate", scorer, "--text", path, *SIZES).succeeded()
+    said = " ".join(ended.out.split())
+    assert "80 texts" in said
+    assert "1 text or pair repeats another one with a different label, such as" in said
+    assert {"line 6 (0)", "line 82 (1)"} <= {place for place in ("line 6 (0)", "line 82 (1)") if place in said}
+    plain = command("evaluate", scorer, "--text", tmp_path / "pairs.jsonl", *SIZES).succeeded()
+    assert "different label" not in plain.out
+
+
 REFUSED = {
     "--suite piqa": "--suite: this is for models that write",
     "--chat --against {scorer}": "--chat: this is for models that write",

@@ -10,6 +10,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import darwinlm
 from darwinlm.report.comparison import passages
 from darwinlm.report.wording import told
+from darwinlm.runtime.console import Reporter
 from darwinlm.runtime.errors import BudgetError, CheckpointError, DataError, ModelError, RecipeError
 from tests.tiny.checkpoint import SETTINGS, tiny_checkpoint, tiny_text
 from tests.tiny.command import sets
@@ -86,6 +87,14 @@ def test_recovery_brings_scores_closer(tmp_path):
     trained = darwinlm.recover(tmp_path / "run", tmp_path / "recovered", tokens=6400).summary
     assert trained.saved.metrics["distance"] < trained.models["before"].metrics["distance"]
     assert trained.steps["recover"].unit == "distance of scores"
+
+
+def test_contradictory_labels_are_named(tmp_path, capsys):
+    model, pairs = tiny_scorer(tmp_path / "dense"), tiny_pairs(tmp_path / "pairs.jsonl")
+    lines = pairs.read_text().splitlines()
+    pairs.write_text("\n".join([*lines, *(line.replace('"label": 0', '"label": 1') for line in lines)]))
+    pruned(model, pairs, tmp_path / "run", until="text", reporter=Reporter())
+    assert "repeat another one with a different label, such as " in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_smaller_model_is_chosen_by_time(tmp_path):

@@ -121,6 +121,9 @@ def test_a_file_then_assignments_then_overrides(tmp_path):
         ("on: 3\n", "strings"),
         ("budget: {keep: 50%}\nbudget: {keep: 60%}\n", "the key 'budget' occurs twice: keep one of them.*line 2"),
         ("search:\n  seed: 1\n  'seed': 2\n", "the key 'seed' occurs twice"),
+        ("time: 1:30\n", r"time: must be a number with a unit, such as 30m; .* \(it is '1:30'\)"),
+        ("time: 1:30:00.5\n", r"time: must be .* \(it is '1:30:00\.5'\)"),
+        ("search: {seed: 1:30}\n", r"search\.seed: .* \(it is '1:30'\)"),
         ("search: {offspring: yes}\n", r"search\.offspring: must be a number \(it is True\)"),
     ],
 )
@@ -154,6 +157,7 @@ def test_a_file_that_is_not_there(tmp_path):
         ("model.name=x", "model: "),
         ("text=5 text.source=a.txt", r"'text\.source': 'text' isn't a section of the recipe, but 5: give its fields"),
         ("a=5 a.b=1", r"'a\.b': 'a' isn't a section of the recipe: sections are compute, vocabulary, text"),
+        ("time=1:30", r"time: must be a number with a unit.* \(it is '1:30'\)"),
         ("search.rounds=[{tokens: 64, tokens: 32}]", r"--set search\.rounds: .* the key 'tokens' occurs twice"),
     ],
 )

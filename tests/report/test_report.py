@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+import yaml
 from rich.console import Console
 from tests.tiny.summaries import (
     DROPPED,
@@ -69,6 +70,11 @@ def test_page_tells_everything_that_was_made():
         "trust_remote_code=True",
     ):
         assert expected in text, expected
+
+
+def test_a_card_lists_several_licences():
+    listed = made({**plain(), "origin": {"license": ["apache-2.0", "mit"]}})
+    assert yaml.safe_load(model_card(listed).split("---")[1])["license"] == ["apache-2.0", "mit"]
 
 
 def test_page_survives_missing_figures():

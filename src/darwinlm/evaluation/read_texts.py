@@ -21,6 +21,7 @@ from darwinlm.runtime.tables import Table
 from darwinlm.steps.evaluate.item_metrics import item_metrics
 from darwinlm.steps.evaluate.item_quality import ItemQuality, measure_items
 from darwinlm.steps.evaluate.model_figures import READING_MEANS, task_cell
+from darwinlm.steps.text.distinct import Distinct
 from darwinlm.steps.text.item_sequences import prepare_items
 from darwinlm.steps.text.reading import encoder_of, with_answers, with_known_labels
 from darwinlm.steps.text.samples import read_samples
@@ -43,6 +44,7 @@ class ReadText:
         models: Figures by the name of the model; the dense one is last, if there is one.
         compared: Whether there is a dense model.
         fewer_tokens: Whether the dense model was cut to the tokens of the other one.
+        contradictory: A remark on labels that contradict each other; empty if none do.
     """
 
     source: str
@@ -50,6 +52,7 @@ class ReadText:
     models: Mapping[str, ItemQuality]
     compared: bool
     fewer_tokens: bool
+    contradictory: str
     overlap: Overlap
 
     def table(self) -> Table:
@@ -69,6 +72,8 @@ class ReadText:
             remarks.append(READING_MEANS)
         if self.fewer_tokens:
             remarks.append("dense: the original model, cut to the same tokens")
+        if self.contradictory and first.reading.scores:
+            remarks.append(self.contradictory)
         remarks += self.overlap.remarks(self.source)
         return Table(("figure", "model", "dense")[: 1 + len(qualities)], rows, remarks)
 
@@ -139,7 +144,7 @@ def measure_reading(
                 "must be the model from which the other was pruned"
             )
     for source in sources:
-        text = _prepared(checkpoint, source, settings, tokens)
+        text, contradictory = _prepared(checkpoint, source, settings, tokens)
         opened.check_tokens(items.ids(text.tokens))
         decoders = {key: cast("Decoder", model.decoder(text.tokens)) for key, model in [*others, (name, opened)]}
         with TemporaryDirectory(prefix="darwinlm-") as folder:
@@ -155,11 +160,13 @@ def measure_reading(
         overlap = without_run(of_run) if run is None else run.overlap(of_run)
         ordered = {key: quality[key] for key in models}
         fewer = any(dense.fewer_tokens for _, dense in others)
-        yield ReadText(source, text.n_tokens, ordered, compared=bool(others), fewer_tokens=fewer, overlap=overlap)
+        compared = bool(others)
+        yield ReadText(source, text.n_tokens, ordered, compared, fewer, contradictory, overlap)
 
 
-def _prepared(model: Checkpoint, source: str, settings: TextSettings, tokens: int) -> TokenSequences:
-    """Texts as the model reads them, in sequences. Raises DataError."""
-    samples = with_known_labels(read_samples(source, seed=settings.seed), model)
+def _prepared(model: Checkpoint, source: str, settings: TextSettings, tokens: int) -> tuple[TokenSequences, str]:
+    """Texts as the model reads them, in sequences, and a remark on contradictory labels. Raises DataError."""
+    samples = Distinct(with_known_labels(read_samples(source, seed=settings.seed), model))
     encoder, shares = encoder_of(model, settings), {HELD_OUT: tokens}
-    return prepare_items(samples, shares, encoder, settings.seed, source, lambda _: None)[HELD_OUT]
+    sequences = prepare_items(samples, shares, encoder, settings.seed, source, lambda _: None)
+    return sequences[HELD_OUT], samples.remark

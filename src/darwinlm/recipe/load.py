@@ -130,7 +130,7 @@ def _assembled(
                 f"--set {shorten(others[0])}"
             )
         try:
-            value = parse_yaml(text, distinct=True)
+            value = parse_yaml(text, strict=True)
         except ValueError as error:
             raise RecipeError(
                 f"--set {shorten(name)}: '{shorten(text)}' isn't a YAML value: {shorten(error, 300)}"
@@ -185,7 +185,7 @@ def find_recipe(recipe: str | Path) -> Path:
 def read_yaml(path: Path) -> JsonObject:
     """The tree of a recipe file; empty for an empty file, and without empty sections. Raises RecipeError."""
     try:
-        tree = parse_yaml(read_text(path, YAML_BYTES), distinct=True)
+        tree = parse_yaml(read_text(path, YAML_BYTES), strict=True)
     except OSError as error:
         raise RecipeError(f"can't read the recipe {path}: {error.strerror}") from error
     except ValueError as error:

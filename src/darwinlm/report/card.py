@@ -40,9 +40,10 @@ def model_card(summary: Summary) -> str:
 
 def _front_matter(summary: Summary) -> str:
     origin = summary.origin
+    licence = list(origin.license) if isinstance(origin.license, tuple) else origin.license
     fields: dict[str, object] = {
         "language": list(origin.languages),
-        "license": origin.license or ("other" if origin.license_name else None),
+        "license": licence or ("other" if origin.license_name else None),
         "license_name": origin.license_name,
         "license_link": origin.license_link,
         "base_model": origin.base_model,

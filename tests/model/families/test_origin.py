@@ -26,6 +26,21 @@ def test_a_hub_model_is_named_after_what_was_asked_for(tmp_path):
     assert found == Origin("owner/name", "other", "ours", "https://x.org/l", ("en", "de"))
 
 
+@pytest.mark.parametrize(
+    ("given", "licence"),
+    [
+        ("[apache-2.0, mit]", ("apache-2.0", "mit")),
+        ("[mit]", "mit"),
+        ("\n- mit\n- 3", "mit"),
+        ("[]", None),
+        ("{a: b}", None),
+    ],
+)
+def test_a_card_may_list_licences(tmp_path, given, licence):
+    (tmp_path / "README.md").write_text(f"---\nlicense: {given}\n---\n")
+    assert origin_of(tmp_path, str(tmp_path)) == Origin(license=licence)
+
+
 FRONT = {
     "a date that isn't one": "date: 2024-02-30",
     "a tag": "a: !!int x",

@@ -24,11 +24,12 @@ _REPOSITORY = r"[A-Za-z0-9][\w.-]*/[\w.-]+"
 class Origin:
     """Origin of a model according to its files: its name on the hub, licence, and codes of its languages.
 
-    `name` is what a GGUF file calls its model. A licence without a standard identifier has a name and a link.
+    `name` is what a GGUF file calls its model. A licence without a standard identifier has a name and a link; `license`
+    holds several where a card lists them.
     """
 
     base_model: str | None = None
-    license: str | None = None
+    license: str | tuple[str, ...] | None = None
     license_name: str | None = None
     license_link: str | None = None
     languages: tuple[str, ...] = ()
@@ -51,7 +52,7 @@ def origin_of(folder: Path, source: str) -> Origin:
             base_model = next(iter(_words(fields.get("base_model"))), None)
     return Origin(
         base_model,
-        license=_word(fields.get("license")),
+        license=_word_or_words(fields.get("license")),
         license_name=_word(fields.get("license_name")),
         license_link=_word(fields.get("license_link")),
         languages=_words(fields.get("languages", fields.get("language"))),
@@ -115,6 +116,12 @@ def _front_matter(path: Path) -> dict[str, object]:
 def _word(value: object) -> str | None:
     """A value that is a word, on one line."""
     return shorten(visible(value), 300) or None if isinstance(value, str) else None
+
+
+def _word_or_words(value: object) -> str | tuple[str, ...] | None:
+    """A value that is a word, or a list of several."""
+    words = _words(value)
+    return words if len(words) > 1 else next(iter(words), None)
 
 
 def _words(value: object) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import torch
 
 from darwinlm.model.walk.items import sequence_of
 from darwinlm.runtime.errors import DataError
+from darwinlm.steps.text.distinct import Distinct
 from darwinlm.steps.text.encoder import ItemEncoder
 from darwinlm.steps.text.packing import document_hash
 from darwinlm.steps.text.samples import Sample
@@ -146,7 +147,7 @@ def _closed(row: Sequence[Item], room: int, filler: Item) -> list[int]:
 
 
 def prepare_items(
-    samples: Iterable[Sample],
+    samples: Distinct,
     shares: Mapping[str, int],
     encoder: ItemEncoder,
     seed: int,
@@ -159,13 +160,8 @@ def prepare_items(
     """
     length = encoder.length
     fillings = {purpose: Filling(-(-shares[purpose] // length), length) for purpose in PURPOSES if shares.get(purpose)}
-    seen: set[str] = set()
     spare: dict[str, list[Sample]] = {}
     for sample in samples:
-        hashed = document_hash(f"{sample.query}\0{sample.text}")
-        if hashed in seen:
-            continue
-        seen.add(hashed)
         key = document_hash(sample.key)
         filling = fillings[purpose_of(key, shares, seed)]
         if not filling.full or key in filling.hashes:
@@ -185,8 +181,8 @@ def prepare_items(
     empty = [purpose for purpose, filling in lacking.items() if not filling.rows]
     if empty:
         raise DataError(
-            f"text.source {source} has {len(seen):,} texts or pairs, and none is left for {', '.join(empty)} (those "
-            "with the same query have one purpose): give more, or lower text.calibration_tokens"
+            f"text.source {source} has {samples.count:,} texts or pairs, and none is left for {', '.join(empty)} "
+            "(those with the same query have one purpose): give more, or lower text.calibration_tokens"
         )
     if lacking:
         parts = ", ".join(f"{purpose} {len(filling.rows) * length:,}" for purpose, filling in fillings.items())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from darwinlm.runtime.errors import DataError
@@ -34,11 +34,12 @@ NEGATIVE = re.compile(r"negatives?(_\d+)?$")
 
 @dataclass(frozen=True)
 class Sample:
-    """A text, or a query and a text, with its label if it has one."""
+    """A text, or a query and a text, with its label if it has one, and where they were read."""
 
     query: str | None
     text: str
     label: float | None = None
+    where: str = field(default="", compare=False)
 
     @property
     def key(self) -> str:
@@ -133,7 +134,7 @@ def _samples(record: Record, field: str | None, where: str) -> list[Sample]:
             given = record[name]
             values = given if isinstance(given, list) else [given]
             texts += [(text_of({name: value}, (name,), where), 0.0) for value in values]
-    return [Sample(query, text, value) for text, value in texts if text and not text.isspace()]
+    return [Sample(query, text, value, where) for text, value in texts if text and not text.isspace()]
 
 
 def _label(record: Record, where: str) -> float | None:

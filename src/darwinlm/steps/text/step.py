@@ -56,6 +56,7 @@ class Text(Step["dict[str, TokenSequences]"]):
     def work(self, task: Task) -> None:
         """Read, split, repeat passages, and save."""
         from darwinlm.model.objective.chosen import objective_of
+        from darwinlm.steps.text.distinct import Distinct
         from darwinlm.steps.text.item_sequences import prepare_items
         from darwinlm.steps.text.openings import are_useful
         from darwinlm.steps.text.prepared import prepare_text
@@ -66,9 +67,11 @@ class Text(Step["dict[str, TokenSequences]"]):
         settings, say = task.settings(TextSettings), task.context.reporter.say
         source = with_own_text(given_source(settings), self.own_text)
         if objective_of(self.dense).reads:
-            samples = with_known_labels(read_samples(source, seed=settings.seed), self.dense)
+            samples = Distinct(with_known_labels(read_samples(source, seed=settings.seed), self.dense))
             encoder = encoder_of(self.dense, settings)
             sequences = prepare_items(samples, self.shares, encoder, settings.seed, source, say)
+            if samples.remark:
+                say(f"text: {samples.remark}")
         else:
             tokenizer = self.dense.tokenizer()
             openings = settings.openings if are_useful(self.dense.family, tokenizer) else 0.0
