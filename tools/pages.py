@@ -275,10 +275,11 @@ def families_page() -> str:
         lines.append("|".join(("", *cells, "")))
     lines += [
         "",
-        "Attention is only kept or removed as a whole if its norms span all heads, if its output projection has a",
-        "fixed size, or if transformers derives the size of a head from the number of heads (encoders). It is always",
-        "kept in blocks with experts, if keys and values are compressed, and if other blocks share its keys and values",
-        "(some blocks of Gemma 4's E models). Other token mixers are always kept; the plan and the report name them.",
+        "Attention is only kept or removed as a whole if its norms span all heads, or if its output projection has a",
+        "fixed size. It is always kept in blocks with experts, if keys and values are compressed, and if other blocks",
+        "share its keys and values (some blocks of Gemma 4's E models). Other token mixers are always kept; the plan",
+        "and the report name them. With `--layers equal`, the attentions of encoders are kept as they are, because",
+        "transformers' own classes derive the size of a head from the number of heads.",
         "",
         "The vocabulary of every family of language models can be cut (`--vocab`) if its tokenizer is BPE or Unigram.",
         "",

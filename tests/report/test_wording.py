@@ -85,6 +85,14 @@ def test_the_line_of_speed_claims_what_was_measured(rate, spread, words):
     assert wording.faster(made(summary)) == words
 
 
+def test_the_computed_speed_of_a_model_that_reads_has_no_decoding():
+    summary = plain()
+    for model in summary["models"].values():
+        model["reading"] = {"texts": 64}
+        model["metrics"].update(speed_spread=0.2, tokens_per_second=100.0, decode_tokens_per_second=None)
+    assert wording.faster(made(summary)).endswith("; computed from the sizes: prompt speed ×2.0")
+
+
 FIGURES = {
     amounts.count: {820: "820", 999_999: "1.0 M", 53_101_440: "53.1 M", 1_235_814_400: "1.24 B", None: "–"},
     amounts.size: {52_000: "52 kB", 2_471_645_608: "2.47 GB", None: "–"},

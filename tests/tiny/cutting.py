@@ -76,7 +76,7 @@ def cut(model_type: str, plan: str | list[Kept] = "no attention first") -> Any:
     return model.requires_grad_(requires_grad=True)
 
 
-def cut_and_masked(model_type: str, plan: str, **overrides: Any) -> tuple[Any, Any]:
+def cut_and_masked(model_type: str, plan: str | list[Kept], **overrides: Any) -> tuple[Any, Any]:
     """The smaller model, and the dense one with zeros for all that is removed."""
     with TemporaryDirectory() as folder:
         found = _read(Path(folder), model_type, plan, **overrides)

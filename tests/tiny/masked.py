@@ -56,18 +56,23 @@ def _mask_attention(attention: nn.Module, columns: Tensor, weight: Tensor, head_
     _scatter(output_of(attention), columns, weight)
     if not len(columns):
         return
-    per_group = attention.num_key_value_groups
+    per_group = getattr(attention, "num_key_value_groups", 1)  # encoders have none
     query = {int(column) for column in columns}
-    if getattr(attention.config, "query_groups", None):  # its keys and values are shared: without queries they are idle
+    config = getattr(attention, "config", None)
+    if getattr(config, "query_groups", None):  # its keys and values are shared: without queries they are idle
         _zero_rows(attention.q_proj, _with_gates(attention, query, head_dim))
         return
     groups = {column // head_dim // per_group for column in query}
     key = {group * head_dim + i for group in groups for i in range(head_dim)}
-    if hasattr(attention, "qkv_proj"):
+    fused = next((getattr(attention, name) for name in ("qkv_proj", "Wqkv") if hasattr(attention, name)), None)
+    if fused is not None:
         after_query = heads * head_dim
         after_key = after_query + heads // per_group * head_dim
         stay = query | {after_query + row for row in key} | {after_key + row for row in key}
-        _zero_rows(attention.qkv_proj, stay)
+        _zero_rows(fused, stay)
+    elif hasattr(attention, "self"):
+        for projection in (attention.self.query, attention.self.key, attention.self.value):
+            _zero_rows(projection, query)
     else:
         _zero_rows(attention.q_proj, _with_gates(attention, query, head_dim))
         _zero_rows(attention.k_proj, key)

@@ -130,10 +130,14 @@ def faster(summary: Summary) -> str:
 
 
 def _computed_speed(summary: Summary) -> str:
-    """The speed by the sizes alone: a prompt takes time for the blocks, and a token for reading all weights."""
+    """The speed by the sizes alone: a prompt takes time for the blocks, and a token for reading all weights.
+
+    Models that read generate no tokens.
+    """
     saved, dense = summary.saved, summary.dense
     prompt, token = factor(dense.block_params, saved.block_params), factor(dense.params, saved.params)
-    return f"computed from the sizes: prompt speed ×{prompt}, decode speed ×{token}"
+    decoding = f", decode speed ×{token}" if saved.reading is None else ""
+    return f"computed from the sizes: prompt speed ×{prompt}{decoding}"
 
 
 def large_embedding(params: int, block_params: int) -> str | None:

@@ -112,6 +112,7 @@ class Family(Closed):
             sum_norms=tuple(part.sum_norm for part in parts if part.sum_norm is not None),
             causal=not self.bidirectional,
             encoder=self.encoder,
+            narrowed=self.attention.narrowed,
         )
 
     def residual_scale(self, config: PreTrainedConfig) -> float:

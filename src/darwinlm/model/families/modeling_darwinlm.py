@@ -73,6 +73,8 @@ class Definition(NamedTuple):
         sum_norms: Norms behind the sums, which stay with one of the two sub-layers and go with both.
         causal: Whether there is a causal language model, and a head of scores is only a projection; not in encoders.
         encoder: Name of the encoder inside the class with a head of scores, if there is such a class.
+        narrowed: Input projections of a layer's attention, and its output projection, if the family's class would give
+            fewer heads more columns, so that they are made narrower afterwards.
     """
 
     prefix: str
@@ -89,6 +91,7 @@ class Definition(NamedTuple):
     sum_norms: Sequence[str] = ()
     causal: bool = True
     encoder: str = ""
+    narrowed: tuple[Sequence[str], str] = ((), "")
 
     def source(self) -> str:
         """Python source of this definition, without fields that have their default."""
@@ -302,13 +305,32 @@ def keep_shared_width(mlp: nn.Module, config: PreTrainedConfig, name: str) -> No
         setattr(mlp, name, type(shared)(shared_config))
 
 
+def keep_heads(layer: nn.Module, heads: int, dense: int, narrowed: tuple[Sequence[str], str]) -> None:
+    """Keep so many of a layer's `dense` heads in the projections of `Definition.narrowed`."""
+    inputs, output = narrowed
+    for name in (*inputs, output):
+        whole: Any = layer.get_submodule(name)
+        rows, columns = whole.out_features, whole.in_features
+        if name == output:
+            columns = columns * heads // dense
+        else:
+            rows = rows * heads // dense
+        like = {"device": whole.weight.device, "dtype": whole.weight.dtype}
+        layer.set_submodule(name, nn.Linear(columns, rows, whole.bias is not None, **like))
+
+
 class PrunedBlock:
     """Mixin for a decoder layer with parts that the family's class lacks; it comes before the family's class."""
 
     _definition: Definition
 
     def __init__(self, config: PreTrainedConfig, layer_idx: int) -> None:
+        heads, dense = config.num_attention_heads, config.num_attention_heads
+        if self._definition.narrowed[0]:
+            dense = config.num_attention_heads = config.hidden_size // config.head_dim
         super().__init__(config, layer_idx)  # type: ignore[call-arg]
+        if heads != dense:
+            keep_heads(self, heads, dense, self._definition.narrowed)  # type: ignore[arg-type]
         attention_norms, mlp_norms = self._definition.norms
         (attention, *behind_attention), (mlp, *behind_mlp) = self._sublayers()
         unused = list(self._definition.sum_norms if set(config.skip) == set(SUBLAYERS) else ())
@@ -373,6 +395,8 @@ class PrunedModel(FromFamily):
         for index in range(config.num_hidden_layers):
             layer = config.layer(index)
             unlike = getattr(layer, "skip", ()) or (layer.query_groups, layer.shared_expert_width) != (None, None)
+            if self._definition.narrowed[0]:
+                unlike = unlike or layer.num_attention_heads * layer.head_dim != layer.hidden_size
             blocks.append((pruned if unlike else plain)(layer, index))
         owner, _, name = self._definition.layers.rpartition(".")
         setattr(self.get_submodule(owner) if owner else self, name, nn.ModuleList(blocks))  # type: ignore[attr-defined]

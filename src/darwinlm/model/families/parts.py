@@ -99,6 +99,9 @@ class Attention(SubLayer):
     """Units of removal: single heads, the whole attention, or none. `whole` is for attentions that depend on the number
     of heads (norms over all heads, an output projection of fixed size). `never` is for mixtures of experts, where only
     MLPs are cut, as in DarwinLM."""
+    heads_divide_width: bool = False
+    """Whether its class divides the hidden size by the number of heads to get the size of one. Its projections are made
+    narrower after it is built (BERT)."""
     query: tuple[str, ...]
     """Projections whose rows belong to query heads; none if keys and values are compressed (multi-head latent
     attention)."""
@@ -124,6 +127,17 @@ class Attention(SubLayer):
         first = max(count - int(getattr(config, self.reused) or 0), 0)
         last_of_type = {types[block]: block for block in range(first)}
         return {block: last_of_type[types[block]] for block in range(first, count) if types[block] in last_of_type}
+
+    @property
+    def narrowed(self) -> tuple[tuple[str, ...], str]:
+        """Input projections and the output projection, by name inside the block, that are narrower with fewer heads.
+
+        Empty if the class builds them so itself.
+        """
+        if not self.heads_divide_width:
+            return (), ""
+        inputs = dict.fromkeys((*self.query, *self.key_value))
+        return tuple(self.prefix + name for name in inputs), self.prefix + self.output
 
     @cached_property
     def segments(self) -> dict[str, list[RowUnit]]:

@@ -18,7 +18,7 @@ from darwinlm.model.families.expert_tensors import as_stored, by_rows, row_axis,
 from darwinlm.model.families.parts import Attention, Mlp, Part, RowUnit
 from darwinlm.model.families.shapes import head_dim, output_name, resized, row_segments
 from darwinlm.model.layer_sizes import LayerSizes
-from darwinlm.model.surgery.layer_table import KV_HEADS, LayerTable
+from darwinlm.model.surgery.layer_table import ATTENTION_HEADS, KV_HEADS, LayerTable
 from darwinlm.model.surgery.smaller_config import equal_config
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ def stock_config(checkpoint: Checkpoint) -> PreTrainedConfig:
             layer.num_key_value_heads for layer in checkpoint.config.per_layer_config
         ]
         rows = {block: {KV_HEADS: heads[block]} for block in layers}
+    if checkpoint.family.attention.heads_divide_width:
+        rows = {block: {ATTENTION_HEADS: tree["hidden_size"] // columns[block]} for block in layers}
     config = equal_config(checkpoint.family, tree, rows, columns)
     assert config is not None
     config.dtype = checkpoint.dtype

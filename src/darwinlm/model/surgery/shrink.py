@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from darwinlm.model.families.block_parts import part_of
 from darwinlm.model.families.expert_tensors import as_stored, by_rows
 from darwinlm.model.families.family import Family
-from darwinlm.model.families.modeling_darwinlm import keep_shared_width, share_kv_heads
+from darwinlm.model.families.modeling_darwinlm import keep_heads, keep_shared_width, share_kv_heads
 from darwinlm.model.families.parts import Experts, Mlp, Part, RowUnit
 from darwinlm.model.families.shapes import ModuleShape, gated_rows, row_segments
 from darwinlm.model.layer_sizes import LayerSizes
@@ -96,8 +96,13 @@ def small_module(
     layer_config.__dict__.pop("_heterogeneity_spec", None)
     for name, value in overrides.items():
         setattr(layer_config, name, value)
+    narrowed = family.attention.narrowed
+    if attention and narrowed[0]:
+        layer_config.num_attention_heads = layer_config.hidden_size // sizes.head_dim
     with torch.device("meta"):
         layer = type(block)(layer_config, number)
+        if attention and narrowed[0]:
+            keep_heads(layer, sizes.heads, layer_config.num_attention_heads, narrowed)
         module = part_of(layer, family.module(sizes.kind))
         if attention:
             share_kv_heads(module, layer_config)

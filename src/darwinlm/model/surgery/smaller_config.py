@@ -16,6 +16,7 @@ from darwinlm.model.families.parts import Experts
 from darwinlm.model.families.pruned import pruned_classes, pruned_config
 from darwinlm.model.families.shapes import head_dim
 from darwinlm.model.surgery.layer_table import (
+    ATTENTION_HEADS,
     KV_HEADS,
     QUERY_GROUPS,
     SHARED_WIDTH,
@@ -81,6 +82,8 @@ def equal_config(
         return None
     tree = {name: value for name, value in tree.items() if name not in OF_OUR_CLASS}
     tree |= sizes | {"model_type": family.model_type}
+    if family.attention.heads_divide_width and tree[ATTENTION_HEADS] * columns[0] != tree["hidden_size"]:
+        return None
     if per_layer:
         tree["per_layer_config"] = {block: row | {"head_dim": columns[block]} for block, row in per_layer.items()}
     else:
