@@ -30,6 +30,9 @@ def loaded():
 
 def say(**values):
     print(json.dumps(values))
+
+def fails(*_):
+    raise OSError("no libcuda.so")
 """
 
 
@@ -100,7 +103,12 @@ def test_a_family_that_fails_concerns_no_other() -> None:
 OTHERS = {
     "del sys.modules['vllm'].ModelRegistry": "pruned models aren't served by this release of vLLM or transformers",
     "sys.modules['transformers.models.auto.auto_mappings'] = None": "aren't served by this release of vLLM or",
+    "sys.modules['vllm'] = None": "aren't served by this release of vLLM or",
+    "sys.modules['vllm'].__getattr__ = fails\ndel sys.modules['vllm'].ModelRegistry": "OSError('no libcuda.so')",
+    "ModelRegistry.get_supported_archs = lambda: None": "aren't served by this release of vLLM or",
+    "ModelRegistry.get_supported_archs = lambda device: []": "aren't served by this release of vLLM or",
     "ModelRegistry.register_model = lambda name: None": "pruned models of Llama (also SmolLM2) aren't served",
+    "ModelRegistry.register_model = fails": "Llama (also SmolLM2) aren't served: OSError('no libcuda.so')",
 }
 
 

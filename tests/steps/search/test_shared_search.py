@@ -127,7 +127,8 @@ def test_any_number_of_processes_finds_the_same(database, tmp_path):
             assert one["one"] == alone["one"]
             for ours, theirs in zip(one["around"], alone["around"], strict=True):
                 for row, expected in zip(ours, theirs, strict=True):
-                    assert row == pytest.approx(expected, rel=1e-5, abs=1e-6 * max(map(abs, expected)))
+                    # Slopes are sums over sequences in another order; those near zero keep the rounding of large terms.
+                    assert row == pytest.approx(expected, rel=1e-5, abs=1e-5 * max(map(abs, expected)))
             assert one["around"] == found[0]["around"]
             assert one["around"][1] == alone["around"][1], "a sum over one sequence has nothing to round"
         work = [one["did"] for one in found.values()]

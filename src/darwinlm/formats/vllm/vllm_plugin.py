@@ -1,7 +1,8 @@
 """Plugin of vLLM (entry point `vllm.general_plugins`): pruned models are served without a flag and without padding.
 
-vLLM calls `register` in each of its processes before it reads a model, whatever the model is. So it imports
-nothing: vLLM gets our models by name, and transformers gets a configuration class when it first asks for one of ours.
+vLLM calls `register` in each of its processes before it reads a model, whatever the model is. So it imports no model
+and no PyTorch: vLLM gets our models by name, and transformers gets a configuration class when it first asks for one of
+ours.
 """
 
 from __future__ import annotations
@@ -33,21 +34,24 @@ def register() -> None:
     It raises nothing, because vLLM would then serve no model at all: families that can't be registered are logged.
     """
     try:
-        from vllm import ModelRegistry
+        _register()
+    except Exception as error:  # noqa: BLE001 - other releases may raise anything
+        logger.warning("darwinlm: pruned models aren't served by this release of vLLM or transformers: %r", error)
 
-        known = set(ModelRegistry.get_supported_archs())
-        families = dict(_served())
-    except (ImportError, AttributeError) as error:
-        logger.warning("darwinlm: pruned models aren't served by this release of vLLM or transformers: %s", error)
-        return
+
+def _register() -> None:
+    from vllm import ModelRegistry
+
+    known = set(ModelRegistry.get_supported_archs())
+    families = dict(_served())
     for architecture, family in families.items():
         adapter = "PrunedForCausalLM" if family.mlp.experts is None else "PrunedMoEForCausalLM"
         if architecture in known:
             continue
         try:
             ModelRegistry.register_model(architecture, f"{ADAPTERS}:{adapter}")
-        except (TypeError, ValueError) as error:
-            logger.warning("darwinlm: pruned models of %s aren't served: %s", family.title, error)
+        except Exception as error:  # noqa: BLE001 - concerns no other family
+            logger.warning("darwinlm: pruned models of %s aren't served: %r", family.title, error)
     _know_configurations({family.pruned_type for family in families.values()})
 
 
@@ -73,7 +77,7 @@ def _know_configurations(model_types: set[str]) -> None:
 
 
 def _extend(module: ModuleType, model_types: set[str]) -> None:
-    mapping = module.CONFIG_MAPPING
+    mapping = getattr(module, "CONFIG_MAPPING", None)
     if not isinstance(getattr(mapping, "_extra_content", None), dict):
         logger.warning("darwinlm: pruned models need --trust-remote-code with this release of transformers")
         return
