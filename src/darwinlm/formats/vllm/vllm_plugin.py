@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from logging import getLogger
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -77,7 +77,7 @@ def _know_configurations(model_types: set[str]) -> None:
 
 
 def _extend(module: ModuleType, model_types: set[str]) -> None:
-    mapping = getattr(module, "CONFIG_MAPPING", None)
+    mapping: Any = getattr(module, "CONFIG_MAPPING", None)
     if not isinstance(getattr(mapping, "_extra_content", None), dict):
         logger.warning("darwinlm: pruned models need --trust-remote-code with this release of transformers")
         return
